@@ -1,0 +1,91 @@
+#include "codec/quantized_tensor.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace nibble {
+
+std::string WeightSpec::ToString() const {
+  if (kind == CodecKind::kFloat) {
+    return float_dtype == DType::kF32 ? "f32" : float_dtype == DType::kF16 ? "f16" : "bf16";
+  }
+  const char* grid = kind == CodecKind::kMinimum    ? "min"
+                     : kind == CodecKind::kCodebook ? "codebook"
+                     : has_zero_points              ? "zp"
+                                                    : "sym";
+  return fmt::format("w{} g{} {}", bits, group_size, grid);
+}
+
+Result<void> Validate(const QuantizedTensor& tensor) {
+  const WeightSpec& spec = tensor.spec;
+  const auto elements = static_cast<std::size_t>(spec.rows * spec.cols);
+  const auto groups = static_cast<std::size_t>(spec.rows * spec.num_groups());
+  const auto wrong = [](const char* what, std::size_t found, std::size_t expected) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("quantized tensor has {} {}, expected {}", found, what, expected));
+  };
+  if (spec.kind == CodecKind::kFloat) {
+    return tensor.values.size() == elements ? Result<void>{}
+                                            : wrong("values", tensor.values.size(), elements);
+  }
+  if (spec.bits < 2 || spec.bits > 8 || spec.group_size <= 0) {
+    return Fail(ErrorCode::kInvalidArgument, "quantized tensor needs 2 to 8 bits and a group size");
+  }
+  if (tensor.codes.size() != elements) {
+    return wrong("codes", tensor.codes.size(), elements);
+  }
+  if (tensor.scales.size() != groups) {
+    return wrong("scales", tensor.scales.size(), groups);
+  }
+  if (tensor.zero_points.size() != (spec.has_zero_points ? groups : 0)) {
+    return wrong("zero points", tensor.zero_points.size(), spec.has_zero_points ? groups : 0);
+  }
+  if (spec.kind == CodecKind::kMinimum && tensor.minima.size() != groups) {
+    return wrong("minima", tensor.minima.size(), groups);
+  }
+  if (spec.kind == CodecKind::kCodebook && tensor.codebook.size() != std::size_t{1} << spec.bits) {
+    return wrong("codebook entries", tensor.codebook.size(), std::size_t{1} << spec.bits);
+  }
+  const int top = (1 << spec.bits) - 1;
+  if (std::ranges::any_of(tensor.codes, [&](std::uint8_t code) { return code > top; })) {
+    return Fail(ErrorCode::kInvalidArgument, fmt::format("a code exceeds {} bits", spec.bits));
+  }
+  return {};
+}
+
+std::vector<float> Dequantize(const QuantizedTensor& tensor) {
+  const WeightSpec& spec = tensor.spec;
+  if (spec.kind == CodecKind::kFloat) {
+    return tensor.values;
+  }
+  std::vector<float> weights(static_cast<std::size_t>(spec.rows * spec.cols));
+  const std::int64_t groups = spec.num_groups();
+  const int middle = 1 << (spec.bits - 1);
+  for (std::int64_t row = 0; row < spec.rows; ++row) {
+    for (std::int64_t col = 0; col < spec.cols; ++col) {
+      const auto at = static_cast<std::size_t>(row * spec.cols + col);
+      const auto group = static_cast<std::size_t>(row * groups + col / spec.group_size);
+      const int code = tensor.codes[at];
+      const float scale = tensor.scales[group];
+      switch (spec.kind) {
+        case CodecKind::kUniform: {
+          const int zero = spec.has_zero_points ? tensor.zero_points[group] : middle;
+          weights[at] = static_cast<float>(code - zero) * scale;
+          break;
+        }
+        case CodecKind::kMinimum:
+          weights[at] = static_cast<float>(code) * scale + tensor.minima[group];
+          break;
+        case CodecKind::kCodebook:
+          weights[at] = tensor.codebook[static_cast<std::size_t>(code)] * scale;
+          break;
+        case CodecKind::kFloat:
+          break;
+      }
+    }
+  }
+  return weights;
+}
+
+}  // namespace nibble

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "tensor/tensor.h"
+
+namespace nibble {
+
+/// The meaning of the codes of a QuantizedTensor.
+enum class CodecKind : std::uint8_t {
+  kFloat,    // no codes: plain values of `float_dtype`
+  kUniform,  // w = (code - zero_point) * scale
+  kMinimum,  // w = code * scale + minimum           (GGUF Q4_1; the minimum is a float)
+  kCodebook  // w = codebook[code] * scale           (NF4, FP4, logarithmic: a later issue)
+};
+
+/// What a weight matrix is stored as, without the values.
+struct WeightSpec {
+  std::int64_t rows = 0;  // out_features
+  std::int64_t cols = 0;  // in_features
+  CodecKind kind = CodecKind::kFloat;
+  DType float_dtype = DType::kF32;  // kFloat: kF32, kF16 or kBF16
+  int bits = 0;                     // quantized: width of a code, 2..8
+  std::int64_t group_size =
+      0;  // quantized: columns that share a scale; the last group may be short
+  bool has_zero_points = false;  // kUniform; absent: zero_point = 2^(bits-1) everywhere
+
+  std::int64_t num_groups() const {
+    return group_size == 0 ? 0 : (cols + group_size - 1) / group_size;
+  }
+  /// "w4 g64 sym", "w8 g32 zp", "w4 g32 min", "bf16", for tables and messages.
+  std::string ToString() const;
+  friend bool operator==(const WeightSpec&, const WeightSpec&) = default;
+};
+
+/// Canonical, device-independent form of a weight matrix [rows, cols], or of a range of its rows.
+/// Every checkpoint layout is decoded to this, every solver produces this, every device packs from
+/// this.
+struct QuantizedTensor {
+  WeightSpec spec;
+  std::vector<std::uint8_t> codes;        // [rows * cols], one code a byte, unsigned 0..2^bits-1
+  std::vector<float> scales;              // [rows * num_groups]
+  std::vector<std::uint8_t> zero_points;  // [rows * num_groups], or empty
+  std::vector<float> minima;              // [rows * num_groups], kMinimum
+  std::vector<float> codebook;            // [2^bits], kCodebook
+  std::vector<float> values;  // [rows * cols], kFloat (widened exactly from float_dtype)
+};
+
+/// Checks that the arrays have the sizes that the spec asks for and codes fit their width.
+Result<void> Validate(const QuantizedTensor& tensor);
+
+/// The truth: fp32 weights [rows * cols]. One rounding per product, as written above.
+std::vector<float> Dequantize(const QuantizedTensor& tensor);
+
+}  // namespace nibble

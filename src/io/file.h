@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+
+namespace nibble {
+
+/// A file mapped read-only. Size is taken once from the descriptor. Reading a page that the disk no
+/// longer has (truncated behind our back) becomes an Error through Guard, not a SIGBUS death.
+class MappedFile {
+ public:
+  static Result<std::shared_ptr<const MappedFile>> Open(const std::filesystem::path& path);
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  ~MappedFile();
+
+  const std::filesystem::path& path() const { return path_; }
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  /// kCorruptFile if size or modification time changed since Open.
+  Result<void> CheckUnchanged() const;
+  /// Drops the pages of a range of this mapping (madvise DONTNEED); they are read again if touched.
+  void Release(std::span<const std::byte> range) const;
+
+ private:
+  MappedFile() = default;
+  std::filesystem::path path_;
+  const std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+  std::int64_t mtime_ns_ = 0;
+  int fd_ = -1;
+};
+
+/// Runs `body`, which may read mapped files on the calling thread; a SIGBUS inside becomes kIo
+/// naming `what`.
+Result<void> GuardMappedReads(std::string_view what, const std::function<Result<void>()>& body);
+
+/// Reads a whole file. kNotFound, kLimitExceeded (more than max_bytes) or kIo; the message names
+/// the path.
+Result<std::string> ReadFile(const std::filesystem::path& path, std::size_t max_bytes);
+
+}  // namespace nibble
