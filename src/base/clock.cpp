@@ -1,0 +1,21 @@
+#include "base/clock.h"
+
+namespace nibble {
+namespace {
+
+class Steady final : public Clock {
+ public:
+  TimePoint Now() const override {
+    return TimePoint(
+        std::chrono::duration_cast<Duration>(std::chrono::steady_clock::now().time_since_epoch()));
+  }
+};
+
+}  // namespace
+
+const Clock& SystemClock() {
+  static const Steady clock;
+  return clock;
+}
+
+}  // namespace nibble

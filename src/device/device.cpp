@@ -1,0 +1,105 @@
+#include "device/device.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "base/text.h"
+
+namespace nibble {
+
+MemoryLedger::Line& MemoryLedger::Find(std::string_view name) {
+  for (Line& line : lines_) {
+    if (line.name == name) {
+      return line;
+    }
+  }
+  return lines_.emplace_back(Line{.name = std::string(name)});
+}
+
+void MemoryLedger::Plan(std::string_view line, std::uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  Find(line).planned_bytes += bytes;
+}
+
+std::vector<MemoryLedger::Line> MemoryLedger::lines() const {
+  const std::lock_guard lock(mutex_);
+  return lines_;
+}
+
+std::uint64_t MemoryLedger::planned_bytes() const {
+  const std::lock_guard lock(mutex_);
+  std::uint64_t sum = 0;
+  for (const Line& line : lines_) {
+    sum += line.planned_bytes;
+  }
+  return sum;
+}
+
+std::uint64_t MemoryLedger::allocated_bytes() const {
+  const std::lock_guard lock(mutex_);
+  std::uint64_t sum = 0;
+  for (const Line& line : lines_) {
+    sum += line.allocated_bytes;
+  }
+  return sum;
+}
+
+void MemoryLedger::Seal() {
+  const std::lock_guard lock(mutex_);
+  sealed_ = true;
+}
+
+bool MemoryLedger::sealed() const {
+  const std::lock_guard lock(mutex_);
+  return sealed_;
+}
+
+DeviceBuffer::DeviceBuffer(DeviceBuffer&& other) noexcept
+    : device_(std::exchange(other.device_, nullptr)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      mapped_(std::exchange(other.mapped_, 0)) {}
+
+DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
+  std::swap(device_, other.device_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(mapped_, other.mapped_);
+  return *this;
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ != nullptr) {
+    device_->Unmap({data_, mapped_});
+  }
+}
+
+Result<DeviceBuffer> Device::Allocate(std::string_view line, std::size_t bytes) {
+  if (ledger_.sealed()) {
+    return Fail(ErrorCode::kInternal,
+                fmt::format("allocation of {} for {} after the engine was ready",
+                            HumanBytes(static_cast<double>(bytes)), line));
+  }
+  DeviceBuffer buffer;
+  if (bytes == 0) {
+    return buffer;
+  }
+  auto mapped = Map(bytes);
+  if (!mapped) {
+    return Fail(mapped.error().code,
+                fmt::format("no memory for {} ({}): {}", line,
+                            HumanBytes(static_cast<double>(bytes)), mapped.error().message));
+  }
+  {
+    const std::lock_guard lock(ledger_.mutex_);
+    ledger_.Find(line).allocated_bytes += bytes;
+  }
+  buffer.device_ = this;
+  buffer.data_ = mapped->data();
+  buffer.size_ = bytes;
+  buffer.mapped_ = mapped->size();
+  return buffer;
+}
+
+}  // namespace nibble
