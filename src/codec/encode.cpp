@@ -1,0 +1,56 @@
+#include "codec/encode.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tensor/float16.h"
+
+namespace nibble {
+
+float RoundToDType(float value, DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return F16ToFloat(FloatToF16(value));
+    case DType::kBF16:
+      return BF16ToFloat(FloatToBF16(value));
+    default:
+      return value;
+  }
+}
+
+QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows, std::int64_t cols,
+                             int bits, std::int64_t group_size) {
+  QuantizedTensor out;
+  out.spec = {.rows = num_rows,
+              .cols = cols,
+              .kind = CodecKind::kUniform,
+              .bits = bits,
+              .group_size = group_size};
+  const std::int64_t groups = out.spec.num_groups();
+  const int top = (1 << (bits - 1)) - 1;
+  out.codes.resize(rows.size());
+  out.scales.resize(static_cast<std::size_t>(num_rows * groups));
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const std::int64_t begin = group * group_size;
+      const std::int64_t end = std::min(cols, begin + group_size);
+      const auto values = rows.subspan(static_cast<std::size_t>(row * cols + begin),
+                                       static_cast<std::size_t>(end - begin));
+      float absmax = 0.0F;
+      for (const float value : values) {
+        absmax = std::max(absmax, std::fabs(value));
+      }
+      const float scale = RoundToDType(absmax / static_cast<float>(top), DType::kF16);
+      out.scales[static_cast<std::size_t>(row * groups + group)] = scale;
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const float code = scale == 0.0F ? 0.0F : std::nearbyint(values[i] / scale);
+        const float clamped = std::clamp(code, static_cast<float>(-top), static_cast<float>(top));
+        out.codes[static_cast<std::size_t>(row * cols + begin) + i] =
+            static_cast<std::uint8_t>(static_cast<int>(clamped) + top + 1);
+      }
+    }
+  }
+  return out;
+}
+
+}  // namespace nibble

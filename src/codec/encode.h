@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "codec/quantized_tensor.h"
+
+namespace nibble {
+
+/// Storage of the scales: they are rounded to it before codes are chosen, so that what is on disk
+/// and what was measured are the same numbers.
+float RoundToDType(float value, DType dtype);
+
+/// Symmetric round-to-nearest without search, for tables that are repacked at load (embedding and
+/// head at 8 bit):
+///   scale = round_f16(absmax / (2^(bits-1) - 1)),  code = clamp(round(w / scale)) + 2^(bits-1)
+/// rows: [num_rows * cols], row-major, finite. The last group of a row may be short. An all-zero
+/// group gets scale 0.
+QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows, std::int64_t cols,
+                             int bits, std::int64_t group_size);
+
+}  // namespace nibble
