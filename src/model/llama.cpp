@@ -1,0 +1,283 @@
+#include "model/llama.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/ops.h"
+
+namespace nibble {
+namespace {
+
+std::int64_t QSize(const ModelConfig& config) { return config.num_heads * config.head_dim; }
+std::int64_t KvSize(const ModelConfig& config) { return config.num_kv_heads * config.head_dim; }
+std::int64_t QkvSize(const ModelConfig& config) { return QSize(config) + 2 * KvSize(config); }
+
+void Observe(const LinearObserver* observer, std::int64_t layer, std::string_view module,
+             const float* x, std::int64_t stride, std::int64_t rows, std::int64_t width) {
+  if (observer != nullptr) {
+    (*observer)(fmt::format("model.layers.{}.{}", layer, module), x, stride, rows, width);
+  }
+}
+
+}  // namespace
+
+LlamaModel::Workspace LlamaModel::LayOut(const ModelConfig& config, const ModelLimits& limits) {
+  Workspace at;
+  const auto take = [&](std::int64_t floats) {
+    const std::int64_t begin = at.total;
+    at.total += (floats + 15) / 16 * 16;
+    return begin;
+  };
+  at.residual = take(limits.max_tokens * config.hidden_size);
+  at.normed = take(limits.max_tokens * config.hidden_size);
+  at.delta = take(limits.max_tokens * config.hidden_size);
+  at.qkv = take(limits.max_tokens * QkvSize(config));
+  at.attention = take(limits.max_tokens * QSize(config));
+  at.gate_up = take(limits.max_tokens * 2 * config.intermediate_size);
+  at.product = take(limits.max_tokens * config.intermediate_size);
+  return at;
+}
+
+std::size_t LlamaModel::ScratchBytes(const Device& device, const ModelConfig& config,
+                                     const ModelLimits& limits) {
+  const std::int64_t widest =
+      std::max({config.hidden_size, config.intermediate_size, QSize(config)});
+  const KvCacheSpec kv{.num_layers = config.num_layers,
+                       .num_kv_heads = config.num_kv_heads,
+                       .head_dim = config.head_dim,
+                       .block_size_tokens = BlockSizeTokens(device)};
+  return std::max(
+      LinearScratchBytes(device, limits.max_tokens, widest),
+      AttentionScratchBytes(device, kv, config.num_heads, limits.max_tokens, limits.max_sequences));
+}
+
+Result<void> LlamaModel::Plan(const Checkpoint& checkpoint, const WeightPlan& weights,
+                              const ModelLimits& limits, Device& device) {
+  const ModelConfig& config = checkpoint.config();
+  MemoryLedger& ledger = device.ledger();
+  ledger.Plan("weights", weights.arena_bytes);
+  ledger.Plan("rope",
+              static_cast<std::uint64_t>(limits.max_positions * config.head_dim) * sizeof(float));
+  ledger.Plan("workspace",
+              static_cast<std::uint64_t>(LayOut(config, limits).total) * sizeof(float));
+  ledger.Plan("scratch", ScratchBytes(device, config, limits));
+  return {};
+}
+
+Result<std::unique_ptr<LlamaModel>> LlamaModel::Load(const Checkpoint& checkpoint,
+                                                     const WeightPlan& weights,
+                                                     const ModelLimits& limits,
+                                                     ActivationMode activations, Device& device,
+                                                     const ExpectedHashes& hashes,
+                                                     const LoadProgress& progress) {
+  std::unique_ptr<LlamaModel> model(new LlamaModel);
+  model->config_ = checkpoint.config();
+  model->limits_ = limits;
+  model->device_ = &device;
+  model->at_ = LayOut(model->config_, limits);
+  NIBBLE_TRY(arena, device.Allocate("weights", weights.arena_bytes));
+  NIBBLE_TRY(rope, device.Allocate("rope", static_cast<std::size_t>(limits.max_positions *
+                                                                    model->config_.head_dim) *
+                                               sizeof(float)));
+  NIBBLE_TRY(workspace, device.Allocate("workspace", static_cast<std::size_t>(model->at_.total) *
+                                                         sizeof(float)));
+  NIBBLE_TRY(scratch, device.Allocate("scratch", ScratchBytes(device, model->config_, limits)));
+  model->weights_ = std::move(arena);
+  model->rope_ = std::move(rope);
+  model->workspace_ = std::move(workspace);
+  model->scratch_ = std::move(scratch);
+  model->context_ = {.device = &device,
+                     .scratch = model->scratch_.data(),
+                     .scratch_bytes = model->scratch_.size_bytes(),
+                     .activations = activations};
+  NIBBLE_TRY_VOID(
+      LoadWeights(checkpoint, weights, device, model->weights_.data(), hashes, progress));
+  model->Bind(weights);
+  FillRopeTable(model->config_.rope, model->config_.head_dim, limits.max_positions,
+                model->rope_.as<float>());
+  return model;
+}
+
+void LlamaModel::Bind(const WeightPlan& plan) {
+  const auto matrix = [&](const std::string& name) {
+    const PlannedWeight* weight = plan.Find(name);
+    NIBBLE_CHECK(weight != nullptr, "a matrix that the plan must hold");
+    return PackedWeight{.spec = weight->packed,
+                        .data = weights_.data() + weight->offset,
+                        .size_bytes = weight->size_bytes};
+  };
+  const auto vector = [&](const std::string& name) -> const float* {
+    const PlannedWeight* weight = plan.Find(name);
+    return weight == nullptr ? nullptr
+                             : reinterpret_cast<const float*>(weights_.data() + weight->offset);
+  };
+  embedding_ = matrix("model.embed_tokens.weight");
+  head_ = config_.tie_word_embeddings ? embedding_ : matrix("lm_head.weight");
+  final_norm_ = vector("model.norm.weight");
+  for (std::int64_t i = 0; i < config_.num_layers; ++i) {
+    const std::string at = fmt::format("model.layers.{}.", i);
+    layers_.push_back({.input_norm = vector(at + "input_layernorm.weight"),
+                       .post_attention_norm = vector(at + "post_attention_layernorm.weight"),
+                       .q_norm = vector(at + "self_attn.q_norm.weight"),
+                       .k_norm = vector(at + "self_attn.k_norm.weight"),
+                       .q = matrix(at + "self_attn.q_proj.weight"),
+                       .k = matrix(at + "self_attn.k_proj.weight"),
+                       .v = matrix(at + "self_attn.v_proj.weight"),
+                       .o = matrix(at + "self_attn.o_proj.weight"),
+                       .gate = matrix(at + "mlp.gate_proj.weight"),
+                       .up = matrix(at + "mlp.up_proj.weight"),
+                       .down = matrix(at + "mlp.down_proj.weight"),
+                       .q_bias = vector(at + "self_attn.q_proj.bias"),
+                       .k_bias = vector(at + "self_attn.k_proj.bias"),
+                       .v_bias = vector(at + "self_attn.v_proj.bias"),
+                       .o_bias = vector(at + "self_attn.o_proj.bias"),
+                       .gate_bias = vector(at + "mlp.gate_proj.bias"),
+                       .up_bias = vector(at + "mlp.up_proj.bias"),
+                       .down_bias = vector(at + "mlp.down_proj.bias")});
+  }
+}
+
+KvCacheSpec LlamaModel::kv_spec(KvDType dtype) const {
+  return {.num_layers = config_.num_layers,
+          .num_kv_heads = config_.num_kv_heads,
+          .head_dim = config_.head_dim,
+          .dtype = dtype,
+          .block_size_tokens = BlockSizeTokens(*device_)};
+}
+
+void LlamaModel::Forward(const ForwardBatch& batch, KvCache& cache,
+                         const LinearObserver* observer) {
+  const std::int64_t rows = batch.num_tokens();
+  NIBBLE_CHECK(rows <= limits_.max_tokens, "a step larger than the workspace");
+  Embedding(context_, embedding_, batch.token_ids, At(at_.residual));
+  const float* delta = nullptr;
+  for (std::int64_t i = 0; i < config_.num_layers; ++i) {
+    const Layer& layer = layers_[static_cast<std::size_t>(i)];
+    AddRmsNorm(context_, At(at_.residual), delta, layer.input_norm, config_.rms_norm_eps,
+               At(at_.normed), rows, config_.hidden_size);
+    Attend(i, rows, batch, cache, observer);
+    AddRmsNorm(context_, At(at_.residual), At(at_.delta), layer.post_attention_norm,
+               config_.rms_norm_eps, At(at_.normed), rows, config_.hidden_size);
+    FeedForward(i, rows, observer);
+    delta = At(at_.delta);
+  }
+  AddRmsNorm(context_, At(at_.residual), delta, nullptr, config_.rms_norm_eps, nullptr, rows,
+             config_.hidden_size);
+}
+
+void LlamaModel::Attend(std::int64_t index, std::int64_t rows, const ForwardBatch& batch,
+                        KvCache& cache, const LinearObserver* observer) {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const std::int64_t hidden = config_.hidden_size;
+  const std::int64_t stride = QkvSize(config_);
+  float* q = At(at_.qkv);
+  float* k = q + QSize(config_);
+  float* v = k + KvSize(config_);
+  Observe(observer, index, "self_attn.q_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(observer, index, "self_attn.k_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(observer, index, "self_attn.v_proj", At(at_.normed), hidden, rows, hidden);
+  const LinearOutput qkv[] = {{&layer.q, q, stride}, {&layer.k, k, stride}, {&layer.v, v, stride}};
+  Linear(context_, At(at_.normed), hidden, rows, qkv);
+  if (layer.q_bias != nullptr) {
+    AddBias(context_, q, stride, layer.q_bias, rows, QSize(config_));
+    AddBias(context_, k, stride, layer.k_bias, rows, KvSize(config_));
+    AddBias(context_, v, stride, layer.v_bias, rows, KvSize(config_));
+  }
+  RopeAndCache(context_, cache, index,
+               {.q = q,
+                .k = k,
+                .v = v,
+                .q_stride = stride,
+                .k_stride = stride,
+                .v_stride = stride,
+                .num_heads = config_.num_heads,
+                .q_norm = layer.q_norm,
+                .k_norm = layer.k_norm,
+                .norm_eps = config_.rms_norm_eps,
+                .rope = {.cos_sin = rope_.as<float>(),
+                         .max_positions = limits_.max_positions,
+                         .head_dim = config_.head_dim}},
+               batch.sequences);
+  PagedAttention(context_, cache, index,
+                 {.q = q,
+                  .q_stride = stride,
+                  .out = At(at_.attention),
+                  .out_stride = QSize(config_),
+                  .num_heads = config_.num_heads,
+                  .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
+                  .sliding_window = static_cast<std::int32_t>(config_.sliding_window.value_or(0))},
+                 batch.sequences);
+  Observe(observer, index, "self_attn.o_proj", At(at_.attention), QSize(config_), rows,
+          QSize(config_));
+  const LinearOutput o[] = {{&layer.o, At(at_.delta), hidden}};
+  Linear(context_, At(at_.attention), QSize(config_), rows, o);
+  if (layer.o_bias != nullptr) {
+    AddBias(context_, At(at_.delta), hidden, layer.o_bias, rows, hidden);
+  }
+}
+
+void LlamaModel::FeedForward(std::int64_t index, std::int64_t rows,
+                             const LinearObserver* observer) {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const std::int64_t hidden = config_.hidden_size;
+  const std::int64_t inner = config_.intermediate_size;
+  float* gate = At(at_.gate_up);
+  float* up = gate + inner;
+  Observe(observer, index, "mlp.gate_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(observer, index, "mlp.up_proj", At(at_.normed), hidden, rows, hidden);
+  const LinearOutput gate_up[] = {{&layer.gate, gate, 2 * inner}, {&layer.up, up, 2 * inner}};
+  Linear(context_, At(at_.normed), hidden, rows, gate_up);
+  if (layer.gate_bias != nullptr) {
+    AddBias(context_, gate, 2 * inner, layer.gate_bias, rows, inner);
+    AddBias(context_, up, 2 * inner, layer.up_bias, rows, inner);
+  }
+  SwiGlu(context_, gate, 2 * inner, up, 2 * inner, At(at_.product), inner, rows, inner);
+  Observe(observer, index, "mlp.down_proj", At(at_.product), inner, rows, inner);
+  const LinearOutput down[] = {{&layer.down, At(at_.delta), hidden}};
+  Linear(context_, At(at_.product), inner, rows, down);
+  if (layer.down_bias != nullptr) {
+    AddBias(context_, At(at_.delta), hidden, layer.down_bias, rows, hidden);
+  }
+}
+
+void LlamaModel::ForwardBlock(std::int64_t index, float* hidden, const ForwardBatch& batch,
+                              KvCache& cache, const LinearObserver* observer) {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const std::int64_t rows = batch.num_tokens();
+  NIBBLE_CHECK(rows <= limits_.max_tokens, "a step larger than the workspace");
+  AddRmsNorm(context_, hidden, nullptr, layer.input_norm, config_.rms_norm_eps, At(at_.normed),
+             rows, config_.hidden_size);
+  Attend(index, rows, batch, cache, observer);
+  AddRmsNorm(context_, hidden, At(at_.delta), layer.post_attention_norm, config_.rms_norm_eps,
+             At(at_.normed), rows, config_.hidden_size);
+  FeedForward(index, rows, observer);
+  AddRmsNorm(context_, hidden, At(at_.delta), nullptr, config_.rms_norm_eps, nullptr, rows,
+             config_.hidden_size);
+}
+
+void LlamaModel::Logits(std::span<const std::int32_t> rows, float* logits,
+                        const LinearObserver* observer) {
+  const auto count = static_cast<std::int64_t>(rows.size());
+  const std::int64_t hidden = config_.hidden_size;
+  NIBBLE_CHECK(count <= limits_.max_logit_rows && count <= limits_.max_tokens,
+               "too many rows of logits");
+  // Gathered to `delta`, which the last block no longer needs: only these rows are normed and
+  // multiplied.
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::memcpy(At(at_.delta) + i * hidden,
+                At(at_.residual) + rows[static_cast<std::size_t>(i)] * hidden,
+                static_cast<std::size_t>(hidden) * sizeof(float));
+  }
+  AddRmsNorm(context_, At(at_.delta), nullptr, final_norm_, config_.rms_norm_eps, At(at_.normed),
+             count, hidden);
+  if (observer != nullptr) {
+    (*observer)("lm_head", At(at_.normed), hidden, count, hidden);
+  }
+  const LinearOutput output[] = {{&head_, logits, config_.vocab_size}};
+  Linear(context_, At(at_.normed), hidden, count, output);
+}
+
+}  // namespace nibble

@@ -1,0 +1,136 @@
+#include "solve/rtn.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "codec/encode.h"
+
+namespace nibble {
+namespace {
+
+// Round to nearest even for |x| < 2^22, in two additions that vectorize without SSE4.
+float RoundNearest(float x) {
+  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
+  return (x + kMagic) - kMagic;
+}
+
+struct Grid {
+  float scale = 0.0F;
+  float zero = 0.0F;  // code of w = 0
+};
+
+// Sum of squared errors of a group on a grid.
+float SquaredError(std::span<const float> group, Grid grid, float top) {
+  const float inverse = 1.0F / grid.scale;
+  const float low = -grid.zero;
+  const float high = top - grid.zero;
+  float sum = 0.0F;
+  for (const float w : group) {
+    // Clamped before rounding, so that the magic number stays valid; the bounds are integers, so
+    // the order is free.
+    const float code = RoundNearest(std::min(std::max(w * inverse, low), high));
+    const float error = code * grid.scale - w;
+    sum += error * error;
+  }
+  return sum;
+}
+
+// The grid whose range is `factor` times that of the group.
+Grid GridAt(float minimum, float maximum, float factor, float top, const RtnOptions& options) {
+  if (options.symmetric) {
+    const float absmax = std::max(-minimum, maximum);
+    return {.scale = RoundToDType(absmax * 2.0F * factor / top, options.scale_dtype),
+            .zero = (top + 1.0F) / 2.0F};
+  }
+  Grid grid{.scale = RoundToDType((maximum - minimum) * factor / top, options.scale_dtype)};
+  if (grid.scale > 0.0F) {
+    grid.zero = std::clamp(RoundNearest(-minimum * factor / grid.scale), 0.0F, top);
+  }
+  return grid;
+}
+
+Grid BestGrid(std::span<const float> group, const RtnOptions& options) {
+  const float top = static_cast<float>((1 << options.bits) - 1);
+  float minimum = 0.0F;
+  float maximum = 0.0F;
+  for (const float w : group) {
+    minimum = std::min(minimum, w);
+    maximum = std::max(maximum, w);
+  }
+  Grid best = GridAt(minimum, maximum, 1.0F, top, options);
+  if (best.scale == 0.0F || !options.search_scale) {
+    return best;
+  }
+  constexpr int kSteps = 26;
+  float best_error = SquaredError(group, best, top);
+  for (int i = 0; i <= kSteps; ++i) {
+    const float factor = 1.10F - 0.025F * static_cast<float>(i);
+    const Grid grid = GridAt(minimum, maximum, factor, top, options);
+    if (grid.scale == 0.0F) {
+      break;
+    }
+    const float error = SquaredError(group, grid, top);
+    if (error < best_error) {
+      best = grid;
+      best_error = error;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t rows,
+                                    std::int64_t cols, const RtnOptions& options) {
+  if (options.bits < 2 || options.bits > 8) {
+    return Fail(ErrorCode::kInvalidArgument, fmt::format("{} bits: use 2 to 8", options.bits));
+  }
+  const std::int64_t group_size = options.group_size == 0 ? cols : options.group_size;
+  if (group_size <= 0 || cols % group_size != 0) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("group size {} does not divide the width {}", group_size, cols));
+  }
+  NIBBLE_CHECK(weights.size() == static_cast<std::size_t>(rows * cols),
+               "weights must be rows * cols");
+  QuantizedTensor out;
+  out.spec = {.rows = rows,
+              .cols = cols,
+              .kind = CodecKind::kUniform,
+              .bits = options.bits,
+              .group_size = group_size,
+              .has_zero_points = !options.symmetric};
+  const auto groups = static_cast<std::size_t>(rows * out.spec.num_groups());
+  const float top = static_cast<float>((1 << options.bits) - 1);
+  out.codes.resize(weights.size());
+  out.scales.resize(groups);
+  out.zero_points.resize(options.symmetric ? 0 : groups);
+  for (std::size_t g = 0; g < groups; ++g) {
+    const auto begin = g * static_cast<std::size_t>(group_size);
+    const auto group = weights.subspan(begin, static_cast<std::size_t>(group_size));
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      if (!std::isfinite(group[i])) {
+        return Fail(ErrorCode::kCorruptFile,
+                    fmt::format("the weight at row {}, column {} is not finite",
+                                (begin + i) / static_cast<std::size_t>(cols),
+                                (begin + i) % static_cast<std::size_t>(cols)));
+      }
+    }
+    const Grid grid = BestGrid(group, options);
+    out.scales[g] = grid.scale;
+    if (!options.symmetric) {
+      out.zero_points[g] = static_cast<std::uint8_t>(grid.zero);
+    }
+    const float inverse = grid.scale == 0.0F ? 0.0F : 1.0F / grid.scale;
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      const float code =
+          RoundNearest(std::clamp(group[i] * inverse, -grid.zero, top - grid.zero)) + grid.zero;
+      out.codes[begin + i] = static_cast<std::uint8_t>(code);
+    }
+  }
+  return out;
+}
+
+}  // namespace nibble
