@@ -8,11 +8,11 @@
 #include <string_view>
 #include <vector>
 
+#include "base/gguf_vocabulary.h"
 #include "base/result.h"
 #include "checkpoint/model_config.h"
 #include "codec/quantized_tensor.h"
 #include "json/value.h"
-#include "tokenizer/gguf_vocabulary.h"
 
 namespace nibble {
 
