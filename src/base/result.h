@@ -56,10 +56,11 @@ inline tl::unexpected<Error> Fail(Error error, const std::string& prefix) {
   auto name = std::move(*tmp)
 
 /// For Result<void>: returns the Error, if any.
-#define NIBBLE_TRY_VOID(...)                                                      \
-  do {                                                                            \
-    auto nibble_try_void = (__VA_ARGS__);                                         \
-    if (!nibble_try_void) {                                                       \
-      return tl::unexpected<::nibble::Error>(std::move(nibble_try_void.error())); \
-    }                                                                             \
+#define NIBBLE_TRY_VOID(...) NIBBLE_TRY_VOID_(NIBBLE_CONCAT(nibble_try_, __LINE__), __VA_ARGS__)
+#define NIBBLE_TRY_VOID_(tmp, ...)                                    \
+  do {                                                                \
+    auto tmp = (__VA_ARGS__);                                         \
+    if (!tmp) {                                                       \
+      return tl::unexpected<::nibble::Error>(std::move(tmp.error())); \
+    }                                                                 \
   } while (false)

@@ -1,0 +1,185 @@
+#include "eval/perplexity.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+double LogSumExp(std::span<const float> logits) {
+  const float maximum = *std::ranges::max_element(logits);
+  double sum = 0.0;
+  for (const float value : logits) {
+    sum += static_cast<double>(std::exp(value - maximum));
+  }
+  return static_cast<double>(maximum) + std::log(sum);
+}
+
+// Mean and its standard error over windows.
+struct Mean {
+  double sum = 0.0, squares = 0.0;
+  std::int64_t count = 0;
+  void Add(double value) {
+    sum += value;
+    squares += value * value;
+    ++count;
+  }
+  double mean() const { return count == 0 ? 0.0 : sum / static_cast<double>(count); }
+  double standard_error() const {
+    if (count < 2) {
+      return 0.0;
+    }
+    const auto n = static_cast<double>(count);
+    return std::sqrt(std::max(0.0, squares / n - mean() * mean()) / (n - 1.0));
+  }
+};
+
+struct Position {
+  double nll = 0.0;
+  double reference_nll = 0.0;
+  double kl = 0.0;
+  bool same_top = false;
+};
+
+// Scores the rows of one chunk on all workers. rows: logits rows of positions [first, first +
+// count), targets follow.
+void ScoreRows(ThreadPool& pool, const float* logits, const float* reference, std::int64_t vocab,
+               std::span<const TokenId> targets, std::span<Position> out) {
+  pool.For(static_cast<std::int64_t>(targets.size()), 1,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             for (std::int64_t i = begin; i < end; ++i) {
+               const auto index = static_cast<std::size_t>(i);
+               const auto width = static_cast<std::size_t>(vocab);
+               const std::span<const float> row(logits + i * vocab, width);
+               const RowScore score = ScoreRow(row, targets[index]);
+               out[index].nll = -score.logprob;
+               if (reference != nullptr) {
+                 const std::span<const float> reference_row(reference + i * vocab, width);
+                 const RowScore truth = ScoreRow(reference_row, targets[index]);
+                 out[index].reference_nll = -truth.logprob;
+                 out[index].same_top = truth.argmax == score.argmax;
+                 out[index].kl = KlDivergence(reference_row, row);
+               }
+             }
+           });
+}
+
+}  // namespace
+
+RowScore ScoreRow(std::span<const float> logits, TokenId target) {
+  const auto best = std::ranges::max_element(logits);
+  return {.logprob = static_cast<double>(logits[static_cast<std::size_t>(Raw(target))]) -
+                     LogSumExp(logits),
+          .argmax = best - logits.begin()};
+}
+
+double KlDivergence(std::span<const float> p_logits, std::span<const float> q_logits) {
+  const double p_norm = LogSumExp(p_logits);
+  const double q_norm = LogSumExp(q_logits);
+  double sum = 0.0;
+  for (std::size_t i = 0; i < p_logits.size(); ++i) {
+    const double p_log = static_cast<double>(p_logits[i]) - p_norm;
+    if (p_log > -60.0) {  // p < 1e-26 adds nothing
+      const double q_log = static_cast<double>(q_logits[i]) - q_norm;
+      sum += static_cast<double>(std::exp(static_cast<float>(p_log))) * (p_log - q_log);
+    }
+  }
+  return std::max(0.0, sum);
+}
+
+Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
+                                   std::span<const TokenId> tokens, const WindowOptions& options,
+                                   const EvalProgress& progress) {
+  const auto length = static_cast<std::int64_t>(tokens.size());
+  std::int64_t windows = options.context >= 2 ? length / options.context : 0;
+  if (options.max_windows > 0) {
+    windows = std::min(windows, options.max_windows);
+  }
+  if (windows == 0) {
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        fmt::format("the text has {} tokens, less than one window of {}", length, options.context));
+  }
+  if (reference != nullptr && reference->vocab_size() != model.vocab_size()) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("the reference has {} tokens in its vocabulary, the model {}",
+                            reference->vocab_size(), model.vocab_size()));
+  }
+  if (reference != nullptr &&
+      reference->config().max_batched_tokens != model.config().max_batched_tokens) {
+    return Fail(ErrorCode::kInternal, "model and reference must run in equal chunks");
+  }
+  QualityReport report;
+  Mean nll, kl;
+  double reference_nll = 0.0;
+  std::int64_t same = 0;
+  std::vector<double> all_kl;
+  std::vector<Position> positions;
+  const std::int64_t vocab = model.vocab_size();
+  const std::int64_t rows_at_a_time = model.max_logit_rows();
+  ThreadPool& pool = model.model().device().pool();
+  for (std::int64_t window = 0; window < windows; ++window) {
+    const auto text = tokens.subspan(static_cast<std::size_t>(window * options.context),
+                                     static_cast<std::size_t>(options.context));
+    positions.assign(static_cast<std::size_t>(options.context - 1), {});
+    // The reference runs chunk by chunk beside the model, so that the logits of both are at hand
+    // for the same rows.
+    const auto score = [&](std::int64_t first, std::int64_t rows) -> Result<void> {
+      if (reference != nullptr) {
+        NIBBLE_TRY_VOID(reference->RunChunk(text, first, rows));
+      }
+      for (std::int64_t row = 0; row < rows; row += rows_at_a_time) {
+        // The last token of a window predicts nothing that is scored.
+        const std::int64_t count =
+            std::min({rows_at_a_time, rows - row, options.context - 1 - first - row});
+        if (count <= 0) {
+          break;
+        }
+        const float* logits = model.ChunkLogits(row, count);
+        const float* truth = reference == nullptr ? nullptr : reference->ChunkLogits(row, count);
+        const auto at = static_cast<std::size_t>(first + row);
+        ScoreRows(pool, logits, truth, vocab, text.subspan(at + 1, static_cast<std::size_t>(count)),
+                  std::span(positions).subspan(at, static_cast<std::size_t>(count)));
+      }
+      return {};
+    };
+    NIBBLE_TRY_VOID(model.RunWindow(text, score));
+    double window_nll = 0.0, window_kl = 0.0;
+    for (const Position& position : positions) {
+      window_nll += position.nll;
+      reference_nll += position.reference_nll;
+      window_kl += position.kl;
+      same += position.same_top ? 1 : 0;
+      if (reference != nullptr) {
+        all_kl.push_back(position.kl);
+      }
+    }
+    const auto scored = static_cast<double>(positions.size());
+    nll.Add(window_nll / scored);
+    kl.Add(window_kl / scored);
+    report.num_tokens += static_cast<std::int64_t>(positions.size());
+    if (progress && !progress(window + 1, windows, std::exp(nll.mean()))) {
+      return Fail(ErrorCode::kCancelled, "the evaluation was interrupted");
+    }
+  }
+  report.num_windows = windows;
+  report.nll = nll.mean();
+  report.nll_stderr = nll.standard_error();
+  report.perplexity = std::exp(report.nll);
+  if (reference != nullptr) {
+    const auto scored = static_cast<double>(report.num_tokens);
+    report.reference_perplexity = std::exp(reference_nll / scored);
+    report.kl_mean = kl.mean();
+    report.kl_stderr = kl.standard_error();
+    report.top1 = static_cast<double>(same) / scored;
+    const auto p99 = all_kl.begin() + static_cast<std::ptrdiff_t>((all_kl.size() - 1) * 99 / 100);
+    std::nth_element(all_kl.begin(), p99, all_kl.end());
+    report.kl_p99 = *p99;
+    report.kl_max = *std::max_element(p99, all_kl.end());
+  }
+  return report;
+}
+
+}  // namespace nibble
