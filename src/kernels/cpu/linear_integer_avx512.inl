@@ -1,0 +1,318 @@
+// Integer weights times quantized activations, AVX-512 with VNNI: included by linear_w4_avx512.cpp
+// and linear_w8_avx512.cpp, which define kWeightBits. Everything here is static: no symbol may
+// leave an object with AVX-512 code.
+//
+// y = factor * x_scale * sum_u scale[u] * (sum_{k in u} code * x - zero_point * sum_{k in u} x)
+//   code [panel][unit] u8 or nibbles (docs/formats/packed_weight.md), the unsigned operand of
+//   vpdpbusd x    [block][row] int8 limbs (linear_kernel.h), the signed operand, four k at a time
+//   broadcast
+// Integer inside a unit, f32 over units in order (docs/adr/0002-one-arithmetic.md).
+
+#define NIBBLE_UNROLL _Pragma("GCC unroll 64")
+
+// In place: GCC 12 puts a register move beside the intrinsic.
+__attribute__((always_inline)) static inline void Dot(__m512i& sum, __m512i codes, __m512i x) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
+}
+
+__attribute__((always_inline)) static inline __m512i BroadcastFour(const std::int8_t* x) {
+  std::int32_t four;
+  __builtin_memcpy(&four, x, 4);
+  return _mm512_set1_epi32(four);
+}
+
+constexpr std::int64_t CodeBytes(int unit_cols) {
+  return unit_cols * kPanelOutputs * kWeightBits / 8;
+}
+
+// Scales, and zero points (i32) or minima (f32), of one unit of one panel, widened.
+struct UnitScales {
+  __m512 scale;
+  __m512i extra;
+};
+
+template <LinearGrid kGrid>
+__attribute__((always_inline)) static inline UnitScales LoadScales(const std::uint8_t* at) {
+  UnitScales s;
+  s.scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  s.extra = _mm512_setzero_si512();
+  if (kGrid == LinearGrid::kZeroPoints) {
+    s.extra = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 32)));
+  } else if (kGrid == LinearGrid::kMinima) {
+    s.extra = _mm512_castps_si512(
+        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32))));
+  }
+  return s;
+}
+
+// Turns the sums of one unit into floats and adds them to acc.
+template <int kLimbs, LinearGrid kGrid>
+__attribute__((always_inline)) static inline __m512 Fold(const __m512i* sums, const UnitScales& s,
+                                                         const ActivationBlock& info, int part,
+                                                         __m512 acc) {
+  __m512i t = sums[0];
+  if (kLimbs == 2) {
+    t = _mm512_add_epi32(_mm512_slli_epi32(t, 8), sums[kLimbs - 1]);
+  }
+  const __m512i sum = _mm512_set1_epi32(info.sum[part]);
+  if (kGrid == LinearGrid::kSymmetric) {
+    t = _mm512_sub_epi32(t, _mm512_slli_epi32(sum, kWeightBits - 1));
+  } else if (kGrid == LinearGrid::kZeroPoints) {
+    t = _mm512_sub_epi32(t, _mm512_mullo_epi32(s.extra, sum));
+  }
+  const __m512 scale = kLimbs == 2 ? s.scale : _mm512_mul_ps(s.scale, _mm512_set1_ps(info.scale));
+  acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t), scale, acc);
+  if (kGrid == LinearGrid::kMinima) {
+    acc = _mm512_fmadd_ps(_mm512_castsi512_ps(s.extra), _mm512_set1_ps(info.scaled_sum[part]), acc);
+  }
+  return acc;
+}
+
+// acc -> y of one row and panel.
+template <int kLimbs>
+__attribute__((always_inline)) static inline void Store(const LinearCall& call, std::int64_t row,
+                                                        std::int64_t panel, __m512 acc) {
+  const PackedLayout& layout = call.layout;
+  const __m512 factor = _mm512_loadu_ps(call.weight + panel * layout.panel_bytes +
+                                        layout.num_units * layout.unit_bytes);
+  __m512 y = _mm512_mul_ps(acc, factor);
+  if (kLimbs == 2) {
+    y = _mm512_mul_ps(y, _mm512_set1_ps(call.x.row_scales[row]));
+  }
+  float* out = call.y + row * call.y_stride + panel * kPanelOutputs;
+  const std::int64_t left = layout.rows - panel * kPanelOutputs;
+  if (left >= kPanelOutputs) {
+    _mm512_storeu_ps(out, y);
+  } else {
+    _mm512_mask_storeu_ps(out, static_cast<__mmask16>((1U << left) - 1U), y);
+  }
+}
+
+// ---- one row: straight from the packed codes, kPanels streams of weights at once ----
+
+template <int kLimbs, LinearGrid kGrid, int kUnit, int kPanels>
+__attribute__((always_inline)) static inline void RowPanels(const LinearCall& call,
+                                                            std::int64_t panel) {
+  const PackedLayout& layout = call.layout;
+  const std::uint8_t* w = call.weight + panel * layout.panel_bytes;
+  const std::int64_t stride = layout.panel_bytes;
+  __m512 acc[kPanels];
+  NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) acc[p] = _mm512_setzero_ps();
+  const __m512i mask = _mm512_set1_epi8(15);
+  for (std::int64_t u = 0; u < layout.num_units; ++u, w += layout.unit_bytes) {
+    const std::int64_t block = kUnit == 64 ? u : u / 2;
+    const int first = kUnit == 64 ? 0 : static_cast<int>(u % 2) * 32;
+    const std::int8_t* x = call.x.limbs + block * kLimbs * kActivationBlock + first;
+    __m512i t[kPanels][kLimbs];
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+      NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) t[p][l] = _mm512_setzero_si512();
+    }
+    constexpr int kRowsOf64 = static_cast<int>(CodeBytes(kUnit) / 64);
+    NIBBLE_UNROLL for (int j = 0; j < kRowsOf64; ++j) {
+      __m512i x_low[kLimbs];
+      __m512i x_high[kLimbs];
+      NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) {
+        x_low[l] = BroadcastFour(x + l * kActivationBlock + 4 * j);
+        if (kWeightBits == 4) {
+          x_high[l] = BroadcastFour(x + l * kActivationBlock + kUnit / 2 + 4 * j);
+        }
+      }
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        const std::uint8_t* at = w + p * stride + 64 * j;
+        const __m512i codes = _mm512_loadu_si512(at);
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
+        if (kWeightBits == 4) {
+          const __m512i low = _mm512_and_si512(codes, mask);
+          const __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask);
+          NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) {
+            Dot(t[p][l], low, x_low[l]);
+            Dot(t[p][l], high, x_high[l]);
+          }
+        } else {
+          NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) Dot(t[p][l], codes, x_low[l]);
+        }
+      }
+    }
+    const ActivationBlock& info = call.x.blocks[block];
+    const int part = kUnit == 64 ? 2 : static_cast<int>(u % 2);
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+      const UnitScales s = LoadScales<kGrid>(w + p * stride + CodeBytes(kUnit));
+      acc[p] = Fold<kLimbs, kGrid>(t[p], s, info, part, acc[p]);
+    }
+  }
+  NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) Store<kLimbs>(call, 0, panel + p, acc[p]);
+}
+
+template <int kLimbs, LinearGrid kGrid, int kUnit>
+static void RunRow(const LinearCall& call) {
+  std::int64_t p = call.panel_begin;
+  for (; p + 4 <= call.panel_end; p += 4) {
+    RowPanels<kLimbs, kGrid, kUnit, 4>(call, p);
+  }
+  switch (call.panel_end - p) {
+    case 3:
+      RowPanels<kLimbs, kGrid, kUnit, 3>(call, p);
+      break;
+    case 2:
+      RowPanels<kLimbs, kGrid, kUnit, 2>(call, p);
+      break;
+    case 1:
+      RowPanels<kLimbs, kGrid, kUnit, 1>(call, p);
+      break;
+    default:
+      break;
+  }
+}
+
+// ---- many rows: unpack a few units of kPanels panels to L1 once, then sweep a block of rows ----
+
+constexpr std::int64_t kRowBlock = 256;  // rows whose f32 sums stay in the scratch
+constexpr std::int64_t kChunkUnits64 =
+    4;  // units of 64 columns unpacked at once: 16 KiB for 4 panels
+
+// Scratch of a worker: unpacked codes, widened scales, f32 sums.
+constexpr std::int64_t kCodesBytes = kChunkUnits64 * 64 * kPanelOutputs * 4;
+constexpr std::int64_t kScalesBytes = kChunkUnits64 * 2 * 4 * 128;
+static_assert(kCodesBytes + kScalesBytes + kRowBlock * 4 * 64 <= kLinearKernelScratchBytes);
+
+// kRows rows against kPanels panels over `units` unpacked units.
+template <int kLimbs, LinearGrid kGrid, int kUnit, int kPanels, int kRows>
+__attribute__((always_inline)) static inline void Tile(const LinearCall& call,
+                                                       const std::uint8_t* codes,
+                                                       const UnitScales* scales, std::int64_t unit,
+                                                       std::int64_t units, std::int64_t row,
+                                                       float* sums) {
+  const std::int64_t rows = call.x.num_rows;
+  for (std::int64_t i = 0; i < units; ++i) {
+    const std::int64_t block = kUnit == 64 ? unit + i : (unit + i) / 2;
+    const int half = kUnit == 64 ? 0 : static_cast<int>((unit + i) % 2);
+    const std::int8_t* x =
+        call.x.limbs + (block * rows + row) * kLimbs * kActivationBlock + half * 32;
+    __m512i t[kRows][kPanels][kLimbs];
+    NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) t[r][p][l] = _mm512_setzero_si512();
+      }
+    }
+    const std::uint8_t* c = codes + i * kUnit * kPanelOutputs * kPanels;
+#pragma GCC unroll 1
+    for (int j = 0; j < kUnit / 4; ++j) {
+      __m512i w[kPanels];
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        w[p] = _mm512_load_si512(c + (j * kPanels + p) * 64);
+      }
+      NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+        NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) {
+          const __m512i four = BroadcastFour(x + (r * kLimbs + l) * kActivationBlock + 4 * j);
+          NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) Dot(t[r][p][l], w[p], four);
+        }
+      }
+    }
+    const ActivationBlock* info = call.x.blocks + block * rows + row;
+    NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        float* sum = sums + (r * kPanels + p) * kPanelOutputs;
+        _mm512_store_ps(sum, Fold<kLimbs, kGrid>(t[r][p], scales[i * kPanels + p], info[r],
+                                                 kUnit == 64 ? 2 : half, _mm512_load_ps(sum)));
+      }
+    }
+  }
+}
+
+template <int kLimbs, LinearGrid kGrid, int kUnit, int kPanels>
+static void BatchPanels(const LinearCall& call, std::int64_t panel) {
+  constexpr int kRows = kLimbs == 2 ? 2 : 4;
+  constexpr std::int64_t kChunk = kChunkUnits64 * 64 / kUnit;
+  const PackedLayout& layout = call.layout;
+  std::uint8_t* codes = call.scratch;
+  auto* scales = reinterpret_cast<UnitScales*>(call.scratch + kCodesBytes);
+  auto* sums = reinterpret_cast<float*>(call.scratch + kCodesBytes + kScalesBytes);
+  const __m512i mask = _mm512_set1_epi8(15);
+  for (std::int64_t row0 = 0; row0 < call.x.num_rows; row0 += kRowBlock) {
+    const std::int64_t row_end =
+        row0 + kRowBlock < call.x.num_rows ? row0 + kRowBlock : call.x.num_rows;
+    for (std::int64_t i = 0; i < (row_end - row0) * kPanels; ++i) {
+      _mm512_store_ps(sums + i * kPanelOutputs, _mm512_setzero_ps());
+    }
+    for (std::int64_t unit = 0; unit < layout.num_units; unit += kChunk) {
+      const std::int64_t units =
+          kChunk < layout.num_units - unit ? kChunk : layout.num_units - unit;
+      for (std::int64_t i = 0; i < units; ++i) {
+        NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+          const std::uint8_t* from =
+              call.weight + (panel + p) * layout.panel_bytes + (unit + i) * layout.unit_bytes;
+          std::uint8_t* to = codes + (i * kUnit / 4 * kPanels + p) * 64;
+          constexpr int kRowsOf64 = static_cast<int>(CodeBytes(kUnit) / 64);
+          NIBBLE_UNROLL for (int j = 0; j < kRowsOf64; ++j) {
+            const __m512i v = _mm512_loadu_si512(from + 64 * j);
+            _mm_prefetch(reinterpret_cast<const char*>(from) + 64 * j + 2 * kPrefetchBytes,
+                         _MM_HINT_T0);
+            if (kWeightBits == 4) {
+              _mm512_store_si512(to + j * kPanels * 64, _mm512_and_si512(v, mask));
+              _mm512_store_si512(to + (j + kUnit / 8) * kPanels * 64,
+                                 _mm512_and_si512(_mm512_srli_epi16(v, 4), mask));
+            } else {
+              _mm512_store_si512(to + j * kPanels * 64, v);
+            }
+          }
+          scales[i * kPanels + p] = LoadScales<kGrid>(from + CodeBytes(kUnit));
+        }
+      }
+      std::int64_t row = row0;
+      for (; row + kRows <= row_end; row += kRows) {
+        Tile<kLimbs, kGrid, kUnit, kPanels, kRows>(call, codes, scales, unit, units, row,
+                                                   sums + (row - row0) * kPanels * kPanelOutputs);
+      }
+      for (; row < row_end; ++row) {
+        Tile<kLimbs, kGrid, kUnit, kPanels, 1>(call, codes, scales, unit, units, row,
+                                               sums + (row - row0) * kPanels * kPanelOutputs);
+      }
+    }
+    for (std::int64_t row = row0; row < row_end; ++row) {
+      for (int p = 0; p < kPanels; ++p) {
+        Store<kLimbs>(call, row, panel + p,
+                      _mm512_load_ps(sums + ((row - row0) * kPanels + p) * kPanelOutputs));
+      }
+    }
+  }
+}
+
+template <int kLimbs, LinearGrid kGrid, int kUnit>
+static void RunBatch(const LinearCall& call) {
+  std::int64_t p = call.panel_begin;
+  for (; p + 4 <= call.panel_end; p += 4) {
+    BatchPanels<kLimbs, kGrid, kUnit, 4>(call, p);
+  }
+  for (; p + 2 <= call.panel_end; p += 2) {
+    BatchPanels<kLimbs, kGrid, kUnit, 2>(call, p);
+  }
+  for (; p < call.panel_end; ++p) {
+    BatchPanels<kLimbs, kGrid, kUnit, 1>(call, p);
+  }
+}
+
+// ---- grid and unit width become template arguments here ----
+
+template <int kLimbs, bool kBatch, LinearGrid kGrid>
+static void RunGrid(const LinearCall& call) {
+  if (call.layout.unit_cols == 64) {
+    kBatch ? RunBatch<kLimbs, kGrid, 64>(call) : RunRow<kLimbs, kGrid, 64>(call);
+  } else {
+    kBatch ? RunBatch<kLimbs, kGrid, 32>(call) : RunRow<kLimbs, kGrid, 32>(call);
+  }
+}
+
+template <int kLimbs, bool kBatch>
+static void Run(const LinearCall& call) {
+  switch (call.layout.grid) {
+    case LinearGrid::kSymmetric:
+      RunGrid<kLimbs, kBatch, LinearGrid::kSymmetric>(call);
+      break;
+    case LinearGrid::kZeroPoints:
+      RunGrid<kLimbs, kBatch, LinearGrid::kZeroPoints>(call);
+      break;
+    case LinearGrid::kMinima:
+      RunGrid<kLimbs, kBatch, LinearGrid::kMinima>(call);
+      break;
+  }
+}

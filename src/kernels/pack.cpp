@@ -1,0 +1,300 @@
+#include "kernels/pack.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/linear.h"
+#include "tensor/float16.h"
+
+// docs/formats/packed_weight.md describes the bytes.
+
+namespace nibble {
+namespace {
+
+constexpr std::int64_t kFactorBytes = kPanelOutputs * 4;
+
+std::int64_t CodeBytes(const PackedLayout& layout) {
+  return layout.unit_cols * kPanelOutputs / (layout.format == LinearFormat::kW4 ? 2 : 1);
+}
+
+void StoreHalf(std::uint8_t* at, float value) {
+  const std::uint16_t half = FloatToF16(value);
+  std::memcpy(at, &half, sizeof half);
+}
+
+float LoadHalf(const std::uint8_t* at) {
+  std::uint16_t half = 0;
+  std::memcpy(&half, at, sizeof half);
+  return F16ToFloat(half);
+}
+
+bool IsHalf(float value) { return F16ToFloat(FloatToF16(value)) == value; }
+
+// The power of two that turns a row's f16 values into its scales and minima. 1 if all of them are
+// f16 values already; else the largest magnitude is brought to [2^14, 2^15), so that 30 binades
+// below it keep full precision.
+float RowFactor(std::span<const float> scales, std::span<const float> minima) {
+  bool exact = true;
+  float largest = 0.0F;
+  for (const auto& values : {scales, minima}) {
+    for (const float value : values) {
+      exact = exact && (IsHalf(value) || !std::isfinite(value));
+      if (std::isfinite(value)) {
+        largest = std::max(largest, std::fabs(value));
+      }
+    }
+  }
+  if (exact || largest == 0.0F) {
+    return 1.0F;
+  }
+  // Both the factor and its inverse must be normal numbers.
+  return std::ldexp(1.0F, std::clamp(std::ilogb(largest) - 14, -120, 120));
+}
+
+// Codes of bits < 4 (< 8) run as 4 (8) bit ones; the middle of a symmetric grid moves along.
+int CodeShift(const WeightSpec& spec, const PackedLayout& layout) {
+  if (layout.grid != LinearGrid::kSymmetric) {
+    return 0;
+  }
+  return (layout.format == LinearFormat::kW4 ? 8 : 128) - (1 << (spec.bits - 1));
+}
+
+void PackIntegerPanel(const QuantizedTensor& rows, std::int64_t first, std::int64_t count,
+                      const PackedLayout& layout, std::uint8_t* panel) {
+  const WeightSpec& spec = rows.spec;
+  const std::int64_t groups = spec.num_groups();
+  const bool w4 = layout.format == LinearFormat::kW4;
+  const int shift = CodeShift(spec, layout);
+  const std::int64_t code_bytes = CodeBytes(layout);
+  std::memset(panel, 0, static_cast<std::size_t>(layout.panel_bytes));
+  for (std::int64_t c = 0; c < kPanelOutputs; ++c) {
+    const bool real = c < count;
+    const std::int64_t row = first + c;
+    const auto of_row = [&](const std::vector<float>& values) {
+      return std::span(values).subspan(static_cast<std::size_t>(row * groups),
+                                       static_cast<std::size_t>(groups));
+    };
+    float factor = 1.0F;
+    if (real) {
+      const auto minima =
+          spec.kind == CodecKind::kMinimum ? of_row(rows.minima) : std::span<const float>();
+      factor = RowFactor(of_row(rows.scales), minima);
+    }
+    std::memcpy(panel + layout.num_units * layout.unit_bytes + c * 4, &factor, sizeof factor);
+    const float inverse = 1.0F / factor;
+    for (std::int64_t u = 0; u < layout.num_units; ++u) {
+      std::uint8_t* unit = panel + u * layout.unit_bytes;
+      const std::int64_t k0 = u * layout.unit_cols;
+      const auto group = static_cast<std::size_t>(row * groups + k0 / spec.group_size);
+      // Padding: a code that is worth nothing (minima: scale and activations are zero there).
+      int pad = w4 ? 8 : 128;
+      if (layout.grid == LinearGrid::kZeroPoints) {
+        pad = real ? rows.zero_points[group] : 0;
+        unit[code_bytes + 2 * kPanelOutputs + c] = static_cast<std::uint8_t>(pad);
+      } else if (layout.grid == LinearGrid::kMinima) {
+        pad = 0;
+        StoreHalf(unit + code_bytes + 2 * kPanelOutputs + 2 * c,
+                  real ? rows.minima[group] * inverse : 0.0F);
+      }
+      StoreHalf(unit + code_bytes + 2 * c, real ? rows.scales[group] * inverse : 0.0F);
+      for (std::int64_t k = 0; k < layout.unit_cols; ++k) {
+        int code = pad;
+        if (real && k0 + k < spec.cols) {
+          code = rows.codes[static_cast<std::size_t>(row * spec.cols + k0 + k)] + shift;
+        }
+        const std::int64_t half = layout.unit_cols / 2;
+        if (!w4) {
+          unit[k / 4 * 64 + c * 4 + k % 4] = static_cast<std::uint8_t>(code);
+        } else if (k < half) {
+          unit[k / 4 * 64 + c * 4 + k % 4] |= static_cast<std::uint8_t>(code);
+        } else {
+          unit[(k - half) / 4 * 64 + c * 4 + k % 4] |= static_cast<std::uint8_t>(code << 4);
+        }
+      }
+    }
+  }
+}
+
+void PackFloatPanel(const QuantizedTensor& rows, std::int64_t first, std::int64_t count,
+                    const PackedLayout& layout, std::uint8_t* panel) {
+  for (std::int64_t k = 0; k < layout.cols; ++k) {
+    for (std::int64_t c = 0; c < kPanelOutputs; ++c) {
+      const float value =
+          c < count ? rows.values[static_cast<std::size_t>((first + c) * layout.cols + k)] : 0.0F;
+      const std::int64_t at = k * kPanelOutputs + c;
+      if (layout.format == LinearFormat::kF32) {
+        std::memcpy(panel + at * 4, &value, sizeof value);
+      } else {
+        const std::uint16_t bits =
+            layout.format == LinearFormat::kF16 ? FloatToF16(value) : FloatToBF16(value);
+        std::memcpy(panel + at * 2, &bits, sizeof bits);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Result<PackedLayout> LayoutOf(const WeightSpec& spec) {
+  constexpr std::int64_t kLargest = std::int64_t{1} << 32;
+  if (spec.rows <= 0 || spec.cols <= 0 || spec.rows > kLargest || spec.cols > kLargest) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("a weight of {} x {} cannot be packed", spec.rows, spec.cols));
+  }
+  PackedLayout layout;
+  layout.rows = spec.rows;
+  layout.cols = spec.cols;
+  layout.num_panels = (spec.rows + kPanelOutputs - 1) / kPanelOutputs;
+  if (spec.kind == CodecKind::kFloat) {
+    switch (spec.float_dtype) {
+      case DType::kF32:
+        layout.format = LinearFormat::kF32;
+        break;
+      case DType::kF16:
+        layout.format = LinearFormat::kF16;
+        break;
+      case DType::kBF16:
+        layout.format = LinearFormat::kBF16;
+        break;
+      default:
+        return Fail(ErrorCode::kUnsupported,
+                    fmt::format("no kernel runs {} weights (f32, f16 and bf16 are supported)",
+                                Name(spec.float_dtype)));
+    }
+    const std::int64_t size = layout.format == LinearFormat::kF32 ? 4 : 2;
+    layout.unit_cols = kActivationBlock;
+    layout.num_units = (spec.cols + kActivationBlock - 1) / kActivationBlock;
+    layout.unit_bytes = kActivationBlock * kPanelOutputs * size;
+    layout.panel_bytes = spec.cols * kPanelOutputs * size;
+    return layout;
+  }
+  if (spec.kind == CodecKind::kCodebook || spec.bits < 2 || spec.bits > 8) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("no kernel runs {} weights (2 to 8 bits, uniform or with minima, are "
+                            "supported)",
+                            spec.ToString()));
+  }
+  const std::int64_t group = std::min(spec.group_size, spec.cols);
+  if (group <= 0 || (group < spec.cols && group % 32 != 0)) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("no kernel runs {} weights: groups must be whole rows or multiples of "
+                            "32 columns",
+                            spec.ToString()));
+  }
+  layout.format = spec.bits <= 4 ? LinearFormat::kW4 : LinearFormat::kW8;
+  layout.grid = spec.kind == CodecKind::kMinimum ? LinearGrid::kMinima
+                : spec.has_zero_points           ? LinearGrid::kZeroPoints
+                                                 : LinearGrid::kSymmetric;
+  // Whole rows may choose: 64 wastes up to 63 columns of padding, which only short rows notice.
+  const bool whole_row = group == spec.cols;
+  const std::int64_t tail = spec.cols % 64;
+  layout.unit_cols = whole_row ? (tail >= 1 && tail <= 32 && spec.cols < 256 ? 32 : 64)
+                               : (group % 64 == 0 ? 64 : 32);
+  layout.num_units = (spec.cols + layout.unit_cols - 1) / layout.unit_cols;
+  layout.unit_bytes = CodeBytes(layout) + 2 * kPanelOutputs;
+  if (layout.grid == LinearGrid::kZeroPoints) {
+    layout.unit_bytes += kPanelOutputs;
+  } else if (layout.grid == LinearGrid::kMinima) {
+    layout.unit_bytes += 2 * kPanelOutputs;
+  }
+  layout.panel_bytes = layout.num_units * layout.unit_bytes + kFactorBytes;
+  return layout;
+}
+
+Result<std::size_t> PackedSizeBytes(const Device& device, const WeightSpec& spec) {
+  if (device.kind() != DeviceKind::kCpu) {
+    return Fail(ErrorCode::kUnsupported, "weights can only be packed for the CPU");
+  }
+  NIBBLE_TRY(layout, LayoutOf(spec));
+  return static_cast<std::size_t>(layout.num_panels * layout.panel_bytes);
+}
+
+Result<void> PackRows(const QuantizedTensor& rows, std::int64_t row_begin, PackedWeight& weight) {
+  NIBBLE_TRY(layout, LayoutOf(weight.spec));
+  NIBBLE_TRY_VOID(Validate(rows));
+  WeightSpec expected = weight.spec;
+  expected.rows = rows.spec.rows;
+  const std::int64_t row_end = row_begin + rows.spec.rows;
+  if (!(rows.spec == expected) || row_begin < 0 || row_begin % kPanelOutputs != 0 ||
+      row_end > layout.rows || (row_end % kPanelOutputs != 0 && row_end != layout.rows)) {
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        fmt::format("rows [{}, {}) of {} [{}, {}] do not fit a packed {} [{}, {}]", row_begin,
+                    row_end, rows.spec.ToString(), rows.spec.rows, rows.spec.cols,
+                    weight.spec.ToString(), weight.spec.rows, weight.spec.cols));
+  }
+  if (weight.data == nullptr ||
+      weight.size_bytes < static_cast<std::size_t>(layout.num_panels * layout.panel_bytes)) {
+    return Fail(ErrorCode::kInvalidArgument, "the memory of a packed weight is too small");
+  }
+  for (std::int64_t first = 0; first < rows.spec.rows; first += kPanelOutputs) {
+    auto* panel = reinterpret_cast<std::uint8_t*>(weight.data) +
+                  (row_begin + first) / kPanelOutputs * layout.panel_bytes;
+    const std::int64_t count = std::min(kPanelOutputs, rows.spec.rows - first);
+    if (rows.spec.kind == CodecKind::kFloat) {
+      PackFloatPanel(rows, first, count, layout, panel);
+    } else {
+      PackIntegerPanel(rows, first, count, layout, panel);
+    }
+  }
+  return {};
+}
+
+void DequantizePackedRow(const PackedLayout& layout, const std::uint8_t* weight, std::int64_t row,
+                         float* out) {
+  const std::uint8_t* panel = weight + row / kPanelOutputs * layout.panel_bytes;
+  const std::int64_t c = row % kPanelOutputs;
+  if (layout.format == LinearFormat::kF32) {
+    for (std::int64_t k = 0; k < layout.cols; ++k) {
+      std::memcpy(out + k, panel + (k * kPanelOutputs + c) * 4, sizeof(float));
+    }
+    return;
+  }
+  if (layout.format == LinearFormat::kF16 || layout.format == LinearFormat::kBF16) {
+    for (std::int64_t k = 0; k < layout.cols; ++k) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, panel + (k * kPanelOutputs + c) * 2, sizeof bits);
+      out[k] = layout.format == LinearFormat::kF16 ? F16ToFloat(bits) : BF16ToFloat(bits);
+    }
+    return;
+  }
+  const bool w4 = layout.format == LinearFormat::kW4;
+  const std::int64_t code_bytes = CodeBytes(layout);
+  const std::int64_t half = layout.unit_cols / 2;
+  float factor = 1.0F;
+  std::memcpy(&factor, panel + layout.num_units * layout.unit_bytes + c * 4, sizeof factor);
+  for (std::int64_t u = 0; u < layout.num_units; ++u) {
+    const std::uint8_t* unit = panel + u * layout.unit_bytes;
+    const float scale = LoadHalf(unit + code_bytes + 2 * c) * factor;
+    const std::uint8_t* extra = unit + code_bytes + 2 * kPanelOutputs;
+    int zero_point = w4 ? 8 : 128;
+    float minimum = 0.0F;
+    if (layout.grid == LinearGrid::kZeroPoints) {
+      zero_point = extra[c];
+    } else if (layout.grid == LinearGrid::kMinima) {
+      zero_point = 0;
+      minimum = LoadHalf(extra + 2 * c) * factor;
+    }
+    const std::int64_t k0 = u * layout.unit_cols;
+    const std::int64_t count = std::min<std::int64_t>(layout.unit_cols, layout.cols - k0);
+    for (std::int64_t k = 0; k < count; ++k) {
+      int code = 0;
+      if (!w4) {
+        code = unit[k / 4 * 64 + c * 4 + k % 4];
+      } else if (k < half) {
+        code = unit[k / 4 * 64 + c * 4 + k % 4] & 15;
+      } else {
+        code = unit[(k - half) / 4 * 64 + c * 4 + k % 4] >> 4;
+      }
+      const float value = static_cast<float>(code - zero_point) * scale;
+      out[k0 + k] = layout.grid == LinearGrid::kMinima ? value + minimum : value;
+    }
+  }
+}
+
+}  // namespace nibble

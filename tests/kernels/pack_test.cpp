@@ -1,0 +1,113 @@
+#include "kernels/pack.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/kernels/linear_fixture.h"
+
+namespace nibble {
+namespace {
+
+WeightSpec Int4(std::int64_t rows, std::int64_t cols, std::int64_t group) {
+  WeightSpec spec;
+  spec.rows = rows;
+  spec.cols = cols;
+  spec.kind = CodecKind::kUniform;
+  spec.bits = 4;
+  spec.group_size = group;
+  return spec;
+}
+
+TEST(Pack, SizesFollowTheFormatDocument) {
+  const auto device = MakeCpuDevice(1);
+  // 3 panels of 9 units of 512 + 32 bytes, and 64 bytes of factors.
+  EXPECT_EQ(*PackedSizeBytes(*device, Int4(48, 576, 64)), 3U * (9 * 544 + 64));
+  EXPECT_EQ(*PackedSizeBytes(*device, Int4(33, 576, 32)), 3U * (18 * 288 + 64));
+  WeightSpec int8 = Int4(16, 128, 128);
+  int8.bits = 8;
+  int8.has_zero_points = true;
+  EXPECT_EQ(*PackedSizeBytes(*device, int8), 2U * (1024 + 32 + 16) + 64);
+}
+
+TEST(Pack, UnsupportedFormatsAreNamed) {
+  const auto device = MakeCpuDevice(1);
+  const auto odd = PackedSizeBytes(*device, Int4(16, 100, 50));
+  ASSERT_FALSE(odd);
+  EXPECT_EQ(odd.error().code, ErrorCode::kUnsupported);
+  EXPECT_THAT(odd.error().message, testing::HasSubstr("w4 g50 sym"));
+  WeightSpec codebook = Int4(16, 128, 64);
+  codebook.kind = CodecKind::kCodebook;
+  EXPECT_THAT(PackedSizeBytes(*device, codebook).error().message, testing::HasSubstr("codebook"));
+}
+
+TEST(Pack, PartsOfRowsGiveTheBytesOfTheWhole) {
+  const auto device = MakeCpuDevice(1);
+  const QuantizedTensor whole = RandomWeight(Int4(45, 192, 64), 1);
+  const auto packed = PackAll(*device, whole);
+  ASSERT_TRUE(packed);
+  std::vector<std::byte> memory(packed->memory.size());
+  PackedWeight weight{whole.spec, memory.data(), memory.size()};
+  for (const std::int64_t begin : {std::int64_t{32}, std::int64_t{0}}) {
+    const std::int64_t end = begin == 0 ? 32 : 45;
+    QuantizedTensor part;
+    part.spec = whole.spec;
+    part.spec.rows = end - begin;
+    part.codes.assign(whole.codes.begin() + begin * 192, whole.codes.begin() + end * 192);
+    part.scales.assign(whole.scales.begin() + begin * 3, whole.scales.begin() + end * 3);
+    const auto done = PackRows(part, begin, weight);
+    ASSERT_TRUE(done) << done.error().message;
+  }
+  EXPECT_EQ(memory, packed->memory);
+  QuantizedTensor misplaced = RandomWeight(Int4(16, 192, 64), 1);
+  EXPECT_FALSE(PackRows(misplaced, 8, weight));
+  EXPECT_FALSE(PackRows(misplaced, 32, weight));
+  misplaced.spec.group_size = 32;
+  EXPECT_FALSE(PackRows(misplaced, 0, weight));
+}
+
+// bf16 scales far below what f16 holds survive exactly through the factor of the row.
+TEST(Pack, SmallBF16ScalesAreExact) {
+  const auto device = MakeCpuDevice(1);
+  QuantizedTensor tensor = RandomWeight(Int4(20, 640, 64), 2);
+  std::mt19937 rng(3);
+  for (float& scale : tensor.scales) {
+    scale = BF16ToFloat(FloatToBF16(std::ldexp(1.0F + static_cast<float>(rng() % 128) / 128.0F,
+                                               -30 - static_cast<int>(rng() % 16))));
+  }
+  const auto packed = PackAll(*device, tensor);
+  ASSERT_TRUE(packed);
+  const auto layout = LayoutOf(tensor.spec);
+  const std::vector<float> weights = Dequantize(tensor);
+  std::vector<float> row(640);
+  for (std::int64_t n = 0; n < 20; ++n) {
+    DequantizePackedRow(*layout, reinterpret_cast<const std::uint8_t*>(packed->weight.data), n,
+                        row.data());
+    for (std::size_t k = 0; k < 640; ++k) {
+      ASSERT_EQ(row[k], weights[static_cast<std::size_t>(n) * 640 + k]);
+    }
+  }
+}
+
+TEST(Pack, F32ScalesAreRoundedTo11Bits) {
+  const auto device = MakeCpuDevice(1);
+  QuantizedTensor tensor = RandomWeight(Int4(16, 64, 64), 4);
+  for (std::size_t i = 0; i < tensor.scales.size(); ++i) {
+    tensor.scales[i] = 1e-7F / static_cast<float>(3 + i);
+  }
+  const auto packed = PackAll(*device, tensor);
+  ASSERT_TRUE(packed);
+  const auto layout = LayoutOf(tensor.spec);
+  const std::vector<float> weights = Dequantize(tensor);
+  std::vector<float> row(64);
+  for (std::int64_t n = 0; n < 16; ++n) {
+    DequantizePackedRow(*layout, reinterpret_cast<const std::uint8_t*>(packed->weight.data), n,
+                        row.data());
+    for (std::size_t k = 0; k < 64; ++k) {
+      const float want = weights[static_cast<std::size_t>(n) * 64 + k];
+      ASSERT_NEAR(row[k], want, 0x1p-11F * std::fabs(want));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
