@@ -35,16 +35,16 @@ std::size_t ValueBytes(LinearActivation activation) {
 }  // namespace
 
 std::span<const LinearKernel> LinearKernels() {
-  static const std::vector<LinearKernel> kernels =
-      Collect<LinearKernel, LinearKernelList>({Avx512LinearW4Kernels(), Avx512LinearW8Kernels(),
-                                               Avx512LinearFloatKernels(), RefLinearKernels()});
+  static const std::vector<LinearKernel> kernels = Collect<LinearKernel, LinearKernelList>(
+      {Avx512LinearW4Kernels(), Avx512LinearW8Kernels(), Avx512LinearFloatKernels(),
+       Avx2LinearW4Kernels(), Avx2LinearW8Kernels(), Avx2LinearFloatKernels(), RefLinearKernels()});
   return kernels;
 }
 
 std::span<const ActivationKernel> ActivationKernels() {
   static const std::vector<ActivationKernel> kernels =
       Collect<ActivationKernel, ActivationKernelList>(
-          {Avx512ActivationKernels(), RefActivationKernels()});
+          {Avx512ActivationKernels(), Avx2ActivationKernels(), RefActivationKernels()});
   return kernels;
 }
 
