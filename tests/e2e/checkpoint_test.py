@@ -1,0 +1,128 @@
+"""CTest `e2e_checkpoint`: quantize, inspect, run and eval on tiny models; damage is refused with exit code 4."""
+
+import json
+import pathlib
+import random
+import shutil
+import tempfile
+import unittest
+
+import nibble_process
+from nibble_process import GOLDEN, check_run, run
+
+EXIT_USAGE, EXIT_MODEL = 2, 4
+
+
+class Checkpoint(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.root = pathlib.Path(cls.folder.name)
+        cls.int4 = nibble_process.quantized(GOLDEN / "llama3", cls.root / "int4", "--scheme", "int4")
+        cls.int8 = nibble_process.quantized(GOLDEN / "llama3", cls.root / "int8", "--scheme", "int8")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def test_inspect_reads_every_golden_model(self):
+        for path in sorted(p for p in GOLDEN.iterdir() if p.is_dir()):
+            with self.subTest(model=path.name):
+                summary = json.loads(check_run("inspect", path, "--json"))
+                self.assertIsInstance(summary, dict)
+
+    def test_a_quantized_folder_is_what_transformers_reads(self):
+        for folder, bits in ((self.int4, 4), (self.int8, 8)):
+            config = json.loads((folder / "config.json").read_text())
+            quantization = config["quantization_config"]
+            self.assertEqual(quantization["quant_method"], "compressed-tensors")
+            self.assertEqual(quantization["format"], "pack-quantized")
+            (group,) = quantization["config_groups"].values()
+            self.assertEqual(group["weights"]["num_bits"], bits)
+            for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+                self.assertTrue((folder / name).exists(), name)
+            self.assertTrue(list(folder.glob("*.safetensors")))
+
+    def test_quantizing_twice_gives_the_same_bytes(self):
+        again = nibble_process.quantized(GOLDEN / "llama3", self.root / "again", "--scheme", "int4")
+        for file in sorted(self.int4.glob("*.safetensors")):
+            self.assertEqual(file.read_bytes(), (again / file.name).read_bytes(), file.name)
+
+    def test_run_answers_on_standard_output_alone_and_twice_the_same(self):
+        answers = [run("run", self.int4, "--prompt", "What is the weather?", "--max-tokens", 12, "--temperature", 0)
+                   for _ in range(2)]
+        self.assertEqual([a.returncode for a in answers], [0, 0], answers[0].stderr)
+        self.assertEqual(answers[0].stdout, answers[1].stdout)
+        self.assertTrue(answers[0].stdout.strip())
+
+    def test_eval_reports_perplexity_and_distance_to_the_source(self):
+        text = self.root / "text.txt"
+        text.write_text("The engine takes the prompt, and the kernels take the time. " * 60)
+        plain = json.loads(check_run("eval", GOLDEN / "llama3", "--perplexity", text, "--context", 128, "--json",
+                                     "--windows", 3))
+        self.assertGreater(plain["perplexity"], 1)
+        distance = json.loads(check_run("eval", self.int8, "--perplexity", text, "--context", 128, "--json",
+                                        "--windows", 3, "--reference", GOLDEN / "llama3"))
+        self.assertLess(distance["kl_mean"], 0.05)
+        self.assertGreater(distance["top1"], 0.9)
+        coarse = json.loads(check_run("eval", self.int4, "--perplexity", text, "--context", 128, "--json",
+                                      "--windows", 3, "--reference", GOLDEN / "llama3"))
+        self.assertGreater(coarse["kl_mean"], distance["kl_mean"])
+
+    def damaged(self, folder, name, change):
+        copy = self.root / "damaged"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        data = bytearray((copy / name).read_bytes())
+        change(data)
+        (copy / name).write_bytes(data)
+        return run("run", copy, "--prompt", "a", "--max-tokens", 1)
+
+    def test_a_flipped_bit_anywhere_is_refused(self):
+        draw = random.Random(20261124)
+        for file in sorted(p for p in self.int4.iterdir() if p.suffix in (".safetensors", ".json")):
+            size = file.stat().st_size
+            for _ in range(12 if file.suffix == ".safetensors" else 3):
+                at, bit = draw.randrange(size), 1 << draw.randrange(8)
+
+                def flip(data):
+                    data[at] ^= bit
+
+                with self.subTest(file=file.name, offset=at, bit=bit):
+                    result = self.damaged(self.int4, file.name, flip)
+                    self.assertEqual(result.returncode, EXIT_MODEL, result.stdout + result.stderr)
+                    self.assertTrue(result.stderr.strip())
+                    self.assertEqual(result.stdout, "")
+
+    def test_a_cut_file_is_refused_and_named(self):
+        for name in ("model.safetensors", "config.json", "tokenizer.json"):
+            with self.subTest(file=name):
+                source = self.int4 if (self.int4 / name).exists() else GOLDEN / "llama3"
+                result = self.damaged(source, name, lambda data: data.__delitem__(slice(len(data) // 2, None)))
+                self.assertEqual(result.returncode, EXIT_MODEL, result.stdout + result.stderr)
+                self.assertIn(name, result.stderr)
+
+    def test_exit_codes(self):
+        cases = [
+            (EXIT_USAGE, ["run", GOLDEN / "llama3", "--no-such-flag"]),
+            (EXIT_USAGE, ["quantize", GOLDEN / "llama3", "--out", self.root / "x", "--scheme", "int3"]),
+            (EXIT_MODEL, ["run", self.root / "no-such-folder", "--prompt", "a"]),
+            (EXIT_MODEL, ["inspect", self.root / "no-such-folder", "--json"]),
+            (0, ["--help"]),
+        ]
+        for code, arguments in cases:
+            with self.subTest(arguments=arguments):
+                result = run(*arguments)
+                self.assertEqual(result.returncode, code, result.stderr)
+                if code:
+                    self.assertTrue(result.stderr.strip())
+
+    def test_a_group_that_does_not_divide_names_the_tensor(self):
+        result = run("quantize", GOLDEN / "rope_yarn", "--out", self.root / "bad", "--scheme", "int4", "--group-size", 32)
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("model.layers.0", result.stderr)
+        self.assertFalse((self.root / "bad").exists())
+
+
+nibble_process.binary()
+unittest.main(verbosity=2)
