@@ -25,7 +25,11 @@ struct KvCacheSpec {
   std::size_t BlockBytes() const;
 };
 
-/// The pool: num_blocks blocks at a fixed address. Block b of layer l is found by the kernels.
+/// Errors: kUnsupported for a shape that no kernel runs; the message says which are.
+Result<void> Validate(const KvCacheSpec& spec);
+
+/// The pool: num_blocks blocks at a fixed address, one layer after the other, so that a layer's
+/// blocks are neighbours. Every byte must hold zeros or what RopeAndCache wrote.
 struct KvCache {
   KvCacheSpec spec;
   std::int64_t num_blocks = 0;
@@ -86,6 +90,7 @@ struct PagedAttentionArgs {
 void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t layer,
                     const PagedAttentionArgs& args, std::span<const AttentionSequence> sequences);
 
+/// Scratch that PagedAttention needs, aligned to 64 bytes, for up to max_sequences sequences.
 std::size_t AttentionScratchBytes(const Device& device, const KvCacheSpec& spec,
                                   std::int64_t num_heads, std::int64_t max_rows,
                                   std::int64_t max_sequences);

@@ -1,0 +1,14 @@
+#include "kernels/cpu/vec16_avx2.h"
+#include "kernels/ops_kernel.h"
+// After them: it is written in their terms.
+#include "kernels/cpu/ops_body.h"
+
+namespace nibble {
+
+const OpsKernels kAvx2Ops = {.name = "avx2",
+                             .add_rms_norm = AddRmsNormRow,
+                             .add_bias = AddBiasRow,
+                             .swiglu = SwiGluRow,
+                             .exp = ExpRow};
+
+}  // namespace nibble

@@ -1,0 +1,16 @@
+#include "kernels/cpu/vec16_avx2.h"
+#include "kernels/sampling_kernel.h"
+// After them: it is written in their terms.
+#include "kernels/cpu/sampling_body.h"
+
+namespace nibble {
+
+const SamplingKernels kAvx2Sampling = {.name = "avx2",
+                                       .arg_max = ArgMax,
+                                       .chunk_max = ChunkMax,
+                                       .chunk_weight = ChunkWeight,
+                                       .weight = Weights,
+                                       .collect = Collect,
+                                       .count_greater = CountGreater};
+
+}  // namespace nibble

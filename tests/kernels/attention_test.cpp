@@ -1,0 +1,485 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/isa.h"
+#include "kernels/paged_attention.h"
+#include "tensor/float16.h"
+
+namespace nibble {
+namespace {
+
+using testing::HasSubstr;
+
+struct Shape {
+  std::int64_t num_heads = 4;
+  std::int64_t num_kv_heads = 2;
+  std::int64_t head_dim = 32;
+  KvDType dtype = KvDType::kBF16;
+  std::int32_t window = 0;
+  bool qk_norm = false;
+};
+
+std::vector<float> Normal(std::size_t count, std::uint32_t seed, float stddev = 1.0F) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0F, stddev);
+  std::vector<float> values(count);
+  std::generate(values.begin(), values.end(), [&] { return normal(random); });
+  return values;
+}
+
+/// What a model holds: tokens of several sequences, each with its q, k and v, and one cache whose
+/// blocks are dealt out in a scrambled order.
+class World {
+ public:
+  World(const Shape& shape, const std::vector<int>& lengths, int num_workers = 2)
+      : shape_(shape), device_(MakeCpuDevice(num_workers)) {
+    max_length_ = *std::max_element(lengths.begin(), lengths.end());
+    std::int64_t num_blocks = 1;  // block 0 belongs to nobody
+    std::int32_t rows = 0;
+    for (const int length : lengths) {
+      first_rows_.push_back(rows);
+      rows += length;
+      tables_.emplace_back(static_cast<std::size_t>(length + 15) / 16);
+      num_blocks += static_cast<std::int64_t>(tables_.back().size());
+    }
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(num_blocks - 1));
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      ids[i] = static_cast<std::int32_t>(i + 1);
+    }
+    std::shuffle(ids.begin(), ids.end(), std::mt19937(7));
+    for (auto& table : tables_) {
+      for (BlockId& id : table) {
+        id = BlockId{ids.back()};
+        ids.pop_back();
+      }
+    }
+    cache_.spec = {.num_layers = 2,
+                   .num_kv_heads = shape.num_kv_heads,
+                   .head_dim = shape.head_dim,
+                   .dtype = shape.dtype};
+    cache_.num_blocks = num_blocks;
+    bytes_.resize(cache_.spec.BlockBytes() * static_cast<std::size_t>(num_blocks));
+    cache_.data = bytes_.data();
+    const auto wide = static_cast<std::size_t>(rows * shape.num_heads * shape.head_dim);
+    const auto narrow = static_cast<std::size_t>(rows * shape.num_kv_heads * shape.head_dim);
+    raw_q_ = Normal(wide, 1, 2.0F);
+    k_ = Normal(narrow, 2, 1.5F);
+    v_ = Normal(narrow, 3);
+    q_norm_ = Normal(static_cast<std::size_t>(shape.head_dim), 4);
+    k_norm_ = Normal(static_cast<std::size_t>(shape.head_dim), 5);
+    q_ = raw_q_;
+    out_.assign(wide, NAN);
+    const std::int64_t half = shape.head_dim / 2;
+    for (std::int64_t p = 0; p < max_length_; ++p) {
+      for (const bool sine : {false, true}) {
+        for (std::int64_t d = 0; d < half; ++d) {
+          const double angle =
+              static_cast<double>(p) *
+              std::pow(10000.0, -static_cast<double>(d) / static_cast<double>(half));
+          cos_sin_.push_back(static_cast<float>(sine ? std::sin(angle) : std::cos(angle)));
+        }
+      }
+    }
+    scratch_.resize(AttentionScratchBytes(*device_, cache_.spec, shape.num_heads, rows,
+                                          static_cast<std::int64_t>(lengths.size())) +
+                    64);
+    context_.device = device_.get();
+    const auto address = reinterpret_cast<std::uintptr_t>(scratch_.data());
+    const std::size_t skip = (64 - address % 64) % 64;
+    context_.scratch = scratch_.data() + skip;
+    context_.scratch_bytes = scratch_.size() - 64;
+  }
+
+  /// Tokens [begin, end) of sequence s as one part of a step.
+  AttentionSequence Part(int s, int begin, int end) const {
+    const auto i = static_cast<std::size_t>(s);
+    return {.first_row = first_rows_[i] + begin,
+            .num_rows = end - begin,
+            .first_position = begin,
+            .block_table = tables_[i].data()};
+  }
+
+  void Step(const std::vector<AttentionSequence>& parts) {
+    const std::int64_t wide = shape_.num_heads * shape_.head_dim;
+    const std::int64_t narrow = shape_.num_kv_heads * shape_.head_dim;
+    RopeAndCache(context_, cache_, 1,
+                 {.q = q_.data(),
+                  .k = k_.data(),
+                  .v = v_.data(),
+                  .q_stride = wide,
+                  .k_stride = narrow,
+                  .v_stride = narrow,
+                  .num_heads = shape_.num_heads,
+                  .q_norm = shape_.qk_norm ? q_norm_.data() : nullptr,
+                  .k_norm = shape_.qk_norm ? k_norm_.data() : nullptr,
+                  .norm_eps = 1e-6F,
+                  .rope = {.cos_sin = cos_sin_.data(),
+                           .max_positions = max_length_,
+                           .head_dim = shape_.head_dim}},
+                 parts);
+    PagedAttention(context_, cache_, 1,
+                   {.q = q_.data(),
+                    .q_stride = wide,
+                    .out = out_.data(),
+                    .out_stride = wide,
+                    .num_heads = shape_.num_heads,
+                    .scale = Scale(),
+                    .sliding_window = shape_.window},
+                   parts);
+  }
+
+  void StepAll(const std::vector<int>& lengths) {
+    std::vector<AttentionSequence> parts;
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      parts.push_back(Part(static_cast<int>(s), 0, lengths[s]));
+    }
+    Step(parts);
+  }
+
+  /// Attention in double precision, straight from the inputs: no block, no split, no rounding of
+  /// the cache. Returns the output of one token and query head.
+  std::vector<double> Truth(int s, int position, std::int64_t head) const {
+    const std::int64_t kv_head = head / (shape_.num_heads / shape_.num_kv_heads);
+    const std::int64_t row = first_rows_[static_cast<std::size_t>(s)];
+    const auto q = Rotated(raw_q_, (row + position) * shape_.num_heads + head, position, q_norm_);
+    const int first = shape_.window > 0 ? std::max(0, position - shape_.window + 1) : 0;
+    std::vector<double> scores;
+    for (int j = first; j <= position; ++j) {
+      const auto k = Rotated(k_, (row + j) * shape_.num_kv_heads + kv_head, j, k_norm_);
+      double sum = 0.0;
+      for (std::size_t d = 0; d < k.size(); ++d) {
+        sum += q[d] * k[d];
+      }
+      scores.push_back(sum / std::sqrt(static_cast<double>(shape_.head_dim)));
+    }
+    const double max = *std::max_element(scores.begin(), scores.end());
+    double total = 0.0;
+    std::vector<double> out(static_cast<std::size_t>(shape_.head_dim));
+    for (int j = first; j <= position; ++j) {
+      const double p = std::exp(scores[static_cast<std::size_t>(j - first)] - max);
+      total += p;
+      const float* v = v_.data() + ((row + j) * shape_.num_kv_heads + kv_head) * shape_.head_dim;
+      for (std::size_t d = 0; d < out.size(); ++d) {
+        out[d] += p * static_cast<double>(v[d]);
+      }
+    }
+    for (double& o : out) {
+      o /= total;
+    }
+    return out;
+  }
+
+  const float* Out(int s, int position, std::int64_t head) const {
+    const std::int64_t row = first_rows_[static_cast<std::size_t>(s)] + position;
+    return out_.data() + (row * shape_.num_heads + head) * shape_.head_dim;
+  }
+
+  /// Rounds k and v as a bf16 cache will (only exact without rotation, at position 0; enough for
+  /// v, whose error is not averaged away when one key dominates).
+  void RoundInputsToBF16() {
+    for (float& x : v_) {
+      x = BF16ToFloat(FloatToBF16(x));
+    }
+  }
+
+  std::vector<float>& q() { return q_; }
+  std::vector<float>& k() { return k_; }
+  std::vector<float>& v() { return v_; }
+  const std::vector<float>& out() const { return out_; }
+  std::vector<std::byte>& bytes() { return bytes_; }
+  const KvCache& cache() const { return cache_; }
+  const std::vector<BlockId>& table(int s) const { return tables_[static_cast<std::size_t>(s)]; }
+
+ private:
+  float Scale() const { return 1.0F / std::sqrt(static_cast<float>(shape_.head_dim)); }
+
+  std::vector<double> Rotated(const std::vector<float>& all, std::int64_t head_row, int position,
+                              const std::vector<float>& norm) const {
+    const auto head_dim = static_cast<std::size_t>(shape_.head_dim);
+    const float* in = all.data() + head_row * shape_.head_dim;
+    std::vector<double> x(in, in + head_dim);
+    if (shape_.qk_norm) {
+      double squares = 0.0;
+      for (const double value : x) {
+        squares += value * value;
+      }
+      const double rms = std::sqrt(squares / static_cast<double>(head_dim) + 1e-6);
+      for (std::size_t d = 0; d < head_dim; ++d) {
+        x[d] = x[d] / rms * static_cast<double>(norm[d]);
+      }
+    }
+    const std::size_t half = head_dim / 2;
+    std::vector<double> out(head_dim);
+    for (std::size_t d = 0; d < half; ++d) {
+      const double angle =
+          position * std::pow(10000.0, -static_cast<double>(d) / static_cast<double>(half));
+      out[d] = x[d] * std::cos(angle) - x[d + half] * std::sin(angle);
+      out[d + half] = x[d + half] * std::cos(angle) + x[d] * std::sin(angle);
+    }
+    return out;
+  }
+
+  Shape shape_;
+  std::unique_ptr<Device> device_;
+  KernelContext context_;
+  KvCache cache_;
+  std::int64_t max_length_ = 0;
+  std::vector<std::int32_t> first_rows_;
+  std::vector<std::vector<BlockId>> tables_;
+  std::vector<std::byte> bytes_;
+  std::vector<std::byte> scratch_;
+  std::vector<float> raw_q_, q_, k_, v_, q_norm_, k_norm_, out_, cos_sin_;
+};
+
+class ForcedIsa {
+ public:
+  explicit ForcedIsa(Isa isa) : ok_(ForceIsa(isa)) {}
+  ~ForcedIsa() { ForceIsa(DetectIsa()); }
+  bool ok() const { return ok_; }
+
+ private:
+  bool ok_;
+};
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+const std::vector<Shape>& Shapes() {
+  static const std::vector<Shape> shapes = {
+      {},
+      {.num_heads = 9, .num_kv_heads = 3, .head_dim = 64},
+      {.num_heads = 9, .num_kv_heads = 3, .head_dim = 64, .dtype = KvDType::kInt8},
+      {.num_heads = 2, .num_kv_heads = 2, .head_dim = 16, .qk_norm = true},
+      {.num_heads = 5, .num_kv_heads = 1, .head_dim = 80, .window = 100},
+      {.num_heads = 7, .num_kv_heads = 1, .head_dim = 96, .dtype = KvDType::kInt8, .window = 17},
+      {.num_heads = 40, .num_kv_heads = 1, .head_dim = 16},
+      {.num_heads = 4, .num_kv_heads = 2, .head_dim = 128, .qk_norm = true},
+      {.num_heads = 2, .num_kv_heads = 1, .head_dim = 48, .dtype = KvDType::kInt8, .qk_norm = true},
+      {.num_heads = 3, .num_kv_heads = 3, .head_dim = 256},
+  };
+  return shapes;
+}
+
+std::string Describe(const Shape& shape) {
+  return std::to_string(shape.num_heads) + "/" + std::to_string(shape.num_kv_heads) + " heads of " +
+         std::to_string(shape.head_dim) + (shape.dtype == KvDType::kInt8 ? " int8" : " bf16") +
+         " window " + std::to_string(shape.window);
+}
+
+TEST(PagedAttention, EqualsDoublePrecisionSoftmax) {
+  const std::vector<int> lengths = {1, 17, 300, 64};
+  for (const Shape& shape : Shapes()) {
+    World world(shape, lengths);
+    world.RoundInputsToBF16();
+    world.StepAll(lengths);
+    // q and k are of size 2 and 1.5 here and rounded to bf16 (or int8), so scores of size 10 move
+    // by up to 2^-9 of that: a bound on the output follows from the softmax, v being of size 1.
+    double worst = 0.0;
+    double squares = 0.0;
+    double count = 0.0;
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      for (int p = 0; p < lengths[s]; p += 1 + p / 7) {
+        for (std::int64_t head = 0; head < shape.num_heads; head += 2) {
+          const auto truth = world.Truth(static_cast<int>(s), p, head);
+          const float* out = world.Out(static_cast<int>(s), p, head);
+          for (std::size_t d = 0; d < truth.size(); ++d) {
+            const double error = std::abs(static_cast<double>(out[d]) - truth[d]);
+            worst = std::max(worst, error);
+            squares += error * error;
+            count += 1.0;
+          }
+        }
+      }
+    }
+    const double rms = std::sqrt(squares / count);
+    const bool int8 = shape.dtype == KvDType::kInt8;
+    EXPECT_LT(rms, int8 ? 1e-2 : 2e-3) << Describe(shape);
+    EXPECT_LT(worst, int8 ? 1e-1 : 3e-2) << Describe(shape);
+  }
+}
+
+TEST(PagedAttention, EveryIsaAndThreadCountGivesTheSameBits) {
+  const std::vector<int> lengths = {5, 290, 33};
+  for (const Shape& shape : Shapes()) {
+    std::vector<float> expected_q;
+    std::vector<float> expected_out;
+    std::vector<std::byte> expected_cache;
+    for (const Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
+      const ForcedIsa forced(isa);
+      if (!forced.ok()) {
+        GTEST_LOG_(INFO) << "skipped: no " << Name(isa) << " on this machine";
+        continue;
+      }
+      for (const int workers : {1, 2, 5}) {
+        if (isa == Isa::kRef && workers == 5) {
+          continue;  // slow, and its rows are independent calls
+        }
+        World world(shape, lengths, workers);
+        world.StepAll(lengths);
+        if (expected_out.empty()) {
+          expected_q = world.q();
+          expected_out = world.out();
+          expected_cache = world.bytes();
+        }
+        EXPECT_TRUE(SameBits(world.q(), expected_q)) << Describe(shape) << " " << Name(isa);
+        EXPECT_TRUE(SameBits(world.out(), expected_out)) << Describe(shape) << " " << Name(isa);
+        EXPECT_EQ(world.bytes(), expected_cache) << Describe(shape) << " " << Name(isa);
+      }
+    }
+  }
+}
+
+TEST(PagedAttention, ChunksAndCompanyDoNotChangeBits) {
+  const std::vector<int> lengths = {40, 600, 18};
+  for (const Shape& shape : Shapes()) {
+    World whole(shape, lengths);
+    whole.StepAll(lengths);
+    World parts(shape, lengths);
+    // One sequence token by token, one in odd chunks, the third alone at the end.
+    int first = 0;
+    int second = 0;
+    const int chunks[] = {1, 255, 2, 31, 100, 1, 1, 209};
+    for (int i = 0; first < lengths[0]; ++i) {
+      std::vector<AttentionSequence> step = {parts.Part(0, first, first + 1)};
+      ++first;
+      if (i % 5 == 0) {
+        const int n = chunks[i / 5];
+        step.insert(step.begin(), parts.Part(1, second, second + n));
+        second += n;
+      }
+      parts.Step(step);
+    }
+    ASSERT_EQ(second, lengths[1]);
+    parts.Step({parts.Part(2, 0, lengths[2])});
+    EXPECT_TRUE(SameBits(whole.out(), parts.out())) << Describe(shape);
+    EXPECT_EQ(whole.bytes(), parts.bytes()) << Describe(shape);
+  }
+}
+
+TEST(PagedAttention, SlotsBeyondTheQueryAreNeverRead) {
+  for (const Shape& shape : Shapes()) {
+    for (const int length : {1, 2, 3, 15, 17, 21}) {
+      World clean(shape, {length});
+      clean.StepAll({length});
+      World dirty(shape, {length});
+      if (shape.dtype == KvDType::kBF16) {
+        std::fill(dirty.bytes().begin(), dirty.bytes().end(), std::byte{0xff});  // NaN everywhere
+      } else {
+        // Codes of any value; scales are always finite, as every token's were.
+        for (std::size_t i = 0; i < dirty.bytes().size(); ++i) {
+          dirty.bytes()[i] = std::byte{0x55};
+        }
+      }
+      dirty.StepAll({length});
+      EXPECT_TRUE(SameBits(clean.out(), dirty.out())) << Describe(shape) << " length " << length;
+    }
+  }
+}
+
+TEST(PagedAttention, OneKeyReturnsItsValue) {
+  World world({.num_heads = 2, .num_kv_heads = 1, .head_dim = 16}, {1});
+  world.StepAll({1});
+  for (std::size_t d = 0; d < 16; ++d) {
+    EXPECT_EQ(world.Out(0, 0, 1)[d], BF16ToFloat(FloatToBF16(world.v()[d])));
+  }
+}
+
+TEST(RopeAndCache, LaysBlocksOutAsDocumented) {
+  // docs/formats/kv_block.md, read independently of the kernels. Position 0 is not rotated.
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
+    const std::int64_t head_dim = 32;
+    World world({.num_heads = 2, .num_kv_heads = 2, .head_dim = head_dim, .dtype = dtype}, {19});
+    world.StepAll({19});
+    const KvCache& cache = world.cache();
+    const bool int8 = dtype == KvDType::kInt8;
+    const std::int64_t head_bytes = int8 ? 32 * head_dim + 64 : 64 * head_dim;
+    ASSERT_EQ(cache.spec.BlockBytes(), static_cast<std::size_t>(2 * 2 * head_bytes));
+    for (const int position : {0, 18}) {
+      const std::int64_t slot = position % 16;
+      const std::int64_t block = Raw(world.table(0)[static_cast<std::size_t>(position / 16)]);
+      for (std::int64_t head = 0; head < 2; ++head) {
+        const auto* bytes = reinterpret_cast<const std::uint8_t*>(cache.data) +
+                            ((cache.num_blocks + block) * 2 + head) * head_bytes;  // layer 1
+        const float* k = world.k().data() + (position * 2 + head) * head_dim;
+        const float* v = world.v().data() + (position * 2 + head) * head_dim;
+        const auto half_at = [&](std::int64_t offset) {
+          std::uint16_t value = 0;
+          std::memcpy(&value, bytes + offset, 2);
+          return value;
+        };
+        for (std::int64_t d = 0; d < head_dim; ++d) {
+          if (int8) {
+            const float k_scale = F16ToFloat(half_at(32 * head_dim + 2 * slot));
+            const float v_scale = F16ToFloat(half_at(32 * head_dim + 32 + 2 * slot));
+            const int k_code = bytes[(d / 4 * 16 + slot) * 4 + d % 4] - 128;
+            const int v_code =
+                bytes[16 * head_dim + (slot / 4 * head_dim + d) * 4 + slot % 4] - 128;
+            EXPECT_NEAR(static_cast<float>(v_code) * v_scale, v[d], 0.52F * v_scale);
+            if (position == 0) {
+              EXPECT_NEAR(static_cast<float>(k_code) * k_scale, k[d], 0.52F * k_scale);
+            }
+          } else {
+            EXPECT_EQ(half_at(32 * head_dim + ((slot / 2 * head_dim + d) * 2 + slot % 2) * 2),
+                      FloatToBF16(v[d]));
+            if (position == 0) {
+              EXPECT_EQ(half_at(((d / 2 * 16 + slot) * 2 + d % 2) * 2), FloatToBF16(k[d]));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(RopeAndCache, OddValuesAreStoredAlikeOnEveryIsa) {
+  const float odd[] = {0.0F,  -0.0F,       1e-45F,   -1e-40F, 3.4e38F, -3.4e38F,
+                       1e-8F, 1.00390625F, INFINITY, 6e4F,    NAN,     -INFINITY};
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
+    std::vector<std::byte> expected;
+    for (const Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
+      const ForcedIsa forced(isa);
+      if (!forced.ok()) {
+        continue;
+      }
+      World world({.num_heads = 1, .num_kv_heads = 1, .head_dim = 16, .dtype = dtype}, {12});
+      std::fill(world.v().begin(), world.v().end(), 0.25F);
+      std::fill(world.k().begin(), world.k().end(), 0.0F);
+      for (std::size_t i = 0; i < 12; ++i) {
+        world.v()[i * 16 + i] = odd[i];
+      }
+      world.StepAll({12});
+      if (expected.empty()) {
+        expected = world.bytes();
+      }
+      EXPECT_EQ(world.bytes(), expected) << Name(isa);
+    }
+  }
+}
+
+TEST(KvCacheSpec, RefusesShapesThatNoKernelRuns) {
+  const KvCacheSpec good{.num_layers = 1, .num_kv_heads = 1, .head_dim = 64};
+  EXPECT_TRUE(Validate(good));
+  for (const std::int64_t head_dim : {0, 8, 20, 100, 272}) {
+    KvCacheSpec bad = good;
+    bad.head_dim = head_dim;
+    const auto result = Validate(bad);
+    ASSERT_FALSE(result);
+    EXPECT_THAT(result.error().message, HasSubstr("head_dim " + std::to_string(head_dim)));
+  }
+  KvCacheSpec bad = good;
+  bad.block_size_tokens = 64;
+  EXPECT_FALSE(Validate(bad));
+}
+
+}  // namespace
+}  // namespace nibble
