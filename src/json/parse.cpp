@@ -298,10 +298,9 @@ class Builder {
       }
       return child;
     }
-    ondemand::field field;
-    if (const auto error = (*frame.members).get(field)) {
-      return Syntax(error);
-    }
+    // Asked through the result: there every simdjson from 3.0 on has unescaped_key() without
+    // arguments.
+    simdjson::simdjson_result<ondemand::field> field = *frame.members;
     std::string_view key;
     if (const auto error = field.unescaped_key().get(key)) {
       return Syntax(error);
@@ -316,7 +315,10 @@ class Builder {
       return Corrupt(fmt::format("the key {} stands twice in one object", quoted));
     }
     frame.key = key;
-    return field.value();
+    if (const auto error = field.value().get(child)) {
+      return Syntax(error);
+    }
+    return child;
   }
 
   void Deliver(Value value) {
