@@ -145,16 +145,21 @@ class World {
     Step(parts);
   }
 
-  /// Attention in double precision, straight from the inputs: no block, no split, no rounding of
-  /// the cache. Returns the output of one token and query head.
-  std::vector<double> Truth(int s, int position, std::int64_t head) const {
+  /// Attention in double precision for one token and query head: straight from the inputs (no
+  /// block, no split, no rounding of the cache), or from the rotated q and what the cache holds.
+  std::vector<double> Truth(int s, int position, std::int64_t head, bool from_cache) const {
     const std::int64_t kv_head = head / (shape_.num_heads / shape_.num_kv_heads);
     const std::int64_t row = first_rows_[static_cast<std::size_t>(s)];
-    const auto q = Rotated(raw_q_, (row + position) * shape_.num_heads + head, position, q_norm_);
+    const std::int64_t q_row = (row + position) * shape_.num_heads + head;
+    const float* stored_q = q_.data() + q_row * shape_.head_dim;
+    const auto q = from_cache ? std::vector<double>(stored_q, stored_q + shape_.head_dim)
+                              : Rotated(raw_q_, q_row, position, q_norm_);
     const int first = shape_.window > 0 ? std::max(0, position - shape_.window + 1) : 0;
     std::vector<double> scores;
     for (int j = first; j <= position; ++j) {
-      const auto k = Rotated(k_, (row + j) * shape_.num_kv_heads + kv_head, j, k_norm_);
+      const auto k = from_cache
+                         ? Stored(s, j, kv_head, false)
+                         : Rotated(k_, (row + j) * shape_.num_kv_heads + kv_head, j, k_norm_);
       double sum = 0.0;
       for (std::size_t d = 0; d < k.size(); ++d) {
         sum += q[d] * k[d];
@@ -167,9 +172,12 @@ class World {
     for (int j = first; j <= position; ++j) {
       const double p = std::exp(scores[static_cast<std::size_t>(j - first)] - max);
       total += p;
-      const float* v = v_.data() + ((row + j) * shape_.num_kv_heads + kv_head) * shape_.head_dim;
+      const float* raw_v =
+          v_.data() + ((row + j) * shape_.num_kv_heads + kv_head) * shape_.head_dim;
+      const auto v = from_cache ? Stored(s, j, kv_head, true)
+                                : std::vector<double>(raw_v, raw_v + shape_.head_dim);
       for (std::size_t d = 0; d < out.size(); ++d) {
-        out[d] += p * static_cast<double>(v[d]);
+        out[d] += p * v[d];
       }
     }
     for (double& o : out) {
@@ -183,14 +191,6 @@ class World {
     return out_.data() + (row * shape_.num_heads + head) * shape_.head_dim;
   }
 
-  /// Rounds k and v as a bf16 cache will (only exact without rotation, at position 0; enough for
-  /// v, whose error is not averaged away when one key dominates).
-  void RoundInputsToBF16() {
-    for (float& x : v_) {
-      x = BF16ToFloat(FloatToBF16(x));
-    }
-  }
-
   std::vector<float>& q() { return q_; }
   std::vector<float>& k() { return k_; }
   std::vector<float>& v() { return v_; }
@@ -200,6 +200,41 @@ class World {
   const std::vector<BlockId>& table(int s) const { return tables_[static_cast<std::size_t>(s)]; }
 
  private:
+  /// K or V of one token as the bytes of the cache say (docs/formats/kv_block.md).
+  std::vector<double> Stored(int s, int position, std::int64_t kv_head, bool is_v) const {
+    const std::int64_t head_dim = shape_.head_dim;
+    const bool int8 = shape_.dtype == KvDType::kInt8;
+    const std::int64_t slot = position % 16;
+    const std::int64_t block =
+        Raw(tables_[static_cast<std::size_t>(s)][static_cast<std::size_t>(position / 16)]);
+    const std::int64_t head_bytes = int8 ? 32 * head_dim + 64 : 64 * head_dim;
+    const auto* bytes =
+        reinterpret_cast<const std::uint8_t*>(bytes_.data()) +
+        ((cache_.num_blocks + block) * shape_.num_kv_heads + kv_head) * head_bytes;  // layer 1
+    const auto half_at = [&](std::int64_t offset) {
+      std::uint16_t value = 0;
+      std::memcpy(&value, bytes + offset, 2);
+      return value;
+    };
+    std::vector<double> values;
+    for (std::int64_t d = 0; d < head_dim; ++d) {
+      if (int8) {
+        const double scale =
+            static_cast<double>(F16ToFloat(half_at(32 * head_dim + (is_v ? 32 : 0) + 2 * slot)));
+        const int code = is_v
+                             ? bytes[16 * head_dim + (slot / 4 * head_dim + d) * 4 + slot % 4] - 128
+                             : bytes[(d / 4 * 16 + slot) * 4 + d % 4] - 128;
+        values.push_back(scale * code);
+      } else {
+        const std::int64_t at = is_v
+                                    ? 32 * head_dim + ((slot / 2 * head_dim + d) * 2 + slot % 2) * 2
+                                    : ((d / 2 * 16 + slot) * 2 + d % 2) * 2;
+        values.push_back(static_cast<double>(BF16ToFloat(half_at(at))));
+      }
+    }
+    return values;
+  }
+
   float Scale() const { return 1.0F / std::sqrt(static_cast<float>(shape_.head_dim)); }
 
   std::vector<double> Rotated(const std::vector<float>& all, std::int64_t head_row, int position,
@@ -276,34 +311,49 @@ std::string Describe(const Shape& shape) {
          " window " + std::to_string(shape.window);
 }
 
-TEST(PagedAttention, EqualsDoublePrecisionSoftmax) {
-  const std::vector<int> lengths = {1, 17, 300, 64};
-  for (const Shape& shape : Shapes()) {
-    World world(shape, lengths);
-    world.RoundInputsToBF16();
-    world.StepAll(lengths);
-    // q and k are of size 2 and 1.5 here and rounded to bf16 (or int8), so scores of size 10 move
-    // by up to 2^-9 of that: a bound on the output follows from the softmax, v being of size 1.
-    double worst = 0.0;
-    double squares = 0.0;
-    double count = 0.0;
-    for (std::size_t s = 0; s < lengths.size(); ++s) {
-      for (int p = 0; p < lengths[s]; p += 1 + p / 7) {
-        for (std::int64_t head = 0; head < shape.num_heads; head += 2) {
-          const auto truth = world.Truth(static_cast<int>(s), p, head);
-          const float* out = world.Out(static_cast<int>(s), p, head);
-          for (std::size_t d = 0; d < truth.size(); ++d) {
-            const double error = std::abs(static_cast<double>(out[d]) - truth[d]);
-            worst = std::max(worst, error);
-            squares += error * error;
-            count += 1.0;
-          }
+/// Largest and root mean square error of a sample of outputs.
+std::pair<double, double> Errors(const World& world, const Shape& shape,
+                                 const std::vector<int>& lengths, bool from_cache) {
+  double worst = 0.0;
+  double squares = 0.0;
+  double count = 0.0;
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    for (int p = 0; p < lengths[s]; p += 1 + p / 3) {
+      for (std::int64_t head = 0; head < shape.num_heads; head += 3) {
+        const auto truth = world.Truth(static_cast<int>(s), p, head, from_cache);
+        const float* out = world.Out(static_cast<int>(s), p, head);
+        for (std::size_t d = 0; d < truth.size(); ++d) {
+          const double error = std::abs(static_cast<double>(out[d]) - truth[d]);
+          worst = std::max(worst, error);
+          squares += error * error;
+          count += 1.0;
         }
       }
     }
-    const double rms = std::sqrt(squares / count);
+  }
+  return {worst, std::sqrt(squares / count)};
+}
+
+TEST(PagedAttention, EqualsDoublePrecisionOnWhatTheCacheHolds) {
+  // fp32 sums of 256 terms and merges of splits: errors of some 1e-6 for values of size 1.
+  const std::vector<int> lengths = {1, 17, 530, 64};
+  for (const Shape& shape : Shapes()) {
+    World world(shape, lengths);
+    world.StepAll(lengths);
+    EXPECT_LT(Errors(world, shape, lengths, true).first, 2e-5) << Describe(shape);
+  }
+}
+
+TEST(PagedAttention, RoundingOfTheCacheCostsLittle) {
+  // Scores have a spread of 3 here, so they move by about 3 * 2^-9 in bf16 and the softmax with
+  // them; v is rounded alike. The worst of thousands of values is about ten times the mean.
+  const std::vector<int> lengths = {1, 17, 300};
+  for (const Shape& shape : Shapes()) {
+    World world(shape, lengths);
+    world.StepAll(lengths);
+    const auto [worst, rms] = Errors(world, shape, lengths, false);
     const bool int8 = shape.dtype == KvDType::kInt8;
-    EXPECT_LT(rms, int8 ? 1e-2 : 2e-3) << Describe(shape);
+    EXPECT_LT(rms, int8 ? 1e-2 : 3e-3) << Describe(shape);
     EXPECT_LT(worst, int8 ? 1e-1 : 3e-2) << Describe(shape);
   }
 }

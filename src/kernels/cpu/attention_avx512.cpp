@@ -1,5 +1,5 @@
 #include "kernels/attention_kernel.h"
-#include "kernels/cpu/vec16_avx512.h"
+#include "kernels/cpu/vec16_avx512.inc"
 
 namespace nibble {
 namespace {
@@ -14,7 +14,7 @@ constexpr int ScoreBlocks(int rows) { return rows <= 4 ? 4 : 2; }
 }  // namespace nibble
 
 // After them: it is written in their terms.
-#include "kernels/cpu/attention_body.h"
+#include "kernels/cpu/attention_body.inc"
 
 namespace nibble {
 

@@ -1,7 +1,7 @@
-#include "kernels/cpu/vec16_avx2.h"
+#include "kernels/cpu/vec16_avx2.inc"
 #include "kernels/sampling_kernel.h"
 // After them: it is written in their terms.
-#include "kernels/cpu/sampling_body.h"
+#include "kernels/cpu/sampling_body.inc"
 
 namespace nibble {
 
