@@ -16,6 +16,7 @@
 
 namespace nibble {
 
+class TextDecoderFactory;
 class Tokenizer;
 
 struct EngineConfig {
@@ -28,6 +29,7 @@ struct EngineConfig {
   bool enable_prefix_caching = true;
   std::int64_t vocab_size = 0;
   std::vector<TokenId> eos_token_ids;
+  std::int32_t prefix_hash_bits = 64;  // tests lower it, so that collisions are common
 };
 Result<void> Validate(const EngineConfig& config);
 
@@ -70,6 +72,10 @@ class Engine {
   /// tokenizer may be null: then no text is produced and stop strings are refused.
   static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config, StepExecutor& executor,
                                                 const Tokenizer* tokenizer, const Clock& clock);
+  /// The same with any source of text; null: none.
+  static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config, StepExecutor& executor,
+                                                std::unique_ptr<TextDecoderFactory> text,
+                                                const Clock& clock);
   virtual ~Engine() = default;
 
   /// Validates and queues. Errors: kInvalidArgument, kLimitExceeded (the queue is full),
@@ -92,6 +98,10 @@ class Engine {
 
   virtual EngineStats Stats() const = 0;
   virtual const EngineConfig& config() const = 0;
+
+  /// Recounts blocks, references, queue and batch. For tests and for an idle server: engine thread
+  /// only, O(blocks). kInternal names what is broken.
+  virtual Result<void> Audit() const { return {}; }
 };
 
 }  // namespace nibble
