@@ -18,4 +18,9 @@ const Clock& SystemClock() {
   return clock;
 }
 
+std::int64_t UnixSeconds() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::seconds>(now).count();
+}
+
 }  // namespace nibble

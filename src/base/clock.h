@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 
 namespace nibble {
 
@@ -23,5 +24,8 @@ class Clock {
 
 /// The machine's steady clock.
 const Clock& SystemClock();
+
+/// The date: seconds since 1970-01-01 UTC, for what people read. Nothing is computed from it.
+std::int64_t UnixSeconds();
 
 }  // namespace nibble

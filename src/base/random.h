@@ -32,4 +32,8 @@ constexpr float UniformAt(std::uint64_t seed, std::uint32_t choice, std::uint64_
   return static_cast<float>(random[0] >> 8) * 0x1p-24F;
 }
 
+/// A number that nobody can foresee, from the operating system: for names and for the seeds of
+/// requests that bring none.
+std::uint64_t Entropy();
+
 }  // namespace nibble

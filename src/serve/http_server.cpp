@@ -17,12 +17,13 @@
 #include <list>
 #include <map>
 #include <mutex>
-#include <random>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/log.h"
+#include "base/random.h"
 #include "base/text.h"
 
 namespace nibble {
@@ -40,7 +41,7 @@ constexpr std::chrono::seconds kLingerTimeout{2};
 constexpr std::chrono::milliseconds kAcceptRetry{100};
 
 std::string HttpDate() {
-  const std::time_t now = std::time(nullptr);
+  const std::time_t now = UnixSeconds();
   std::tm parts{};
   gmtime_r(&now, &parts);
   std::array<char, 40> text{};
@@ -49,11 +50,7 @@ std::string HttpDate() {
   return {text.data(), length};
 }
 
-std::string RandomId() {
-  thread_local std::mt19937_64 random{(std::uint64_t{std::random_device{}()} << 32U) ^
-                                      std::random_device{}()};
-  return fmt::format("{:016x}{:016x}", random(), random());
-}
+std::string RandomId() { return fmt::format("{:016x}{:016x}", Entropy(), Entropy()); }
 
 // The IoExecutor of one thread. It is shared with whoever posts, so it may outlive the event loop.
 class Mailbox final : public IoExecutor, public std::enable_shared_from_this<Mailbox> {

@@ -7,9 +7,9 @@
 #include <cmath>
 #include <initializer_list>
 #include <limits>
-#include <random>
 #include <utility>
 
+#include "base/random.h"
 #include "base/text.h"
 
 namespace nibble {
@@ -222,12 +222,6 @@ std::optional<std::int64_t> ParseTokenKey(std::string_view text) {
   return value;
 }
 
-std::uint64_t DrawSeed() {
-  thread_local std::mt19937_64 random{(std::uint64_t{std::random_device{}()} << 32U) ^
-                                      std::random_device{}()};
-  return random();
-}
-
 // The request's model, as it will be named in the answer.
 void ReadModel(Fields& fields, const ApiContext& context, std::string& model) {
   const std::string* name = fields.String("model");
@@ -336,7 +330,7 @@ void ReadSampling(Fields& fields, const ApiContext& context, ApiRequest& request
     }
     sampling.seed = as_int ? static_cast<std::uint64_t>(*as_int) : as_uint.value_or(0);
   } else {
-    sampling.seed = DrawSeed();
+    sampling.seed = Entropy();
   }
   sampling.min_tokens = static_cast<std::int32_t>(fields.Int("min_tokens", 0, kMaxInt).value_or(0));
   sampling.ignore_eos = fields.Bool("ignore_eos", false);

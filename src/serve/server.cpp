@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cerrno>
 #include <csignal>
-#include <ctime>
 #include <span>
 #include <utility>
 
@@ -112,7 +111,7 @@ class ServerImpl final : public Server {
   Engine& engine_;
   const ModelText& text_;
   ApiContext context_;
-  std::int64_t created_ = std::time(nullptr);
+  std::int64_t created_ = UnixSeconds();
   HttpMetrics http_metrics_;
   GenerationRegistry registry_;
   std::atomic<bool> draining_{false};
@@ -223,7 +222,7 @@ void ServerImpl::Generate(HttpRequest request, const Writer& writer, Parse parse
     parsed->id = request.request_id;
   }
   parsed->id.insert(0, prefix);
-  parsed->created = std::time(nullptr);
+  parsed->created = UnixSeconds();
   std::string tenant = router_->Tenant(request);
   const auto deadline = SystemClock().Now() + config_.request_timeout;
   for (GenerationRequest& generation : parsed->requests) {
@@ -338,8 +337,8 @@ Result<void> ServerImpl::Run() {
   draining_ = true;
   engine_.StartDraining();
   http_->StopListening();
-  const auto deadline = std::chrono::steady_clock::now() + config_.shutdown_timeout;
-  while (asked < 2 && registry_.size() > 0 && std::chrono::steady_clock::now() < deadline) {
+  const auto deadline = SystemClock().Now() + config_.shutdown_timeout;
+  while (asked < 2 && registry_.size() > 0 && SystemClock().Now() < deadline) {
     asked += WaitForStop(std::chrono::milliseconds(5));
   }
   if (registry_.size() > 0) {

@@ -80,7 +80,7 @@ def main():
     order = list(DEPENDENCIES)
     errors = [f"layers.py: {m} uses {d}, which is below it" for m in order for d in DEPENDENCIES[m]
               if order.index(d) >= order.index(m)]
-    files = sorted(p for p in source.rglob("*") if p.suffix in (".h", ".cpp", ".cu"))
+    files = sorted(p for p in source.rglob("*") if p.suffix in (".h", ".inc", ".cpp", ".cu"))
     errors += [f"src/{m.name}: not a module of the table" for m in source.iterdir() if m.name not in DEPENDENCIES]
     for path in files:
         if path.relative_to(source).parts[0] not in DEPENDENCIES:
