@@ -1,9 +1,10 @@
-// Integer weights times quantized activations, AVX2: included by linear_w4_avx2.cpp and linear_w8_avx2.cpp,
-// which define kWeightBits. Everything here is static.
+// Integer weights times quantized activations, AVX2: included by linear_w4_avx2.cpp and
+// linear_w8_avx2.cpp, which define kWeightBits. Everything here is static.
 //
-// The formula and the order of sums are those of linear_integer_avx512.inl. vpmaddubsw would saturate with 8-bit
-// codes, so codes and activations meet as int16 in vpmaddwd, which is exact: a 32-bit lane holds columns (k, k+2)
-// or (k+1, k+3) of one output, the order in which a packed row of four k falls apart by shifts and masks.
+// The formula and the order of sums are those of linear_integer_avx512.inl. vpmaddubsw would
+// saturate with 8-bit codes, so codes and activations meet as int16 in vpmaddwd, which is exact: a
+// 32-bit lane holds columns (k, k+2) or (k+1, k+3) of one output, the order in which a packed row
+// of four k falls apart by shifts and masks.
 
 #define NIBBLE_UNROLL _Pragma("GCC unroll 64")
 
@@ -11,10 +12,10 @@ constexpr std::int64_t CodeBytes(std::int64_t unit_cols) {
   return unit_cols * kPanelOutputs * kWeightBits / 8;
 }
 
-constexpr std::int64_t kGroupPanels = 4;   // panels that share one widening of x
-constexpr std::int64_t kRowBlock = 128;    // rows whose f32 sums stay in the scratch
-constexpr std::int64_t kChunkBlocks = 2;   // blocks of 64 columns unpacked at once
-constexpr std::int64_t kPairs = 32;        // of a block
+constexpr std::int64_t kGroupPanels = 4;  // panels that share one widening of x
+constexpr std::int64_t kRowBlock = 128;   // rows whose f32 sums stay in the scratch
+constexpr std::int64_t kChunkBlocks = 2;  // blocks of 64 columns unpacked at once
+constexpr std::int64_t kPairs = 32;       // of a block
 
 // Scratch of a worker.
 struct Scratch {
@@ -53,8 +54,8 @@ static inline void UnpackUnit(const std::uint8_t* unit, std::int16_t* to) {
     for (int half = 0; half < 2; ++half) {
       const __m256i v = Load(unit + 64 * j + 32 * half);
       const auto put = [&](int pair, __m256i codes) __attribute__((always_inline)) {
-        _mm256_storeu_si256(
-            reinterpret_cast<__m256i*>(to + pair * 2 * kPanelOutputs + 16 * half), codes);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + pair * 2 * kPanelOutputs + 16 * half),
+                            codes);
       };
       put(2 * j, _mm256_and_si256(v, mask));
       put(2 * j + 1, _mm256_and_si256(_mm256_srli_epi16(v, 8), mask));
@@ -127,8 +128,8 @@ static inline void Tile(const LinearCall& call, const Scratch& scratch, std::int
       const ActivationBlock& info = call.x.blocks[block * call.x.num_rows + row + r];
       NIBBLE_UNROLL for (int half = 0; half < 2; ++half) {
         float* sum = sums + r * kPanelOutputs + 8 * half;
-        _mm256_storeu_ps(sum, Fold<kLimbs, kGrid>(t[r][half], scales, half, info, part,
-                                                  _mm256_loadu_ps(sum)));
+        _mm256_storeu_ps(
+            sum, Fold<kLimbs, kGrid>(t[r][half], scales, half, info, part, _mm256_loadu_ps(sum)));
       }
     }
   }

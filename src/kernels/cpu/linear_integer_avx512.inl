@@ -45,14 +45,15 @@ __attribute__((always_inline)) static inline UnitScales LoadScales(const std::ui
   return s;
 }
 
-// Turns the sums of one unit into floats and adds them to acc.
+// Turns the sums of one unit (of the high limbs, or all; of the low limbs) into floats and adds
+// them to acc.
 template <int kLimbs, LinearGrid kGrid>
-__attribute__((always_inline)) static inline __m512 Fold(const __m512i* sums, const UnitScales& s,
+__attribute__((always_inline)) static inline __m512 Fold(__m512i t, __m512i low,
+                                                         const UnitScales& s,
                                                          const ActivationBlock& info, int part,
                                                          __m512 acc) {
-  __m512i t = sums[0];
   if (kLimbs == 2) {
-    t = _mm512_add_epi32(_mm512_slli_epi32(t, 8), sums[kLimbs - 1]);
+    t = _mm512_add_epi32(_mm512_slli_epi32(t, 8), low);
   }
   const __m512i sum = _mm512_set1_epi32(info.sum[part]);
   if (kGrid == LinearGrid::kSymmetric) {
@@ -94,12 +95,17 @@ template <int kLimbs, LinearGrid kGrid, int kUnit, int kPanels>
 __attribute__((always_inline)) static inline void RowPanels(const LinearCall& call,
                                                             std::int64_t panel) {
   const PackedLayout& layout = call.layout;
-  const std::uint8_t* w = call.weight + panel * layout.panel_bytes;
-  const std::int64_t stride = layout.panel_bytes;
+  const std::uint8_t* w[kPanels];
+  NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+    w[p] = call.weight + (panel + p) * layout.panel_bytes;
+  }
   __m512 acc[kPanels];
   NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) acc[p] = _mm512_setzero_ps();
   const __m512i mask = _mm512_set1_epi8(15);
-  for (std::int64_t u = 0; u < layout.num_units; ++u, w += layout.unit_bytes) {
+  for (std::int64_t u = 0; u < layout.num_units; ++u) {
+    // Opaque to the compiler, which would otherwise keep every sum of pointer and row in a register
+    // of its own.
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) __asm__("" : "+r"(w[p]));
     const std::int64_t block = kUnit == 64 ? u : u / 2;
     const int first = kUnit == 64 ? 0 : static_cast<int>(u % 2) * 32;
     const std::int8_t* x = call.x.limbs + block * kLimbs * kActivationBlock + first;
@@ -118,7 +124,7 @@ __attribute__((always_inline)) static inline void RowPanels(const LinearCall& ca
         }
       }
       NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-        const std::uint8_t* at = w + p * stride + 64 * j;
+        const std::uint8_t* at = w[p] + 64 * j;
         const __m512i codes = _mm512_loadu_si512(at);
         _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
         if (kWeightBits == 4) {
@@ -136,8 +142,9 @@ __attribute__((always_inline)) static inline void RowPanels(const LinearCall& ca
     const ActivationBlock& info = call.x.blocks[block];
     const int part = kUnit == 64 ? 2 : static_cast<int>(u % 2);
     NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-      const UnitScales s = LoadScales<kGrid>(w + p * stride + CodeBytes(kUnit));
-      acc[p] = Fold<kLimbs, kGrid>(t[p], s, info, part, acc[p]);
+      const UnitScales s = LoadScales<kGrid>(w[p] + CodeBytes(kUnit));
+      w[p] += layout.unit_bytes;
+      acc[p] = Fold<kLimbs, kGrid>(t[p][0], t[p][kLimbs - 1], s, info, part, acc[p]);
     }
   }
   NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) Store<kLimbs>(call, 0, panel + p, acc[p]);
@@ -164,6 +171,143 @@ static void RunRow(const LinearCall& call) {
   }
 }
 
+// ---- the inner loop of many rows ----
+//
+// t[v * 4 + p] = sum over 4 * steps columns of codes[panel p] * x[vector v], for 4 panels whose
+// unpacked rows of 64 bytes lie interleaved, and kVectors limb vectors kActivationBlock bytes
+// apart. Written in assembly: GCC 12 keeps the codes on the stack and puts a register move beside
+// every product.
+
+#define NIBBLE_DOT_LOAD(at)       \
+  "vmovdqa64 " #at                \
+  "*256(%[codes]), %%zmm16\n"     \
+  "vmovdqa64 " #at                \
+  "*256+64(%[codes]), %%zmm17\n"  \
+  "vmovdqa64 " #at                \
+  "*256+128(%[codes]), %%zmm18\n" \
+  "vmovdqa64 " #at "*256+192(%[codes]), %%zmm19\n"
+#define NIBBLE_DOT_VECTOR(at, v, b, t0, t1, t2, t3)  \
+  "vpbroadcastd " #at "*4+" #v "*64(%[x]), %%zmm" #b \
+  "\n"                                               \
+  "vpdpbusd %%zmm" #b ", %%zmm16, %%zmm" #t0         \
+  "\n"                                               \
+  "vpdpbusd %%zmm" #b ", %%zmm17, %%zmm" #t1         \
+  "\n"                                               \
+  "vpdpbusd %%zmm" #b ", %%zmm18, %%zmm" #t2         \
+  "\n"                                               \
+  "vpdpbusd %%zmm" #b ", %%zmm19, %%zmm" #t3 "\n"
+#define NIBBLE_DOT_STEP1(at) NIBBLE_DOT_LOAD(at) NIBBLE_DOT_VECTOR(at, 0, 20, 0, 1, 2, 3)
+#define NIBBLE_DOT_STEP2(at) NIBBLE_DOT_STEP1(at) NIBBLE_DOT_VECTOR(at, 1, 21, 4, 5, 6, 7)
+#define NIBBLE_DOT_STEP4(at)                 \
+  NIBBLE_DOT_STEP2(at)                       \
+  NIBBLE_DOT_VECTOR(at, 2, 22, 8, 9, 10, 11) \
+  NIBBLE_DOT_VECTOR(at, 3, 23, 12, 13, 14, 15)
+#define NIBBLE_DOT_LOOP(step) \
+  "1:\n" step(0) step(1) step(2) step(3)        \
+  "add $1024, %[codes]\n"                       \
+  "add $16, %[x]\n"                             \
+  "sub $4, %[steps]\n"                          \
+  "jnz 1b\n"
+#define NIBBLE_DOT_INPUTS [codes] "+r"(codes), [x] "+r"(x), [steps] "+r"(steps)
+#define NIBBLE_DOT_CLOBBERS \
+  "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23", "cc", "memory"
+
+#define NIBBLE_DOT_ZERO(t) "vpxord %%zmm" #t ", %%zmm" #t ", %%zmm" #t "\n"
+
+__attribute__((always_inline)) static inline void DotPanels(const std::uint8_t* codes,
+                                                            const std::int8_t* x,
+                                                            std::int64_t steps, __m512i (&t)[4]) {
+  register __m512i t0 __asm__("zmm0");
+  register __m512i t1 __asm__("zmm1");
+  register __m512i t2 __asm__("zmm2");
+  register __m512i t3 __asm__("zmm3");
+  __asm__ volatile(NIBBLE_DOT_ZERO(0) NIBBLE_DOT_ZERO(1) NIBBLE_DOT_ZERO(2) NIBBLE_DOT_ZERO(3)
+                       NIBBLE_DOT_LOOP(NIBBLE_DOT_STEP1)
+                   : NIBBLE_DOT_INPUTS, "=v"(t0), "=v"(t1), "=v"(t2), "=v"(t3)
+                   :
+                   : NIBBLE_DOT_CLOBBERS);
+  t[0] = t0;
+  t[1] = t1;
+  t[2] = t2;
+  t[3] = t3;
+}
+
+__attribute__((always_inline)) static inline void DotPanels(const std::uint8_t* codes,
+                                                            const std::int8_t* x,
+                                                            std::int64_t steps, __m512i (&t)[8]) {
+  register __m512i t0 __asm__("zmm0");
+  register __m512i t1 __asm__("zmm1");
+  register __m512i t2 __asm__("zmm2");
+  register __m512i t3 __asm__("zmm3");
+  register __m512i t4 __asm__("zmm4");
+  register __m512i t5 __asm__("zmm5");
+  register __m512i t6 __asm__("zmm6");
+  register __m512i t7 __asm__("zmm7");
+  __asm__ volatile(NIBBLE_DOT_ZERO(0) NIBBLE_DOT_ZERO(1) NIBBLE_DOT_ZERO(2) NIBBLE_DOT_ZERO(3)
+                       NIBBLE_DOT_ZERO(4) NIBBLE_DOT_ZERO(5) NIBBLE_DOT_ZERO(6) NIBBLE_DOT_ZERO(7)
+                           NIBBLE_DOT_LOOP(NIBBLE_DOT_STEP2)
+                   : NIBBLE_DOT_INPUTS, "=v"(t0), "=v"(t1), "=v"(t2), "=v"(t3), "=v"(t4), "=v"(t5),
+                     "=v"(t6), "=v"(t7)
+                   :
+                   : NIBBLE_DOT_CLOBBERS);
+  t[0] = t0;
+  t[1] = t1;
+  t[2] = t2;
+  t[3] = t3;
+  t[4] = t4;
+  t[5] = t5;
+  t[6] = t6;
+  t[7] = t7;
+}
+
+__attribute__((always_inline)) static inline void DotPanels(const std::uint8_t* codes,
+                                                            const std::int8_t* x,
+                                                            std::int64_t steps, __m512i (&t)[16]) {
+  register __m512i t0 __asm__("zmm0");
+  register __m512i t1 __asm__("zmm1");
+  register __m512i t2 __asm__("zmm2");
+  register __m512i t3 __asm__("zmm3");
+  register __m512i t4 __asm__("zmm4");
+  register __m512i t5 __asm__("zmm5");
+  register __m512i t6 __asm__("zmm6");
+  register __m512i t7 __asm__("zmm7");
+  register __m512i t8 __asm__("zmm8");
+  register __m512i t9 __asm__("zmm9");
+  register __m512i t10 __asm__("zmm10");
+  register __m512i t11 __asm__("zmm11");
+  register __m512i t12 __asm__("zmm12");
+  register __m512i t13 __asm__("zmm13");
+  register __m512i t14 __asm__("zmm14");
+  register __m512i t15 __asm__("zmm15");
+  __asm__ volatile(NIBBLE_DOT_ZERO(0) NIBBLE_DOT_ZERO(1) NIBBLE_DOT_ZERO(2) NIBBLE_DOT_ZERO(3)
+                       NIBBLE_DOT_ZERO(4) NIBBLE_DOT_ZERO(5) NIBBLE_DOT_ZERO(6) NIBBLE_DOT_ZERO(7)
+                           NIBBLE_DOT_ZERO(8) NIBBLE_DOT_ZERO(9) NIBBLE_DOT_ZERO(10)
+                               NIBBLE_DOT_ZERO(11) NIBBLE_DOT_ZERO(12) NIBBLE_DOT_ZERO(13)
+                                   NIBBLE_DOT_ZERO(14) NIBBLE_DOT_ZERO(15)
+                                       NIBBLE_DOT_LOOP(NIBBLE_DOT_STEP4)
+                   : NIBBLE_DOT_INPUTS, "=v"(t0), "=v"(t1), "=v"(t2), "=v"(t3), "=v"(t4), "=v"(t5),
+                     "=v"(t6), "=v"(t7), "=v"(t8), "=v"(t9), "=v"(t10), "=v"(t11), "=v"(t12),
+                     "=v"(t13), "=v"(t14), "=v"(t15)
+                   :
+                   : NIBBLE_DOT_CLOBBERS);
+  t[0] = t0;
+  t[1] = t1;
+  t[2] = t2;
+  t[3] = t3;
+  t[4] = t4;
+  t[5] = t5;
+  t[6] = t6;
+  t[7] = t7;
+  t[8] = t8;
+  t[9] = t9;
+  t[10] = t10;
+  t[11] = t11;
+  t[12] = t12;
+  t[13] = t13;
+  t[14] = t14;
+  t[15] = t15;
+}
+
 // ---- many rows: unpack a few units of kPanels panels to L1 once, then sweep a block of rows ----
 
 constexpr std::int64_t kRowBlock = 256;  // rows whose f32 sums stay in the scratch
@@ -175,53 +319,36 @@ constexpr std::int64_t kCodesBytes = kChunkUnits64 * 64 * kPanelOutputs * 4;
 constexpr std::int64_t kScalesBytes = kChunkUnits64 * 2 * 4 * 128;
 static_assert(kCodesBytes + kScalesBytes + kRowBlock * 4 * 64 <= kLinearKernelScratchBytes);
 
-// kRows rows against kPanels panels over `units` unpacked units.
-template <int kLimbs, LinearGrid kGrid, int kUnit, int kPanels, int kRows>
-__attribute__((always_inline)) static inline void Tile(const LinearCall& call,
-                                                       const std::uint8_t* codes,
-                                                       const UnitScales* scales, std::int64_t unit,
-                                                       std::int64_t units, std::int64_t row,
-                                                       float* sums) {
+// kVectors limb vectors (kVectors / kLimbs rows) against 4 panels over `units` unpacked units.
+template <int kLimbs, LinearGrid kGrid, int kUnit, int kVectors>
+static inline void Tile(const LinearCall& call, const std::uint8_t* codes, const UnitScales* scales,
+                        std::int64_t unit, std::int64_t units, std::int64_t row, float* sums) {
+  constexpr int kRows = kVectors / kLimbs;
   const std::int64_t rows = call.x.num_rows;
   for (std::int64_t i = 0; i < units; ++i) {
     const std::int64_t block = kUnit == 64 ? unit + i : (unit + i) / 2;
     const int half = kUnit == 64 ? 0 : static_cast<int>((unit + i) % 2);
-    const std::int8_t* x =
-        call.x.limbs + (block * rows + row) * kLimbs * kActivationBlock + half * 32;
-    __m512i t[kRows][kPanels][kLimbs];
-    NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
-      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-        NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) t[r][p][l] = _mm512_setzero_si512();
-      }
-    }
-    const std::uint8_t* c = codes + i * kUnit * kPanelOutputs * kPanels;
-#pragma GCC unroll 1
-    for (int j = 0; j < kUnit / 4; ++j) {
-      __m512i w[kPanels];
-      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-        w[p] = _mm512_load_si512(c + (j * kPanels + p) * 64);
-      }
-      NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
-        NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) {
-          const __m512i four = BroadcastFour(x + (r * kLimbs + l) * kActivationBlock + 4 * j);
-          NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) Dot(t[r][p][l], w[p], four);
-        }
-      }
-    }
+    __m512i t[kVectors * 4];
+    DotPanels(codes + i * kUnit * kPanelOutputs * 4,
+              call.x.limbs + (block * rows + row) * kLimbs * kActivationBlock + half * 32,
+              kUnit / 4, t);
     const ActivationBlock* info = call.x.blocks + block * rows + row;
     NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
-      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-        float* sum = sums + (r * kPanels + p) * kPanelOutputs;
-        _mm512_store_ps(sum, Fold<kLimbs, kGrid>(t[r][p], scales[i * kPanels + p], info[r],
-                                                 kUnit == 64 ? 2 : half, _mm512_load_ps(sum)));
+      NIBBLE_UNROLL for (int p = 0; p < 4; ++p) {
+        float* sum = sums + (r * 4 + p) * kPanelOutputs;
+        _mm512_store_ps(
+            sum, Fold<kLimbs, kGrid>(t[r * kLimbs * 4 + p], t[((r + 1) * kLimbs - 1) * 4 + p],
+                                     scales[i * 4 + p], info[r], kUnit == 64 ? 2 : half,
+                                     _mm512_load_ps(sum)));
       }
     }
   }
 }
 
-template <int kLimbs, LinearGrid kGrid, int kUnit, int kPanels>
-static void BatchPanels(const LinearCall& call, std::int64_t panel) {
-  constexpr int kRows = kLimbs == 2 ? 2 : 4;
+// Up to 4 panels for all rows; absent panels are computed from stale codes and dropped.
+template <int kLimbs, LinearGrid kGrid, int kUnit>
+static void BatchPanels(const LinearCall& call, std::int64_t panel, int panels) {
+  constexpr int kRows = 4 / kLimbs;
   constexpr std::int64_t kChunk = kChunkUnits64 * 64 / kUnit;
   const PackedLayout& layout = call.layout;
   std::uint8_t* codes = call.scratch;
@@ -231,47 +358,52 @@ static void BatchPanels(const LinearCall& call, std::int64_t panel) {
   for (std::int64_t row0 = 0; row0 < call.x.num_rows; row0 += kRowBlock) {
     const std::int64_t row_end =
         row0 + kRowBlock < call.x.num_rows ? row0 + kRowBlock : call.x.num_rows;
-    for (std::int64_t i = 0; i < (row_end - row0) * kPanels; ++i) {
+    for (std::int64_t i = 0; i < (row_end - row0) * 4; ++i) {
       _mm512_store_ps(sums + i * kPanelOutputs, _mm512_setzero_ps());
     }
     for (std::int64_t unit = 0; unit < layout.num_units; unit += kChunk) {
       const std::int64_t units =
           kChunk < layout.num_units - unit ? kChunk : layout.num_units - unit;
       for (std::int64_t i = 0; i < units; ++i) {
-        NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        for (int p = 0; p < panels; ++p) {
           const std::uint8_t* from =
               call.weight + (panel + p) * layout.panel_bytes + (unit + i) * layout.unit_bytes;
-          std::uint8_t* to = codes + (i * kUnit / 4 * kPanels + p) * 64;
+          std::uint8_t* to = codes + (i * kUnit / 4 * 4 + p) * 64;
           constexpr int kRowsOf64 = static_cast<int>(CodeBytes(kUnit) / 64);
           NIBBLE_UNROLL for (int j = 0; j < kRowsOf64; ++j) {
             const __m512i v = _mm512_loadu_si512(from + 64 * j);
             _mm_prefetch(reinterpret_cast<const char*>(from) + 64 * j + 2 * kPrefetchBytes,
                          _MM_HINT_T0);
             if (kWeightBits == 4) {
-              _mm512_store_si512(to + j * kPanels * 64, _mm512_and_si512(v, mask));
-              _mm512_store_si512(to + (j + kUnit / 8) * kPanels * 64,
+              _mm512_store_si512(to + j * 256, _mm512_and_si512(v, mask));
+              _mm512_store_si512(to + (j + kUnit / 8) * 256,
                                  _mm512_and_si512(_mm512_srli_epi16(v, 4), mask));
             } else {
-              _mm512_store_si512(to + j * kPanels * 64, v);
+              _mm512_store_si512(to + j * 256, v);
             }
           }
-          scales[i * kPanels + p] = LoadScales<kGrid>(from + CodeBytes(kUnit));
+          scales[i * 4 + p] = LoadScales<kGrid>(from + CodeBytes(kUnit));
         }
       }
       std::int64_t row = row0;
       for (; row + kRows <= row_end; row += kRows) {
-        Tile<kLimbs, kGrid, kUnit, kPanels, kRows>(call, codes, scales, unit, units, row,
-                                                   sums + (row - row0) * kPanels * kPanelOutputs);
+        Tile<kLimbs, kGrid, kUnit, 4>(call, codes, scales, unit, units, row,
+                                      sums + (row - row0) * 4 * kPanelOutputs);
       }
-      for (; row < row_end; ++row) {
-        Tile<kLimbs, kGrid, kUnit, kPanels, 1>(call, codes, scales, unit, units, row,
-                                               sums + (row - row0) * kPanels * kPanelOutputs);
+      if (kLimbs == 1 && row + 2 <= row_end) {
+        Tile<kLimbs, kGrid, kUnit, 2>(call, codes, scales, unit, units, row,
+                                      sums + (row - row0) * 4 * kPanelOutputs);
+        row += 2;
+      }
+      if (row < row_end) {
+        Tile<kLimbs, kGrid, kUnit, kLimbs>(call, codes, scales, unit, units, row,
+                                           sums + (row - row0) * 4 * kPanelOutputs);
       }
     }
     for (std::int64_t row = row0; row < row_end; ++row) {
-      for (int p = 0; p < kPanels; ++p) {
+      for (int p = 0; p < panels; ++p) {
         Store<kLimbs>(call, row, panel + p,
-                      _mm512_load_ps(sums + ((row - row0) * kPanels + p) * kPanelOutputs));
+                      _mm512_load_ps(sums + ((row - row0) * 4 + p) * kPanelOutputs));
       }
     }
   }
@@ -279,15 +411,9 @@ static void BatchPanels(const LinearCall& call, std::int64_t panel) {
 
 template <int kLimbs, LinearGrid kGrid, int kUnit>
 static void RunBatch(const LinearCall& call) {
-  std::int64_t p = call.panel_begin;
-  for (; p + 4 <= call.panel_end; p += 4) {
-    BatchPanels<kLimbs, kGrid, kUnit, 4>(call, p);
-  }
-  for (; p + 2 <= call.panel_end; p += 2) {
-    BatchPanels<kLimbs, kGrid, kUnit, 2>(call, p);
-  }
-  for (; p < call.panel_end; ++p) {
-    BatchPanels<kLimbs, kGrid, kUnit, 1>(call, p);
+  for (std::int64_t p = call.panel_begin; p < call.panel_end; p += 4) {
+    const std::int64_t left = call.panel_end - p;
+    BatchPanels<kLimbs, kGrid, kUnit>(call, p, left < 4 ? static_cast<int>(left) : 4);
   }
 }
 
