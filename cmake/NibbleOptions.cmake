@@ -7,7 +7,7 @@ target_compile_options(nibble_options INTERFACE
   $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Werror>
   -Wno-missing-field-initializers  # every field has a default: {.rows = 3} is complete
   $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>  # GCC 12 reports it inside std::variant, falsely
-  -ffp-contract=off -fno-strict-aliasing -fstack-protector-strong -ftrivial-auto-var-init=zero)
+  -ffp-contract=off -fno-strict-aliasing -fstack-protector-strong $<$<CXX_COMPILER_ID:GNU>:-ftrivial-auto-var-init=zero>)
 
 option(NIBBLE_ASAN "Address and undefined-behaviour sanitizers" OFF)
 option(NIBBLE_TSAN "Thread sanitizer" OFF)

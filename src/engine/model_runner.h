@@ -23,8 +23,8 @@ struct RunnerConfig {
   KvDType kv_dtype = KvDType::kBF16;
   ActivationMode activations = ActivationMode::kInt16;
   TableFormat tables = TableFormat::kAuto;
-  std::optional<std::int64_t> num_blocks_override;  // exactly so many blocks
-  std::optional<std::uint64_t> kv_cache_bytes;      // at most so many bytes
+  std::optional<std::int64_t> num_blocks_override = {};  // exactly so many blocks
+  std::optional<std::uint64_t> kv_cache_bytes = {};      // at most so many bytes
   std::uint64_t available_bytes = 0;  // what the plan may use in all; 0: what the machine has free
   bool touch_pages = true;            // give the pool its pages now, so that nothing fails later
 };

@@ -74,6 +74,11 @@ class LlamaModel {
   void Logits(std::span<const std::int32_t> rows, float* logits,
               const LinearObserver* observer = nullptr);
 
+  /// hidden[i, :] = the embedding of ids[i]: where a walk block by block starts.
+  void Embed(std::span<const TokenId> ids, float* hidden) {
+    Embedding(context_, embedding_, ids, hidden);
+  }
+
   /// One decoder block alone, in place on hidden [num_tokens, hidden_size]: what a solver works on.
   void ForwardBlock(std::int64_t layer, float* hidden, const ForwardBatch& batch, KvCache& cache,
                     const LinearObserver* observer = nullptr);

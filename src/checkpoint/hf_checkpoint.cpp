@@ -1,0 +1,614 @@
+// A Hugging Face folder: float safetensors, and the compressed-tensors layouts pack-quantized and
+// int-quantized.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "base/limits.h"
+#include "base/text.h"
+#include "checkpoint/checkpoint_base.h"
+#include "io/safetensors.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Located {
+  const SafetensorsFile* file = nullptr;
+  const SafetensorsEntry* entry = nullptr;
+  TensorView view() const { return file->View(*entry); }
+};
+
+// The stored tensors of one canonical weight. Which are set depends on the layout.
+struct Parts {
+  std::optional<Located> plain;  // values, or int8 codes of int-quantized
+  std::optional<Located> packed, scale, zero_point, shape;
+};
+
+class HuggingFaceCheckpoint final : public CheckpointBase {
+ public:
+  CheckpointFormat format() const override { return CheckpointFormat::kSafetensors; }
+  Result<QuantizedTensor> ReadRows(const WeightInfo& weight, std::int64_t row_begin,
+                                   std::int64_t row_end) const override;
+  Result<std::vector<std::span<const std::byte>>> RawParts(const WeightInfo& weight) const override;
+  void Release(const WeightInfo& weight) const override;
+
+  Result<void> Open(const fs::path& folder);
+
+ private:
+  Result<fs::path> FileInside(const std::string& name) const;
+  Result<std::optional<std::string>> OptionalText(const std::string& name, std::size_t limit) const;
+  Result<void> ReadSideFiles();
+  Result<void> ReadTokenizerConfig(const std::string& text);
+  Result<void> OpenWeightFiles();
+  Result<void> RefuseForeignLayouts() const;
+  Result<void> MapWeights();
+  Result<WeightSpec> SpecOf(const ExpectedWeight& wanted, const Parts& parts) const;
+  Result<void> CheckDeclared() const;
+  std::string At(std::string_view file) const { return (path_ / file).string(); }
+
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, Located> tensors_;
+  std::map<std::string, Parts> parts_;
+};
+
+// The folder of a hub snapshot links into ../../blobs; everything else must stay beneath the
+// folder.
+Result<fs::path> HuggingFaceCheckpoint::FileInside(const std::string& name) const {
+  if (name.empty() || name.find('/') != std::string::npos || name == "..") {
+    return Fail(ErrorCode::kCorruptFile,
+                fmt::format("{}: file name \"{}\" leaves the folder", path_.string(), Quote(name)));
+  }
+  const fs::path file = path_ / name;
+  std::error_code error;
+  const fs::path real = fs::weakly_canonical(file, error);
+  fs::path root = fs::weakly_canonical(path_, error);
+  if (root.parent_path().filename() == "snapshots") {
+    root = root.parent_path().parent_path();
+  }
+  const auto [end, ignored] = std::mismatch(root.begin(), root.end(), real.begin(), real.end());
+  if (end != root.end()) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("{}: is a link that leaves the model's folder; copy the file there",
+                            file.string()));
+  }
+  return file;
+}
+
+Result<std::optional<std::string>> HuggingFaceCheckpoint::OptionalText(const std::string& name,
+                                                                       std::size_t limit) const {
+  std::error_code ignored;
+  if (!fs::exists(path_ / name, ignored)) {
+    return std::optional<std::string>();
+  }
+  NIBBLE_TRY(file, FileInside(name));
+  NIBBLE_TRY(text, ReadFile(file, limit));
+  return std::optional<std::string>(std::move(text));
+}
+
+Result<void> HuggingFaceCheckpoint::Open(const fs::path& folder) {
+  path_ = folder;
+  NIBBLE_TRY(config_text, OptionalText("config.json", limits::kConfigJsonBytes));
+  NIBBLE_TRY_VOID(ReadSideFiles());
+  if (!config_text) {
+    if (tokenizer_json_) {
+      return {};  // a tokenizer alone: good for tokenizing and for templates
+    }
+    return Fail(
+        ErrorCode::kNotFound,
+        fmt::format("{}: there is no config.json; is this a model's folder?", folder.string()));
+  }
+  auto config = json::Parse(*config_text);
+  if (!config) {
+    return Fail(config.error(), At("config.json") + ": ");
+  }
+  NIBBLE_TRY(parsed, ParseModelConfig(*config, At("config.json")));
+  config_ = parsed;
+  if (const json::Value* quantization = config->Find("quantization_config");
+      quantization != nullptr && !quantization->IsNull()) {
+    quantization_config_ = *quantization;
+  }
+  NIBBLE_TRY_VOID(OpenWeightFiles());
+  NIBBLE_TRY_VOID(RefuseForeignLayouts());
+  return MapWeights();
+}
+
+Result<void> HuggingFaceCheckpoint::ReadSideFiles() {
+  NIBBLE_TRY(tokenizer, OptionalText("tokenizer.json", limits::kTokenizerJsonBytes));
+  tokenizer_json_ = std::move(tokenizer);
+  NIBBLE_TRY(tokenizer_config, OptionalText("tokenizer_config.json", limits::kConfigJsonBytes));
+  tokenizer_config_json_ = std::move(tokenizer_config);
+  if (tokenizer_config_json_) {
+    NIBBLE_TRY_VOID(ReadTokenizerConfig(*tokenizer_config_json_));
+  }
+  NIBBLE_TRY(chat_template, OptionalText("chat_template.jinja", limits::kTemplateBytes));
+  if (chat_template) {
+    chat_template_ = std::move(chat_template);
+  }
+  NIBBLE_TRY(generation, OptionalText("generation_config.json", limits::kConfigJsonBytes));
+  generation_config_json_ = std::move(generation);
+  if (generation_config_json_) {
+    auto parsed = json::Parse(*generation_config_json_);
+    if (!parsed) {
+      return Fail(parsed.error(), At("generation_config.json") + ": ");
+    }
+    const auto number = [&](const char* key) -> std::optional<double> {
+      const json::Value* value = parsed->Find(key);
+      return value == nullptr ? std::nullopt : value->AsDouble();
+    };
+    const auto whole = [&](const char* key) -> std::optional<std::int64_t> {
+      const json::Value* value = parsed->Find(key);
+      return value == nullptr ? std::nullopt : value->AsInt();
+    };
+    generation_.temperature = number("temperature");
+    generation_.top_p = number("top_p");
+    generation_.min_p = number("min_p");
+    generation_.repetition_penalty = number("repetition_penalty");
+    generation_.top_k = whole("top_k");
+    generation_.max_new_tokens = whole("max_new_tokens");
+    if (const json::Value* flag = parsed->Find("do_sample")) {
+      generation_.do_sample = flag->AsBool();
+    }
+    if (const json::Value* end = parsed->Find("eos_token_id")) {
+      const auto add = [&](const json::Value& value) {
+        if (const auto id = value.AsInt(); id && *id >= 0 && *id <= INT32_MAX) {
+          generation_.eos_token_ids.push_back(TokenId{static_cast<std::int32_t>(*id)});
+        }
+      };
+      if (const json::Array* list = end->AsArray()) {
+        std::ranges::for_each(*list, add);
+      } else {
+        add(*end);
+      }
+    }
+  }
+  return {};
+}
+
+Result<void> HuggingFaceCheckpoint::ReadTokenizerConfig(const std::string& text) {
+  auto parsed = json::Parse(text, {.duplicates = json::DuplicateKeys::kKeepLast});
+  if (!parsed) {
+    return Fail(parsed.error(), At("tokenizer_config.json") + ": ");
+  }
+  const auto token = [&](const char* key) -> std::string {
+    const json::Value* value = parsed->Find(key);
+    if (value != nullptr && value->IsObject()) {
+      value = value->Find("content");
+    }
+    return value == nullptr || value->AsString() == nullptr ? std::string() : *value->AsString();
+  };
+  bos_token_ = token("bos_token");
+  eos_token_ = token("eos_token");
+  const json::Value* chat = parsed->Find("chat_template");
+  if (chat == nullptr) {
+    return {};
+  }
+  if (const std::string* source = chat->AsString()) {
+    chat_template_ = *source;
+  } else if (const json::Array* named = chat->AsArray()) {
+    for (const json::Value& item : *named) {
+      const json::Value* name = item.Find("name");
+      const json::Value* named_source = item.Find("template");
+      if (name != nullptr && named_source != nullptr && named_source->AsString() != nullptr &&
+          *name == json::Value("default")) {
+        chat_template_ = *named_source->AsString();
+      }
+    }
+  }
+  return {};
+}
+
+Result<void> HuggingFaceCheckpoint::OpenWeightFiles() {
+  std::error_code ignored;
+  std::vector<std::string> names;
+  std::map<std::string, std::string> weight_map;
+  NIBBLE_TRY(index, OptionalText("model.safetensors.index.json", limits::kSafetensorsHeaderBytes));
+  if (index) {
+    auto parsed = json::Parse(*index, {.max_bytes = limits::kSafetensorsHeaderBytes});
+    if (!parsed) {
+      return Fail(parsed.error(), At("model.safetensors.index.json") + ": ");
+    }
+    const json::Value* map = parsed->Find("weight_map");
+    if (map == nullptr || map->AsObject() == nullptr) {
+      return Fail(ErrorCode::kCorruptFile,
+                  At("model.safetensors.index.json") + ": weight_map is missing");
+    }
+    std::set<std::string> unique;
+    for (const auto& [tensor, file] : *map->AsObject()) {
+      if (file.AsString() == nullptr) {
+        return Fail(ErrorCode::kCorruptFile,
+                    fmt::format("{}: tensor {} has no file", At("model.safetensors.index.json"),
+                                Quote(tensor)));
+      }
+      weight_map[tensor] = *file.AsString();
+      unique.insert(*file.AsString());
+    }
+    names.assign(unique.begin(), unique.end());
+  } else if (fs::exists(path_ / "model.safetensors", ignored)) {
+    names = {"model.safetensors"};
+  } else if (fs::exists(path_ / "pytorch_model.bin", ignored) ||
+             fs::exists(path_ / "pytorch_model.bin.index.json", ignored)) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{}: the weights are pickled (pytorch_model.bin), a format that can "
+                            "run code; convert them "
+                            "to safetensors",
+                            path_.string()));
+  } else {
+    return Fail(ErrorCode::kNotFound, fmt::format("{}: there is no model.safetensors and no "
+                                                  "model.safetensors.index.json",
+                                                  path_.string()));
+  }
+  for (const std::string& name : names) {
+    NIBBLE_TRY(path, FileInside(name));
+    NIBBLE_TRY(file, SafetensorsFile::Open(path));
+    for (const SafetensorsEntry& entry : file->entries()) {
+      const auto mapped = weight_map.find(entry.name);
+      if (index && (mapped == weight_map.end() || mapped->second != name)) {
+        return Fail(ErrorCode::kCorruptFile,
+                    fmt::format("{}: tensor {} is not listed for this file in the index",
+                                path.string(), Quote(entry.name)));
+      }
+      tensors_[entry.name] = {file.get(), &entry};
+    }
+    files_.push_back(std::move(file));
+  }
+  for (const auto& [tensor, file] : weight_map) {
+    if (!tensors_.contains(tensor)) {
+      return Fail(
+          ErrorCode::kCorruptFile,
+          fmt::format("{}: tensor {} is missing, the index promises it", At(file), Quote(tensor)));
+    }
+  }
+  return {};
+}
+
+Result<void> HuggingFaceCheckpoint::RefuseForeignLayouts() const {
+  const struct {
+    std::string_view suffix, what;
+  } kLayouts[] = {{".qweight", "GPTQ or AWQ (found {}, with .qzeros and .scales)"},
+                  {".absmax", "bitsandbytes 4-bit (found {})"},
+                  {".SCB", "bitsandbytes int8 (found {})"},
+                  {".weight_scale_inv", "FP8 in blocks (found {})"},
+                  {".trellis", "EXL3 (found {})"},
+                  {".weight_g_idx", "compressed-tensors with activation order (found {})"}};
+  for (const auto& [name, located] : tensors_) {
+    for (const auto& layout : kLayouts) {
+      if (name.ends_with(layout.suffix)) {
+        return Fail(
+            ErrorCode::kUnsupported,
+            fmt::format("{}: this checkpoint is {}, which nibble does not read yet; it reads float "
+                        "safetensors, "
+                        "compressed-tensors 4 and 8 bit, and GGUF F32 F16 BF16 Q4_0 Q4_1 Q8_0",
+                        path_.string(), fmt::format(fmt::runtime(layout.what), Quote(name))));
+      }
+    }
+  }
+  if (quantization_config_) {
+    const json::Value* method = quantization_config_->Find("quant_method");
+    if (method == nullptr || !(*method == json::Value("compressed-tensors"))) {
+      return Fail(
+          ErrorCode::kUnsupported,
+          fmt::format("{}: quant_method {} is not supported yet (compressed-tensors is)",
+                      At("config.json"),
+                      method == nullptr ? std::string("(missing)") : Quote(json::Dump(*method))));
+    }
+  }
+  return {};
+}
+
+// Facts of the packed tensors decide; this checks that the config's single group, if there is just
+// one, says the same.
+Result<void> HuggingFaceCheckpoint::CheckDeclared() const {
+  const json::Value* groups =
+      quantization_config_ ? quantization_config_->Find("config_groups") : nullptr;
+  if (groups == nullptr || groups->AsObject() == nullptr) {
+    return {};
+  }
+  for (const auto& [name, group] : *groups->AsObject()) {
+    const json::Value* activations = group.Find("input_activations");
+    if (activations != nullptr && !activations->IsNull()) {
+      return Fail(
+          ErrorCode::kUnsupported,
+          fmt::format(
+              "{}: config group {} quantizes activations too; nibble reads weight-only schemes",
+              At("config.json"), Quote(name)));
+    }
+  }
+  if (groups->AsObject()->size() != 1) {
+    return {};
+  }
+  const json::Value* args = groups->AsObject()->begin()->second.Find("weights");
+  if (args == nullptr) {
+    return {};
+  }
+  const json::Value* type = args->Find("type");
+  if (type != nullptr && *type != json::Value("int")) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{}: weights of type {} are not supported (int is)", At("config.json"),
+                            Quote(json::Dump(*type))));
+  }
+  const json::Value* bits = args->Find("num_bits");
+  const json::Value* symmetric = args->Find("symmetric");
+  for (const WeightInfo& weight : weights_) {
+    if (weight.spec.kind == CodecKind::kFloat || !parts_.at(weight.name).packed) {
+      continue;
+    }
+    if (bits != nullptr && bits->AsInt() && *bits->AsInt() != weight.spec.bits) {
+      return Fail(ErrorCode::kCorruptFile,
+                  fmt::format("{}: tensor {} holds {} bits, num_bits says {}", At("config.json"),
+                              weight.name, weight.spec.bits, *bits->AsInt()));
+    }
+    if (symmetric != nullptr && symmetric->AsBool() &&
+        *symmetric->AsBool() == weight.spec.has_zero_points) {
+      return Fail(
+          ErrorCode::kCorruptFile,
+          fmt::format("{}: tensor {} {} zero points, symmetric says otherwise", At("config.json"),
+                      weight.name, weight.spec.has_zero_points ? "has" : "has no"));
+    }
+  }
+  return {};
+}
+
+Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted,
+                                                 const Parts& parts) const {
+  const auto corrupt = [&](const std::string& what) {
+    return Fail(ErrorCode::kCorruptFile,
+                fmt::format("{}: tensor {}: {}", path_.string(), wanted.name, what));
+  };
+  WeightSpec spec{.rows = wanted.rows, .cols = wanted.cols};
+  if (!parts.packed && !parts.scale) {
+    const SafetensorsEntry& entry = *parts.plain->entry;
+    const Shape expected = wanted.rows == 1 && entry.shape.rank() == 1
+                               ? Shape{wanted.cols}
+                               : Shape{wanted.rows, wanted.cols};
+    if (entry.shape != expected) {
+      return corrupt(fmt::format("shape {}, config.json asks for {}", entry.shape.ToString(),
+                                 expected.ToString()));
+    }
+    if (entry.dtype != DType::kF32 && entry.dtype != DType::kF16 && entry.dtype != DType::kBF16) {
+      return Fail(ErrorCode::kUnsupported,
+                  fmt::format("{}: tensor {} is {} without scales", path_.string(), wanted.name,
+                              Name(entry.dtype)));
+    }
+    spec.float_dtype = entry.dtype;
+    return spec;
+  }
+  if (!parts.scale) {
+    return corrupt("weight_scale is missing");
+  }
+  spec.kind = CodecKind::kUniform;
+  spec.has_zero_points = parts.zero_point.has_value();
+  std::int64_t per_word = 0;
+  if (parts.packed) {
+    const SafetensorsEntry& packed = *parts.packed->entry;
+    if (packed.dtype != DType::kI32 || packed.shape.rank() != 2 || packed.shape[0] != wanted.rows) {
+      return corrupt(fmt::format("weight_packed is {} {}, expected I32 with {} rows",
+                                 Name(packed.dtype), packed.shape.ToString(), wanted.rows));
+    }
+    for (const int bits : {4, 8}) {
+      if (packed.shape[1] == (wanted.cols * bits + 31) / 32) {
+        spec.bits = bits;
+      }
+    }
+    if (spec.bits == 0) {
+      return Fail(
+          ErrorCode::kUnsupported,
+          fmt::format("{}: tensor {}: {} words a row for {} columns is neither 4 nor 8 bits",
+                      path_.string(), wanted.name, packed.shape[1], wanted.cols));
+    }
+    per_word = 32 / spec.bits;
+    if (parts.shape) {
+      const TensorView view = parts.shape->view();
+      std::int64_t dims[2] = {0, 0};
+      if (view.dtype != DType::kI64 || view.bytes.size() != sizeof dims) {
+        return corrupt("weight_shape is not two I64");
+      }
+      std::memcpy(dims, view.bytes.data(), sizeof dims);
+      if (dims[0] != wanted.rows || dims[1] != wanted.cols) {
+        return corrupt(fmt::format("weight_shape says [{}, {}], config.json asks for [{}, {}]",
+                                   dims[0], dims[1], wanted.rows, wanted.cols));
+      }
+    }
+  } else {
+    const SafetensorsEntry& codes = *parts.plain->entry;
+    if (codes.dtype != DType::kI8 || codes.shape != Shape{wanted.rows, wanted.cols}) {
+      return corrupt(fmt::format("weight is {} {}, expected I8 [{}, {}]", Name(codes.dtype),
+                                 codes.shape.ToString(), wanted.rows, wanted.cols));
+    }
+    spec.bits = 8;
+  }
+  const SafetensorsEntry& scale = *parts.scale->entry;
+  const std::int64_t groups = scale.shape.rank() == 2 ? scale.shape[1] : 0;
+  if (scale.shape.rank() != 2 || scale.shape[0] != wanted.rows || groups < 1 ||
+      groups > wanted.cols || wanted.cols % groups != 0 ||
+      (scale.dtype != DType::kF32 && scale.dtype != DType::kF16 && scale.dtype != DType::kBF16)) {
+    return corrupt(
+        fmt::format("weight_scale is {} {}, expected float [{}, groups] with groups that divide {}",
+                    Name(scale.dtype), scale.shape.ToString(), wanted.rows, wanted.cols));
+  }
+  spec.group_size = wanted.cols / groups;
+  if (parts.zero_point) {
+    const SafetensorsEntry& zero = *parts.zero_point->entry;
+    const Shape expected = parts.packed ? Shape{(wanted.rows + per_word - 1) / per_word, groups}
+                                        : Shape{wanted.rows, groups};
+    if (zero.dtype != (parts.packed ? DType::kI32 : DType::kI8) || zero.shape != expected) {
+      return corrupt(fmt::format("weight_zero_point is {} {}, expected {}", Name(zero.dtype),
+                                 zero.shape.ToString(), expected.ToString()));
+    }
+  }
+  return spec;
+}
+
+Result<void> HuggingFaceCheckpoint::MapWeights() {
+  std::set<std::string> used;
+  for (const ExpectedWeight& wanted : ExpectedWeights(config_)) {
+    Parts parts;
+    const auto take = [&](const std::string& name, std::optional<Located>& target) {
+      if (const auto found = tensors_.find(name); found != tensors_.end()) {
+        target = found->second;
+        used.insert(name);
+      }
+    };
+    take(wanted.name, parts.plain);
+    if (wanted.rows > 1) {
+      take(wanted.name + "_packed", parts.packed);
+      take(wanted.name + "_scale", parts.scale);
+      take(wanted.name + "_zero_point", parts.zero_point);
+      take(wanted.name + "_shape", parts.shape);
+    }
+    if (!parts.plain && !parts.packed) {
+      return Fail(ErrorCode::kNotFound,
+                  fmt::format("{}: tensor {} is missing", path_.string(), wanted.name));
+    }
+    if (parts.plain && parts.packed) {
+      return Fail(ErrorCode::kCorruptFile,
+                  fmt::format("{}: tensor {} is there twice, plain and packed", path_.string(),
+                              wanted.name));
+    }
+    NIBBLE_TRY(spec, SpecOf(wanted, parts));
+    WeightInfo info{.name = wanted.name, .spec = spec};
+    const Located& main = parts.packed ? *parts.packed : *parts.plain;
+    info.file = main.file->file().path().filename().string();
+    info.stored_as = parts.packed  ? fmt::format("pack-quantized int{}", spec.bits)
+                     : parts.scale ? std::string("int-quantized int8")
+                                   : std::string(Name(main.entry->dtype));
+    parts_[wanted.name] = parts;
+    for (const auto* part :
+         {&parts.plain, &parts.packed, &parts.scale, &parts.zero_point, &parts.shape}) {
+      info.size_bytes += *part ? (*part)->entry->end - (*part)->entry->begin : 0;
+    }
+    weights_.push_back(std::move(info));
+  }
+  for (const auto& [name, located] : tensors_) {
+    const bool harmless = name.ends_with("rotary_emb.inv_freq") ||
+                          (name == "lm_head.weight" && config_.tie_word_embeddings);
+    if (!used.contains(name) && !harmless) {
+      warnings_.push_back(fmt::format("{}: tensor {} is not used by this architecture",
+                                      path_.string(), Quote(name)));
+    }
+  }
+  return CheckDeclared();
+}
+
+Result<std::vector<std::span<const std::byte>>> HuggingFaceCheckpoint::RawParts(
+    const WeightInfo& weight) const {
+  const Parts& parts = parts_.at(weight.name);
+  std::vector<std::span<const std::byte>> out;
+  for (const auto* part :
+       {&parts.plain, &parts.packed, &parts.scale, &parts.zero_point, &parts.shape}) {
+    if (*part) {
+      out.push_back((*part)->view().bytes);
+    }
+  }
+  return out;
+}
+
+void HuggingFaceCheckpoint::Release(const WeightInfo& weight) const {
+  const Parts& parts = parts_.at(weight.name);
+  for (const auto* part :
+       {&parts.plain, &parts.packed, &parts.scale, &parts.zero_point, &parts.shape}) {
+    if (*part) {
+      (*part)->file->file().Release((*part)->view().bytes);
+    }
+  }
+}
+
+// Codes of rows [begin, end) out of words with the first code in the lowest bits.
+void UnpackRows(const TensorView& packed, int bits, std::int64_t cols, std::int64_t begin,
+                std::int64_t end, std::vector<std::uint8_t>& codes) {
+  const std::int64_t per_word = 32 / bits;
+  const std::int64_t words = packed.shape[1];
+  const std::uint32_t mask = (1U << bits) - 1U;
+  codes.resize(static_cast<std::size_t>((end - begin) * cols));
+  std::uint8_t* out = codes.data();
+  for (std::int64_t row = begin; row < end; ++row) {
+    const std::byte* source = packed.bytes.data() + row * words * 4;
+    for (std::int64_t word = 0; word < words; ++word) {
+      std::uint32_t value = 0;
+      std::memcpy(&value, source + word * 4, sizeof value);
+      const std::int64_t count = std::min(per_word, cols - word * per_word);
+      for (std::int64_t i = 0; i < count; ++i) {
+        *out++ = static_cast<std::uint8_t>(value & mask);
+        value >>= bits;
+      }
+    }
+  }
+}
+
+Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight,
+                                                        std::int64_t row_begin,
+                                                        std::int64_t row_end) const {
+  const Parts& parts = parts_.at(weight.name);
+  const std::int64_t rows = row_end - row_begin;
+  NIBBLE_CHECK(row_begin >= 0 && row_end <= weight.spec.rows && rows >= 0,
+               "rows outside the weight");
+  QuantizedTensor out;
+  out.spec = weight.spec;
+  out.spec.rows = rows;
+  NIBBLE_TRY_VOID(GuardMappedReads(At(weight.file), [&]() -> Result<void> {
+    // Row r of a row-major tensor of `width` elements.
+    const auto slice = [&](const TensorView& view, std::int64_t width) {
+      const std::size_t row_bytes = static_cast<std::size_t>(width) * SizeBytes(view.dtype);
+      return view.bytes.subspan(static_cast<std::size_t>(row_begin) * row_bytes,
+                                static_cast<std::size_t>(rows) * row_bytes);
+    };
+    if (weight.spec.kind == CodecKind::kFloat) {
+      NIBBLE_TRY(values, WidenFloats(weight.spec.float_dtype,
+                                     slice(parts.plain->view(), weight.spec.cols)));
+      out.values = std::move(values);
+      return {};
+    }
+    const std::int64_t groups = weight.spec.num_groups();
+    if (parts.packed) {
+      UnpackRows(parts.packed->view(), weight.spec.bits, weight.spec.cols, row_begin, row_end,
+                 out.codes);
+    } else {
+      const auto codes = slice(parts.plain->view(), weight.spec.cols);
+      out.codes.resize(codes.size());
+      std::ranges::transform(codes, out.codes.begin(), [](std::byte code) {
+        return static_cast<std::uint8_t>(static_cast<std::uint8_t>(code) ^ 0x80U);
+      });
+    }
+    const TensorView scale = parts.scale->view();
+    NIBBLE_TRY(scales, WidenFloats(scale.dtype, slice(scale, groups)));
+    out.scales = std::move(scales);
+    if (parts.zero_point && parts.packed) {
+      // Packed along the rows: code r of column g sits in word r / per_word.
+      const TensorView zero = parts.zero_point->view();
+      const std::int64_t per_word = 32 / weight.spec.bits;
+      const std::uint32_t mask = (1U << weight.spec.bits) - 1U;
+      for (std::int64_t row = row_begin; row < row_end; ++row) {
+        for (std::int64_t group = 0; group < groups; ++group) {
+          std::uint32_t word = 0;
+          std::memcpy(&word, zero.bytes.data() + ((row / per_word) * groups + group) * 4,
+                      sizeof word);
+          out.zero_points.push_back(
+              static_cast<std::uint8_t>((word >> (static_cast<std::uint32_t>(row % per_word) *
+                                                  static_cast<std::uint32_t>(weight.spec.bits))) &
+                                        mask));
+        }
+      }
+    } else if (parts.zero_point) {
+      for (const std::byte zero : slice(parts.zero_point->view(), groups)) {
+        out.zero_points.push_back(
+            static_cast<std::uint8_t>(static_cast<std::uint8_t>(zero) ^ 0x80U));
+      }
+    }
+    return {};
+  }));
+  return out;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Checkpoint>> OpenHuggingFaceFolder(const fs::path& folder) {
+  auto checkpoint = std::make_unique<HuggingFaceCheckpoint>();
+  NIBBLE_TRY_VOID(checkpoint->Open(folder));
+  return checkpoint;
+}
+
+}  // namespace nibble

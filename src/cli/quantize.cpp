@@ -1,0 +1,133 @@
+// nibble quantize: a checkpoint in, a smaller certified one out.
+#include "compress/quantize.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "base/text.h"
+#include "cli/command.h"
+#include "cli/progress.h"
+#include "cli/session.h"
+#include "io/file.h"
+#include "kernels/isa.h"
+
+namespace nibble::cli {
+namespace {
+
+class QuantizeCommand final : public Command {
+ public:
+  std::string name() const override { return "quantize"; }
+  std::string summary() const override {
+    return "make a model smaller, and certify what that cost";
+  }
+  std::string description() const override {
+    return "Writes a compressed-tensors folder that transformers and vLLM read as well, with a "
+           "quality certificate: perplexity,\n"
+           "KL divergence and top-1 agreement against the source, hashes of every tensor, golden "
+           "logits. An interrupted run\n"
+           "goes on where it stopped when started again.\n\n"
+           "  nibble quantize SmolLM2.gguf --out smol-int4 --scheme int4\n"
+           "  nibble quantize Llama-3.2-1B/ --out llama-int8 --scheme int8 --group-size 128 "
+           "--calibration my_texts.txt";
+  }
+  void Declare(OptionSet& options) override {
+    options.Positional("SRC", &source_, "a folder, a .gguf file, or a name in the hub cache");
+    options.Add("--out,-o", &out_, "folder to write; must not exist");
+    options.Choice("--scheme", &scheme_, {"int4", "int8"}, "round-to-nearest to 4 or 8 bits");
+    options.Add("--group-size", &group_size_,
+                "columns that share a scale; 0: a whole row (default: the largest of 128, 64, 32 "
+                "that divides every width)");
+    options.Add("--symmetric", &symmetric_, "no zero points; --no-symmetric stores one a group");
+    options.Add("--search-scale", &search_,
+                "search the scale with the least squared error; --no-search-scale: absmax");
+    options.Add("--calibration", &text_file_,
+                "text that the certificate is measured on (default: a built-in one)");
+    options.Add("--context", &context_, "tokens of a window of that text");
+    options.Add("--json", &json_, "print the certificate on standard output");
+  }
+
+  Result<int> Run(const Environment& environment) override {
+    if (out_.empty()) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  "--out DIR is missing: where should the quantized model go?");
+    }
+    CatchInterrupts();
+    NIBBLE_TRY(source, Checkpoint::Open(source_, environment.hub_cache));
+    NIBBLE_TRY(tokenizer, LoadTokenizer(*source));
+    QuantizeOptions options{.bits = scheme_ == "int8" ? 8 : 4,
+                            .group_size = group_size_.value_or(-1),
+                            .symmetric = symmetric_,
+                            .search_scale = search_,
+                            .text = std::string(DefaultCertificateText()),
+                            .text_name = "nibble-prose-1",
+                            .text_context = context_};
+    if (!text_file_.empty()) {
+      auto text = ReadFile(text_file_, std::size_t{1} << 30);
+      if (!text) {
+        return Fail(ErrorCode::kInvalidArgument, text.error().message);
+      }
+      options.text = std::move(*text);
+      options.text_name = std::filesystem::path(text_file_).filename().string();
+    }
+    std::unique_ptr<Progress> line;
+    std::string phase;
+    auto summary = QuantizeCheckpoint(*source, *tokenizer, out_, options, environment.num_threads,
+                                      [&](std::string_view now, std::uint64_t done,
+                                          std::uint64_t total, const std::string& detail) {
+                                        if (phase != now) {
+                                          line.reset();
+                                          phase = now;
+                                          line = std::make_unique<Progress>(phase);
+                                        }
+                                        return line->Update(done, total, detail);
+                                      });
+    line.reset();
+    if (!summary) {
+      if (summary.error().code == ErrorCode::kCancelled) {
+        fmt::print(stderr, "stopped; run the same command again to go on\n");
+      }
+      return tl::unexpected<Error>(summary.error());
+    }
+    if (json_) {
+      fmt::print("{}", ToJson(summary->certificate));
+    }
+    Print(*summary);
+    return kExitOk;
+  }
+
+ private:
+  void Print(const QuantizeSummary& summary) const {
+    const Certificate& certificate = summary.certificate;
+    const auto row = [](const char* mode, const Certificate::ModeQuality& quality) {
+      fmt::print(
+          stderr,
+          "  {:<18}perplexity {:8.3f}   KL {:.4f} +- {:.4f}   99 % {:.3f}   top-1 {:.1f} %\n", mode,
+          quality.perplexity, quality.kl_mean, quality.kl_stderr, quality.kl_p99,
+          quality.top1 * 100.0);
+    };
+    fmt::print(stderr, "{}: {} -> {}, linears at {:.3f} bits a weight\n", out_,
+               HumanBytes(static_cast<double>(summary.source_bytes)),
+               HumanBytes(static_cast<double>(summary.output_bytes)), summary.bits_per_weight);
+    fmt::print(stderr, "certificate on {} ({} tokens):\n  source            perplexity {:8.3f}\n",
+               certificate.text_name, certificate.text_tokens, certificate.source_perplexity);
+    row("int16 activations", certificate.int16);
+    row("int8 activations", certificate.int8);
+    fmt::print(stderr, "  --activations auto takes {}\n",
+               certificate.auto_activations() == ActivationMode::kInt8 ? "int8" : "int16");
+  }
+
+  std::string source_, out_, text_file_;
+  std::string scheme_ = "int4";
+  std::optional<std::int64_t> group_size_;
+  std::int64_t context_ = 512;
+  bool symmetric_ = true;
+  bool search_ = true;
+  bool json_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> MakeQuantizeCommand() { return std::make_unique<QuantizeCommand>(); }
+
+}  // namespace nibble::cli

@@ -1,0 +1,191 @@
+#include "cli/session.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "cli/progress.h"
+#include "kernels/isa.h"
+
+namespace nibble::cli {
+
+void ModelFlags::DeclareModel(OptionSet& options) {
+  options.Positional("MODEL", &model, "a folder, a .gguf file, or a name in the hub cache",
+                     /*required=*/false);
+  options.Add("--model", &model_flag, "the same, as a flag");
+  options.Choice(
+      "--activations", &activations, {"auto", "int16", "int8"},
+      "arithmetic of activations that meet integer weights; auto follows the certificate");
+  options.Choice("--device", &device, {"cpu", "cuda"}, "where to run");
+}
+
+void ModelFlags::DeclareEngine(OptionSet& options) {
+  options.Group("Engine");
+  options.Add("--max-model-len", &max_model_len, "longest context, prompt and output together");
+  options.Add("--max-num-seqs", &max_num_seqs, "sequences that run at once");
+  options.Add("--max-num-batched-tokens", &max_num_batched_tokens,
+              "tokens of one step; longer prompts are cut in chunks");
+  options.Add("--num-gpu-blocks-override", &num_gpu_blocks_override,
+              "blocks of the KV cache, exactly (16 tokens each)");
+  options.Add("--kv-cache-memory-bytes", &kv_cache_memory_bytes,
+              "size of the KV cache (default: 512 MiB at most)");
+  options.Choice("--kv-cache-dtype", &kv_cache_dtype, {"auto", "bfloat16", "int8"},
+                 "storage of keys and values");
+  options.Add("--enable-prefix-caching", &enable_prefix_caching,
+              "reuse the KV blocks of equal prompt beginnings");
+}
+
+Result<std::string> ModelFlags::Path() const {
+  if (!model.empty() && !model_flag.empty() && model != model_flag) {
+    return Fail(ErrorCode::kInvalidArgument, "give the model once: as MODEL or as --model PATH");
+  }
+  const std::string& path = model.empty() ? model_flag : model;
+  if (path.empty()) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "which model? Give a folder, a .gguf file, or a hub name like org/name");
+  }
+  return path;
+}
+
+Result<ActivationChoice> ChooseActivations(const std::string& flag,
+                                           const std::optional<Certificate>& certificate) {
+  if (flag == "int16") {
+    return ActivationChoice{ActivationMode::kInt16, "asked for"};
+  }
+  if (flag == "int8") {
+    return ActivationChoice{ActivationMode::kInt8, "asked for"};
+  }
+  if (!certificate) {
+    return ActivationChoice{ActivationMode::kInt16, "no certificate"};
+  }
+  const double added = certificate->int8.kl_mean - certificate->int16.kl_mean;
+  return ActivationChoice{certificate->auto_activations(),
+                          fmt::format("the certificate: int8 adds KL {:.4f} to the weights' {:.4f}",
+                                      added, certificate->int16.kl_mean)};
+}
+
+Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint) {
+  if (checkpoint.gguf_vocabulary()) {
+    return Tokenizer::FromGguf(*checkpoint.gguf_vocabulary(), checkpoint.path().string());
+  }
+  if (checkpoint.tokenizer_json()) {
+    return Tokenizer::FromFolder(checkpoint.path().string());
+  }
+  return Fail(ErrorCode::kNotFound,
+              fmt::format("{}: there is no tokenizer.json; copy it from the model's repository",
+                          checkpoint.path().string()));
+}
+
+std::string DescribePlan(const Device& device) {
+  std::string text;
+  MemoryLedger& ledger = const_cast<Device&>(device).ledger();
+  for (const MemoryLedger::Line& line : ledger.lines()) {
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", line.name,
+                        HumanBytes(static_cast<double>(line.planned_bytes)));
+  }
+  return fmt::format("{} ({})", HumanBytes(static_cast<double>(ledger.planned_bytes())), text);
+}
+
+Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& options,
+                              const Environment& environment) {
+  if (flags.device == "cuda") {
+    return Fail(ErrorCode::kUnavailable,
+                "this build has no CUDA backend yet; run without --device cuda");
+  }
+  const Clock::TimePoint begin = SystemClock().Now();
+  NIBBLE_TRY(path, flags.Path());
+  LoadedModel model;
+  NIBBLE_TRY(checkpoint, Checkpoint::Open(path, environment.hub_cache));
+  model.checkpoint = std::move(checkpoint);
+  NIBBLE_TRY(certificate, LoadCertificate(*model.checkpoint));
+  model.certificate = std::move(certificate);
+  auto tokenizer = LoadTokenizer(*model.checkpoint);
+  if (tokenizer) {
+    model.tokenizer = std::move(*tokenizer);
+  } else if (options.need_tokenizer) {
+    return tl::unexpected<Error>(tokenizer.error());
+  }
+  NIBBLE_TRY(activations, ChooseActivations(flags.activations, model.certificate));
+  const ModelConfig& config = model.checkpoint->config();
+  const std::int64_t limit = config.max_position_embeddings;
+  const std::int64_t length =
+      flags.max_model_len.value_or(std::min(options.default_model_len, limit));
+  if (length < 1 || length > limit) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--max-model-len {}: this model takes 1 to {}", length, limit));
+  }
+  if (flags.max_num_seqs < 1 || flags.max_num_seqs > 4096 || flags.max_num_batched_tokens < 1 ||
+      flags.max_num_batched_tokens > 65536) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "--max-num-seqs takes 1 to 4096, --max-num-batched-tokens 1 to 65536");
+  }
+  if (flags.num_gpu_blocks_override && *flags.num_gpu_blocks_override < 1) {
+    return Fail(ErrorCode::kInvalidArgument, "--num-gpu-blocks-override takes 1 or more");
+  }
+  RunnerConfig runner{.max_num_sequences = static_cast<std::int32_t>(flags.max_num_seqs),
+                      .max_batched_tokens = static_cast<std::int32_t>(
+                          std::max(flags.max_num_batched_tokens, flags.max_num_seqs)),
+                      .max_model_len = static_cast<std::int32_t>(length),
+                      .kv_dtype = flags.kv_cache_dtype == "int8" ? KvDType::kInt8 : KvDType::kBF16,
+                      .activations = activations.mode,
+                      .tables = options.tables,
+                      .num_blocks_override = flags.num_gpu_blocks_override};
+  if (flags.kv_cache_memory_bytes) {
+    runner.kv_cache_bytes =
+        static_cast<std::uint64_t>(std::max<std::int64_t>(0, *flags.kv_cache_memory_bytes));
+  }
+  model.device = MakeCpuDevice(environment.num_threads);
+  model.device->pool().PinCaller();
+  Progress progress("loading", options.show_progress);
+  ExpectedHashes hashes;
+  if (model.certificate) {
+    hashes = TensorHashes(*model.certificate);
+  }
+  NIBBLE_TRY(loaded, ModelRunner::Create(*model.checkpoint, runner, *model.device, hashes,
+                                         [&](std::uint64_t done, std::uint64_t total) {
+                                           return progress.Update(done, total);
+                                         }));
+  model.runner = std::move(loaded);
+  progress.Finish();
+  if (model.certificate && options.replay_golden_logits) {
+    NIBBLE_TRY_VOID(ReplayGoldenLogits(*model.certificate, *model.runner));
+  }
+  if (options.show_progress) {
+    for (const std::string& warning : model.checkpoint->warnings()) {
+      fmt::print(stderr, "warning: {}\n", warning);
+    }
+    fmt::print(stderr, "{}: {} on {}, {} threads; activations {} ({}){}\n", path,
+               Name(config.architecture), DescribeCpu(), model.device->pool().num_workers(),
+               activations.mode == ActivationMode::kInt8 ? "int8" : "int16", activations.reason,
+               model.certificate ? "; certificate verified" : "");
+    const std::chrono::duration<double> seconds = SystemClock().Now() - begin;
+    fmt::print(stderr, "memory plan: {}; ready in {:.2f} s\n", DescribePlan(*model.device),
+               seconds.count());
+  }
+  return model;
+}
+
+Result<std::unique_ptr<Engine>> MakeEngine(LoadedModel& model, const ModelFlags& flags) {
+  const ModelConfig& config = model.checkpoint->config();
+  EngineConfig engine{.max_num_sequences = model.runner->config().max_num_sequences,
+                      .max_batched_tokens = model.runner->config().max_batched_tokens,
+                      .max_model_len = model.runner->config().max_model_len,
+                      .block_size_tokens = model.runner->block_size_tokens(),
+                      .num_blocks = static_cast<std::int32_t>(model.runner->num_blocks()),
+                      .enable_prefix_caching = flags.enable_prefix_caching,
+                      .vocab_size = config.vocab_size,
+                      .eos_token_ids = config.eos_token_ids};
+  for (const TokenId token : model.checkpoint->generation().eos_token_ids) {
+    if (std::ranges::find(engine.eos_token_ids, token) == engine.eos_token_ids.end()) {
+      engine.eos_token_ids.push_back(token);
+    }
+  }
+  NIBBLE_TRY(made, Engine::Create(engine, *model.runner, model.tokenizer.get(), SystemClock()));
+  model.device->ledger().Seal();
+  return made;
+}
+
+}  // namespace nibble::cli

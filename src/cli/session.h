@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/result.h"
+#include "checkpoint/checkpoint.h"
+#include "cli/command.h"
+#include "compress/certificate.h"
+#include "device/device.h"
+#include "engine/engine.h"
+#include "engine/model_runner.h"
+#include "tokenizer/tokenizer.h"
+
+namespace nibble::cli {
+
+/// The flags that every command with a model shares, in vLLM's spelling.
+struct ModelFlags {
+  std::string model;
+  std::string model_flag;  // --model PATH beside the positional form
+  std::string activations = "auto";
+  std::string kv_cache_dtype = "auto";
+  std::string device = "cpu";
+  std::optional<std::int64_t> max_model_len;
+  std::int64_t max_num_seqs = 64;
+  std::int64_t max_num_batched_tokens = 512;
+  std::optional<std::int64_t> num_gpu_blocks_override;
+  std::optional<std::int64_t> kv_cache_memory_bytes;
+  bool enable_prefix_caching = true;
+
+  void DeclareModel(OptionSet& options);
+  void DeclareEngine(OptionSet& options);
+  /// The model's path, whichever form was used. kInvalidArgument if none or both.
+  Result<std::string> Path() const;
+};
+
+/// A model opened, checked, planned and loaded. Members are destroyed in reverse order.
+struct LoadedModel {
+  std::unique_ptr<Checkpoint> checkpoint;
+  std::optional<Certificate> certificate;
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Tokenizer> tokenizer;  // null if the checkpoint has none
+  std::unique_ptr<ModelRunner> runner;
+};
+
+struct LoadOptions {
+  std::int64_t default_model_len =
+      8192;  // used where the flags say nothing; cut by the model's own limit
+  bool need_tokenizer = true;
+  bool show_progress = true;
+  TableFormat tables = TableFormat::kAuto;
+  bool replay_golden_logits = true;
+};
+
+/// Opens the checkpoint, verifies its certificate while packing, replays the golden logits, and
+/// says on standard error what it did. Errors as the steps give them; the message is fit for the
+/// user.
+Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& options,
+                              const Environment& environment);
+
+/// Only the tokenizer of a folder or a .gguf, the vocabulary alone suffices.
+Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint);
+
+/// The engine over a loaded model.
+Result<std::unique_ptr<Engine>> MakeEngine(LoadedModel& model, const ModelFlags& flags);
+
+/// int16 or int8: what was asked for, or what the certificate says for auto, with the reason.
+struct ActivationChoice {
+  ActivationMode mode = ActivationMode::kInt16;
+  std::string reason;
+};
+Result<ActivationChoice> ChooseActivations(const std::string& flag,
+                                           const std::optional<Certificate>& certificate);
+
+/// "plan: weights 80.2 MB, kv_cache 512 MB, ...": one line for standard error.
+std::string DescribePlan(const Device& device);
+
+}  // namespace nibble::cli

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "checkpoint/checkpoint.h"
+#include "engine/model_runner.h"
+#include "eval/perplexity.h"
+#include "json/value.h"
+
+namespace nibble {
+
+/// What quantization cost, measured, and what the files must be: nibble_certificate.json beside the
+/// weights. `serve` and `run` check it and refuse a checkpoint that drifted. Layout:
+/// docs/formats/certificate.md.
+struct Certificate {
+  struct ModeQuality {
+    double perplexity = 0.0, kl_mean = 0.0, kl_stderr = 0.0, kl_p99 = 0.0, top1 = 0.0;
+  };
+  struct GoldenLogits {
+    std::string sha256;  // over the fp32 logits of the prompt's last position, little endian
+    std::vector<std::pair<TokenId, float>> top;  // the five largest, for people
+  };
+
+  json::Value source;  // name, format, digests of what was quantized
+  json::Value recipe;  // scheme, group size, symmetry, search
+  std::string text_name, text_sha256;
+  std::int64_t text_tokens = 0, text_context = 0;
+  double source_perplexity = 0.0;
+  ModeQuality int16, int8;
+  std::string tables_stored, tables_served;  // embedding and head: "f16", "w8 g32 sym"
+  std::vector<TokenId> golden_prompt;
+  GoldenLogits golden_int16, golden_int8;
+  std::map<std::string, std::string> tensors;  // canonical weight name -> SHA-256 of its parts
+  std::map<std::string, std::string> files;  // small file -> SHA-256; safetensors: of their headers
+
+  /// What `--activations auto` takes: int8 where the KL it adds is below 5 % of what the weights
+  /// cost anyway.
+  ActivationMode auto_activations() const;
+};
+
+inline constexpr const char* kCertificateFile = "nibble_certificate.json";
+/// Member of config.json that promises the certificate, so that taking it away is noticed.
+inline constexpr const char* kCertificateKey = "nibble_certificate";
+
+/// The file's text. Its last member is a SHA-256 of everything before it.
+std::string ToJson(const Certificate& certificate);
+
+/// Reads the text back and checks its own hash. Errors: kCorruptFile.
+Result<Certificate> ParseCertificate(std::string_view text, const std::string& source);
+
+/// Reads a checkpoint's certificate, if it has one, and checks every small file and header against
+/// it (tensors are checked while they are packed). A checkpoint whose config.json promises a
+/// certificate must have it. Errors: kCorruptFile naming the file.
+Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint);
+
+/// Runs the golden prompt and compares the logits bit for bit in the runner's activation mode.
+/// Errors: kCorruptFile saying what differs.
+Result<void> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& runner);
+Result<Certificate::GoldenLogits> ComputeGoldenLogits(std::span<const TokenId> prompt,
+                                                      ModelRunner& runner);
+
+/// Hashes for LoadWeights.
+ExpectedHashes TensorHashes(const Certificate& certificate);
+
+/// SHA-256 of every weight's parts and of every small file and safetensors header, read from an
+/// opened checkpoint.
+Result<void> HashCheckpoint(const Checkpoint& checkpoint, Certificate& certificate);
+
+}  // namespace nibble

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+#include "checkpoint/checkpoint.h"
+#include "compress/certificate.h"
+#include "device/device.h"
+#include "json/value.h"
+#include "tokenizer/tokenizer.h"
+
+namespace nibble {
+
+struct QuantizeOptions {
+  int bits = 4;                  // 4 or 8
+  std::int64_t group_size = -1;  // columns that share a scale; 0: a whole row; -1: the largest of
+                                 // 128, 64, 32 that divides every width
+  bool symmetric = true;
+  bool search_scale = true;  // MSE search; off: plain absmax
+  std::string text;          // what the certificate is measured on
+  std::string text_name;
+  std::int64_t text_context = 512;  // tokens of a window; shortened for a short text
+  std::int64_t max_windows = 16;
+  std::uint64_t shard_bytes = std::uint64_t{2} << 30;
+};
+
+/// What is going on, for progress lines. Return false to stop; the partial folder stays and can be
+/// resumed.
+using QuantizeProgress = std::function<bool(std::string_view phase, std::uint64_t done,
+                                            std::uint64_t total, const std::string& detail)>;
+
+struct QuantizeSummary {
+  Certificate certificate;
+  json::Value log;  // scales, zero points and errors, tensor by tensor: quantization_log.json
+  std::uint64_t source_bytes = 0;
+  std::uint64_t output_bytes = 0;
+  double bits_per_weight = 0.0;  // of the linears, scales included
+};
+
+/// Rounds every linear of the decoder blocks, block by block, and writes a compressed-tensors
+/// folder (pack-quantized) with config, tokenizer, template, log and certificate. Atomic and
+/// resumable: nothing appears under `out` before the certificate is measured, and a second run
+/// takes finished shards over. Memory: one tensor's codes and a chunk of rows a worker; then both
+/// models packed for the certificate. Errors: kInvalidArgument (`out` exists; a group that does not
+/// divide a width, naming the tensor), kCancelled, and what reading and writing give.
+Result<QuantizeSummary> QuantizeCheckpoint(const Checkpoint& source, const Tokenizer& tokenizer,
+                                           const std::filesystem::path& out,
+                                           const QuantizeOptions& options, int num_threads,
+                                           const QuantizeProgress& progress);
+
+/// The largest of 128, 64, 32 that divides the width of every linear; 0 (whole rows) if none does.
+std::int64_t DefaultGroupSize(const ModelConfig& config);
+
+/// The text that certificates are measured on where the user names none: general English prose of
+/// our own.
+std::string_view DefaultCertificateText();
+
+}  // namespace nibble

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/result.h"
+#include "io/file.h"
+
+namespace nibble {
+
+/// Block types of GGUF that nibble can decode. Numbers are the file's.
+enum class GgufType : std::uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ8_0 = 8,
+  kBF16 = 30
+};
+
+/// "Q4_K" for 12, "type 99" for an id that nobody defined.
+std::string GgufTypeName(std::uint32_t type);
+struct GgufBlock {
+  std::int64_t elements = 1;
+  std::int64_t bytes = 0;
+};
+/// Block geometry of any type that ggml defines, nullopt for removed or unknown ids.
+std::optional<GgufBlock> GgufBlockOf(std::uint32_t type);
+
+/// A metadata value. Integers of all widths come as int64 or uint64.
+using GgufValue =
+    std::variant<bool, std::int64_t, std::uint64_t, double, std::string, std::vector<std::string>,
+                 std::vector<std::int64_t>, std::vector<double>, std::vector<bool>>;
+
+struct GgufTensor {
+  std::string name;
+  std::uint32_t type = 0;
+  std::vector<std::int64_t> dims;  // contiguous dimension first, as in the file
+  std::uint64_t offset = 0;        // from the start of the data
+  std::uint64_t size_bytes = 0;
+};
+
+struct GgufHeader {
+  std::vector<std::pair<std::string, GgufValue>> metadata;  // in the file's order
+  std::vector<GgufTensor> tensors;
+  std::uint64_t data_begin = 0;
+  const GgufValue* Find(std::string_view key) const;
+};
+
+/// Parses and checks a GGUF v3 file (checkpoint-formats 9.1): limits, names, types, dimensions, and
+/// that the tensors lie inside the file, aligned, in order and without overlap. Errors:
+/// kCorruptFile with the offset, kUnsupported, kLimitExceeded.
+Result<GgufHeader> ParseGguf(std::span<const std::byte> file);
+
+class GgufFile {
+ public:
+  static Result<std::unique_ptr<GgufFile>> Open(const std::filesystem::path& path);
+  const GgufHeader& header() const { return header_; }
+  std::span<const std::byte> Bytes(const GgufTensor& tensor) const;
+  const MappedFile& file() const { return *file_; }
+
+  // Typed metadata; nullopt where the key is absent or of another type.
+  std::optional<std::string> String(std::string_view key) const;
+  std::optional<std::int64_t> Int(std::string_view key) const;
+  std::optional<double> Double(std::string_view key) const;
+  std::optional<bool> Bool(std::string_view key) const;
+
+ private:
+  std::shared_ptr<const MappedFile> file_;
+  GgufHeader header_;
+};
+
+}  // namespace nibble
