@@ -11,11 +11,12 @@
 #include "tensor/float16.h"
 
 // The arithmetic of attention, per query row (docs/formats/kv_block.md has the bytes):
-//   q' = q * scale;  s[j] = fma over d in order of q'[d] * k[j][d]   (int8: k = code - 128, and
-//   s[j] *= scale of k)
+//   q' = q * scale;  s[j] = fma over d in order of q'[d] * k[j][d], from 0
+//     int8: k = code (0..255), from -128 * sum q' (lane d % 16, tree); then s[j] *= scale of k
 //   per split of 256 absolute positions, over the keys that the row sees:
 //     m = max s;  p[j] = exp(s[j] - m);  l = sum p, lane j % 16, tree;
-//     o[d] = fma over j in order of p[j] * v[j][d]   (int8: p[j] * scale of v)
+//     o[d] = fma over j in order of p[j] * v[j][d], from 0
+//       int8: p[j] *= scale of v first; v = code, from -128 * sum p (lane j % 16, tree)
 //   splits merged in order: M' = max(M, m), L = L exp(M - M') + l exp(m - M'), O alike;
 //   out = O * (1 / L)
 namespace nibble {
@@ -37,14 +38,14 @@ struct BlockView {
 
   float K(std::int64_t token, std::int64_t d) const {
     if (int8) {
-      return static_cast<float>(data[(d / 4 * 16 + token) * 4 + d % 4]) - 128.0F;
+      return static_cast<float>(data[(d / 4 * 16 + token) * 4 + d % 4]);
     }
     return BF16ToFloat(Load16(data + 2 * ((d / 2 * 16 + token) * 2 + d % 2)));
   }
   float V(std::int64_t token, std::int64_t d) const {
     if (int8) {
       const unsigned char* v = data + 16 * head_dim;
-      return static_cast<float>(v[(token / 4 * head_dim + d) * 4 + token % 4]) - 128.0F;
+      return static_cast<float>(v[(token / 4 * head_dim + d) * 4 + token % 4]);
     }
     const unsigned char* v = data + 32 * head_dim;
     return BF16ToFloat(Load16(v + 2 * ((token / 2 * head_dim + d) * 2 + token % 2)));
@@ -61,9 +62,13 @@ void AttendRow(const AttentionTile& tile, int row) {
   const std::int64_t head_dim = tile.head_dim;
   std::array<float, kMaxHeadDim> q{};
   std::array<float, kMaxHeadDim> merged{};
+  ref::Lanes q_lanes{};
   for (std::int64_t d = 0; d < head_dim; ++d) {
-    q[static_cast<std::size_t>(d)] = tile.q[row][d] * tile.scale;
+    const float scaled = tile.q[row][d] * tile.scale;
+    q[static_cast<std::size_t>(d)] = scaled;
+    q_lanes[static_cast<std::size_t>(d % 16)] += scaled;
   }
+  const float score_start = tile.int8 ? -128.0F * ref::Sum(q_lanes) : 0.0F;
   const std::int64_t first = tile.first_key[row];
   const std::int64_t last = tile.last_key[row];
   const auto block_of = [&](std::int64_t position) {
@@ -82,7 +87,7 @@ void AttendRow(const AttentionTile& tile, int row) {
     lane_max.fill(kLowest);
     for (std::int64_t j = begin; j < end; ++j) {
       const BlockView block = block_of(j);
-      float s = 0.0F;
+      float s = score_start;
       for (std::int64_t d = 0; d < head_dim; ++d) {
         s = std::fma(q[static_cast<std::size_t>(d)], block.K(j % 16, d), s);
       }
@@ -95,17 +100,25 @@ void AttendRow(const AttentionTile& tile, int row) {
     }
     const float split_max = ref::Max(lane_max);
     ref::Lanes lane_sum{};
-    std::array<float, kMaxHeadDim> out{};
+    ref::Lanes lane_scaled{};
     for (std::int64_t j = begin; j < end; ++j) {
-      const BlockView block = block_of(j);
-      float weight = ref::Exp(p[static_cast<std::size_t>(j % kAttentionSplit)] - split_max);
+      float& weight = p[static_cast<std::size_t>(j % kAttentionSplit)];
+      weight = ref::Exp(weight - split_max);
       lane_sum[static_cast<std::size_t>(j % 16)] += weight;
       if (tile.int8) {
-        weight *= block.VScale(j % 16);
+        weight *= block_of(j).VScale(j % 16);
+        lane_scaled[static_cast<std::size_t>(j % 16)] += weight;
       }
+    }
+    std::array<float, kMaxHeadDim> out{};
+    if (tile.int8) {
+      out.fill(-128.0F * ref::Sum(lane_scaled));
+    }
+    for (std::int64_t j = begin; j < end; ++j) {
+      const BlockView block = block_of(j);
       for (std::int64_t d = 0; d < head_dim; ++d) {
         float& o = out[static_cast<std::size_t>(d)];
-        o = std::fma(weight, block.V(j % 16, d), o);
+        o = std::fma(p[static_cast<std::size_t>(j % kAttentionSplit)], block.V(j % 16, d), o);
       }
     }
     const float split_sum = ref::Sum(lane_sum);
