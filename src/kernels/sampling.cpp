@@ -68,13 +68,14 @@ std::size_t RoundUp(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 struct Scratch {
   Candidate* candidates;  // [vocab_size]
   float* logits;          // [vocab_size], of a row that bias or penalties change
+  float* weights;         // [vocab_size]
   float* chunk_max;       // [chunks]
   float* chunk_sum;       // [chunks]
 
   static std::size_t Bytes(std::int64_t vocab_size) {
     const auto n = static_cast<std::size_t>(vocab_size);
     const auto chunks = static_cast<std::size_t>(NumChunks(vocab_size));
-    return RoundUp(n * sizeof(Candidate)) + RoundUp(n * sizeof(float)) +
+    return RoundUp(n * sizeof(Candidate)) + 2 * RoundUp(n * sizeof(float)) +
            2 * RoundUp(chunks * sizeof(float));
   }
   Scratch(std::byte* base, std::int64_t vocab_size) {
@@ -87,6 +88,7 @@ struct Scratch {
     };
     candidates = reinterpret_cast<Candidate*>(take(n * sizeof(Candidate)));
     logits = reinterpret_cast<float*>(take(n * sizeof(float)));
+    weights = reinterpret_cast<float*>(take(n * sizeof(float)));
     chunk_max = reinterpret_cast<float*>(take(chunks * sizeof(float)));
     chunk_sum = reinterpret_cast<float*>(take(chunks * sizeof(float)));
   }
@@ -195,9 +197,10 @@ class RowSampler {
     return x != x ? kLowest : std::min(x, std::numeric_limits<float>::max());
   }
 
-  double TotalWeight(float inverse_temperature, float min_weight) {
+  // Also fills scratch_.chunk_sum, and `weights` if not null.
+  double TotalWeight(float inverse_temperature, float min_weight, float* weights) {
     kernels_.chunk_weight(x_, vocab_size_, max_, inverse_temperature, min_weight,
-                          scratch_.chunk_sum);
+                          scratch_.chunk_sum, weights);
     double total = 0.0;
     for (std::int64_t c = 0; c < NumChunks(vocab_size_); ++c) {
       total += static_cast<double>(scratch_.chunk_sum[c]);
@@ -227,20 +230,39 @@ class RowSampler {
     return n;
   }
 
-  // Replaces the logits of candidates [0, n) by their weights.
-  void Weigh(std::int64_t n, float inverse_temperature, float min_weight) {
+  // Fills scratch_.weights for candidates [0, n) alone.
+  void WeighCandidates(std::int64_t n, float inverse_temperature, float min_weight) {
     float values[kSampleChunk];
     for (std::int64_t begin = 0; begin < n; begin += kSampleChunk) {
       const std::int64_t count = std::min(kSampleChunk, n - begin);
-      Candidate* part = scratch_.candidates + begin;
+      const Candidate* part = scratch_.candidates + begin;
       for (std::int64_t i = 0; i < count; ++i) {
         values[i] = part[i].logit;
       }
-      kernels_.weight(values, count, max_, inverse_temperature, min_weight, values);
+      float sum = 0.0F;
+      kernels_.chunk_weight(values, count, max_, inverse_temperature, min_weight, &sum, values);
       for (std::int64_t i = 0; i < count; ++i) {
-        part[i].logit = values[i];
+        scratch_.weights[part[i].token] = values[i];
       }
     }
+  }
+
+  // All tokens whose weight may be among the largest that sum to `enough`, in order, in
+  // scratch_.candidates: a threshold is halved until what it leaves is enough. A quarter below it,
+  // so that neither the rounding of sums nor that of exp can hide a token.
+  std::int64_t SelectMass(double enough, float& threshold) {
+    const float* weights = scratch_.weights;
+    do {
+      threshold *= 0.5F;
+    } while (threshold > 0.0F &&
+             static_cast<double>(kernels_.sum_at_least(weights, vocab_size_, threshold)) < enough);
+    Candidate* best = scratch_.candidates;
+    const std::int64_t found = kernels_.collect(weights, vocab_size_, 0.75F * threshold, best);
+    for (std::int64_t i = 0; i < found; ++i) {
+      best[i].logit = Clean(best[i].token);
+    }
+    std::sort(best, best + found, Before);
+    return found;
   }
 
   std::int64_t Draw() {
@@ -252,40 +274,37 @@ class RowSampler {
     if (!top_k && !top_p) {
       return DrawByIndex(uniform, inverse_temperature, min_weight);
     }
-    // From here on `weights` are of the best tokens in order, so never rising.
-    const Candidate* weights = scratch_.candidates;
-    const auto weight = [&](std::int64_t i) { return static_cast<double>(weights[i].logit); };
+    // Weights of the best tokens in order.
+    const Candidate* best = scratch_.candidates;
+    const auto weight = [&](std::int64_t i) {
+      return static_cast<double>(scratch_.weights[best[i].token]);
+    };
     std::int64_t n = 0;
     double kept = 0.0;  // sum of the first n weights
+    const auto keep = [&](std::int64_t found, double enough) {
+      n = 1;
+      kept = weight(0);
+      while (n < found && kept < enough) {
+        kept += weight(n++);
+      }
+      return kept >= enough;
+    };
     if (top_k) {
-      n = SelectBest(row_.top_k);
-      Weigh(n, inverse_temperature, min_weight);
-      for (std::int64_t i = 0; i < n; ++i) {
-        kept += weight(i);
+      const std::int64_t found = SelectBest(row_.top_k);
+      WeighCandidates(found, inverse_temperature, min_weight);
+      double all = 0.0;
+      for (std::int64_t i = 0; i < found; ++i) {
+        all += weight(i);
       }
-      if (top_p) {
-        const double enough = static_cast<double>(row_.top_p) * kept;
-        kept = weight(0);
-        std::int64_t prefix = 1;
-        while (prefix < n && kept < enough) {
-          kept += weight(prefix++);
-        }
-        n = prefix;
-      }
+      keep(found, top_p ? static_cast<double>(row_.top_p) * all : all);
     } else {
-      const double enough =
-          static_cast<double>(row_.top_p) * TotalWeight(inverse_temperature, min_weight);
-      // The prefix does not depend on how many are looked at; most of the time it is short.
-      for (std::int64_t limit = 64;; limit *= 8) {
-        const std::int64_t found = SelectBest(std::min(limit, vocab_size_));
-        Weigh(found, inverse_temperature, min_weight);
-        kept = weight(0);
-        n = 1;
-        while (n < found && kept < enough) {
-          kept += weight(n++);
-        }
-        if (kept >= enough || found == vocab_size_ || weight(found - 1) == 0.0) {
-          break;
+      const double enough = static_cast<double>(row_.top_p) *
+                            TotalWeight(inverse_temperature, min_weight, scratch_.weights);
+      // Most of the time few tokens are enough. Which ones are kept does not depend on how many are
+      // looked at.
+      if (!keep(SelectBest(std::min<std::int64_t>(kSampleChunk, vocab_size_)), enough)) {
+        float threshold = 2.0F;
+        while (!keep(SelectMass(enough, threshold), enough) && threshold > 0.0F) {
         }
       }
     }
@@ -294,15 +313,15 @@ class RowSampler {
     for (std::int64_t i = 0; i < n; ++i) {
       sum += weight(i);
       if (sum > goal) {
-        return weights[i].token;
+        return best[i].token;
       }
     }
-    return weights[0].token;  // not reached: the last sum is `kept`, and uniform < 1
+    return best[0].token;  // not reached: the last sum is `kept`, and uniform < 1
   }
 
   // Nothing but temperature and min_p: in the order of ids, first the chunk, then the token.
   std::int64_t DrawByIndex(double uniform, float inverse_temperature, float min_weight) {
-    const double goal = uniform * TotalWeight(inverse_temperature, min_weight);
+    const double goal = uniform * TotalWeight(inverse_temperature, min_weight, scratch_.weights);
     double sum = 0.0;
     std::int64_t chunk = 0;
     for (;; ++chunk) {
@@ -312,27 +331,25 @@ class RowSampler {
       }
       sum = next;
     }
-    const std::int64_t begin = chunk * kSampleChunk;
-    const std::int64_t count = std::min(kSampleChunk, vocab_size_ - begin);
-    float weights[kSampleChunk];
-    kernels_.weight(x_ + begin, count, max_, inverse_temperature, min_weight, weights);
     // The chunk's sum was rounded in another order: if it is not quite reached, the last token that
     // has any weight takes the rest.
-    std::int64_t last = 0;
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (weights[i] > 0.0F) {
+    const std::int64_t begin = chunk * kSampleChunk;
+    const std::int64_t end = std::min(begin + kSampleChunk, vocab_size_);
+    std::int64_t last = begin;
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (const float weight = scratch_.weights[i]; weight > 0.0F) {
         last = i;
-        sum += static_cast<double>(weights[i]);
+        sum += static_cast<double>(weight);
         if (sum > goal) {
           break;
         }
       }
     }
-    return begin + last;
+    return last;
   }
 
   void Score(SampleResult& result) {
-    const double log_total = max_ == kLowest ? 0.0 : Log(TotalWeight(1.0F, 0.0F));
+    const double log_total = max_ == kLowest ? 0.0 : Log(TotalWeight(1.0F, 0.0F, nullptr));
     const auto logprob = [&](float logit) {
       if (logit == kLowest) {
         return kLowest;

@@ -20,11 +20,12 @@ struct SamplingKernels {
   std::int64_t (*arg_max)(const float* x, std::int64_t count);
   // max[c] = largest clean(x) of chunk c; returns the largest of all.
   float (*chunk_max)(const float* x, std::int64_t count, float* max);
-  // sum[c] = sum of w over chunk c: element i in lane i % 16, tree 8-4-2-1.
+  // sum[c] = sum of w over chunk c: element i in lane i % 16, tree 8-4-2-1. If w is not null, it
+  // gets every weight.
   void (*chunk_weight)(const float* x, std::int64_t count, float max, float inverse_temperature,
-                       float min_weight, float* sum);
-  void (*weight)(const float* x, std::int64_t count, float max, float inverse_temperature,
-                 float min_weight, float* w);
+                       float min_weight, float* sum, float* w);
+  // Sum of all w >= threshold: element i in lane i % 16, tree.
+  float (*sum_at_least)(const float* w, std::int64_t count, float threshold);
   // All x with clean(x) >= threshold in order of index; returns how many.
   std::int64_t (*collect)(const float* x, std::int64_t count, float threshold, Candidate* out);
   std::int64_t (*count_greater)(const float* x, std::int64_t count, float value);

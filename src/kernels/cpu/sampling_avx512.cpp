@@ -9,7 +9,7 @@ const SamplingKernels kAvx512Sampling = {.name = "avx512",
                                          .arg_max = ArgMax,
                                          .chunk_max = ChunkMax,
                                          .chunk_weight = ChunkWeight,
-                                         .weight = Weights,
+                                         .sum_at_least = SumAtLeast,
                                          .collect = Collect,
                                          .count_greater = CountGreater};
 

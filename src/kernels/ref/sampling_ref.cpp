@@ -43,21 +43,26 @@ float ChunkMax(const float* x, std::int64_t count, float* max) {
 }
 
 void ChunkWeight(const float* x, std::int64_t count, float max, float inverse_temperature,
-                 float min_weight, float* sum) {
+                 float min_weight, float* sum, float* w) {
   for (std::int64_t begin = 0; begin < count; begin += kSampleChunk) {
     ref::Lanes lanes{};
     for (std::int64_t i = begin; i < std::min(count, begin + kSampleChunk); ++i) {
-      lanes[static_cast<std::size_t>(i % 16)] += Weight(x[i], max, inverse_temperature, min_weight);
+      const float weight = Weight(x[i], max, inverse_temperature, min_weight);
+      lanes[static_cast<std::size_t>(i % 16)] += weight;
+      if (w != nullptr) {
+        w[i] = weight;
+      }
     }
     sum[begin / kSampleChunk] = ref::Sum(lanes);
   }
 }
 
-void Weights(const float* x, std::int64_t count, float max, float inverse_temperature,
-             float min_weight, float* w) {
+float SumAtLeast(const float* w, std::int64_t count, float threshold) {
+  ref::Lanes lanes{};
   for (std::int64_t i = 0; i < count; ++i) {
-    w[i] = Weight(x[i], max, inverse_temperature, min_weight);
+    lanes[static_cast<std::size_t>(i % 16)] += w[i] >= threshold ? w[i] : 0.0F;
   }
+  return ref::Sum(lanes);
 }
 
 std::int64_t Collect(const float* x, std::int64_t count, float threshold, Candidate* out) {
@@ -84,7 +89,7 @@ const SamplingKernels kRefSampling = {.name = "ref",
                                       .arg_max = ArgMax,
                                       .chunk_max = ChunkMax,
                                       .chunk_weight = ChunkWeight,
-                                      .weight = Weights,
+                                      .sum_at_least = SumAtLeast,
                                       .collect = Collect,
                                       .count_greater = CountGreater};
 
