@@ -37,10 +37,10 @@ class Object {
   Value& Set(std::string_view key, Value value);
   void Erase(std::string_view key);
 
-  std::size_t size() const { return members_.size(); }
-  bool empty() const { return members_.empty(); }
-  std::vector<Member>::const_iterator begin() const { return members_.begin(); }
-  std::vector<Member>::const_iterator end() const { return members_.end(); }
+  inline std::size_t size() const;
+  inline bool empty() const;
+  inline std::vector<Member>::const_iterator begin() const;
+  inline std::vector<Member>::const_iterator end() const;
 
  private:
   struct Index;
@@ -98,6 +98,12 @@ class Value {
                Object>
       data_;
 };
+
+// Here, because they need to know how large a Value is.
+std::size_t Object::size() const { return members_.size(); }
+bool Object::empty() const { return members_.empty(); }
+std::vector<Object::Member>::const_iterator Object::begin() const { return members_.begin(); }
+std::vector<Object::Member>::const_iterator Object::end() const { return members_.end(); }
 
 enum class DuplicateKeys { kReject, kKeepLast };
 
