@@ -163,8 +163,10 @@ bool Scheduler::TryAdmit(Clock::TimePoint now, Sequence& sequence) {
   if (!sequence.first_scheduled) {
     sequence.first_scheduled = now;
     sequence.num_cached_tokens = std::min(sequence.num_planned, sequence.prompt_size());
-    prefix_cache_queries_ += static_cast<std::uint64_t>(num_tokens);
-    prefix_cache_hits_ += static_cast<std::uint64_t>(sequence.num_planned);
+    if (config_.enable_prefix_caching && sequence.PromptScored()) {
+      prefix_cache_queries_ += static_cast<std::uint64_t>(num_tokens);
+      prefix_cache_hits_ += static_cast<std::uint64_t>(sequence.num_planned);
+    }
   }
   sequence.slot = free_slots_.back();
   free_slots_.pop_back();
@@ -237,6 +239,7 @@ void Scheduler::PlanChunk(Sequence& sequence, std::int32_t num_tokens) {
   }
   const std::int32_t num_blocks = blocks_.BlocksFor(end);
   const std::int32_t first_written = begin / blocks_.block_size_tokens();
+  NIBBLE_CHECK(num_blocks <= sequence.blocks.size(), "a chunk beyond its sequence's blocks");
   step.block_table.clear();
   for (std::int32_t b = 0; b < num_blocks; ++b) {
     const BlockId id = sequence.blocks[b];

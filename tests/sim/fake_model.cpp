@@ -403,7 +403,8 @@ Result<StepResult> FakeExecutor::Retire(Ticket ticket) {
     plan.sequences.push_back(std::move(op.step));
   }
   in_flight_.erase(in_flight_.begin());
-  clock_.Advance(std::chrono::microseconds(2000 + 100 * num_tokens));
+  // About a 1B model on two cores.
+  clock_.Advance(std::chrono::microseconds(20'000 + 2'000 * num_tokens));
   std::uniform_real_distribution<double> uniform;
   if (uniform(random_) < faults_.retire_failure) {
     MarkFailed(plan);

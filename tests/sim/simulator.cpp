@@ -173,7 +173,7 @@ class World {
     const double p_stop = dice_.Chance(0.6) ? 0.5 : 0.0;
     const double p_penalty = dice_.Chance(0.4) ? 0.3 : 0.0;
     const std::int32_t num_tenants = dice_.Int(1, 4);
-    const double mean_gap_us = dice_.Exponential(20'000);
+    const double mean_gap_us = dice_.Exponential(200'000);
     std::vector<std::vector<TokenId>> prefixes(static_cast<std::size_t>(dice_.Int(1, 6)));
     for (auto& prefix : prefixes) {
       // Few different tokens: many prompts then share a beginning by accident, too.
@@ -231,12 +231,12 @@ class World {
         if (dice_.Chance(0.5)) {
           client->cancel_at_token = dice_.Int(0, 10);
         } else {
-          client->cancel_after = microseconds(static_cast<std::int64_t>(dice_.Exponential(30'000)));
+          client->cancel_after = microseconds(static_cast<std::int64_t>(dice_.Exponential(300'000)));
         }
       }
       if (dice_.Chance(p_deadline)) {
         request.deadline =
-            arrival + microseconds(static_cast<std::int64_t>(dice_.Exponential(100'000)));
+            arrival + microseconds(static_cast<std::int64_t>(dice_.Exponential(1'000'000)));
       }
       clients_.push_back(std::move(client));
     }
@@ -424,7 +424,6 @@ class World {
     switch (*event.finish) {
       case FinishReason::kStop:
       case FinishReason::kLength: {
-        const bool scored_only = params.max_tokens == 0;
         ++(*event.finish == FinishReason::kStop ? report_.num_stopped : report_.num_length);
         report_.num_stop_strings += event.stop_reason.index() == 2 ? 1 : 0;
         if (!complete || *event.finish != expected.finish ||
@@ -439,7 +438,6 @@ class World {
         if (params.num_prompt_logprobs >= 0 && event.choice == 0 && !choice.scores_received) {
           return Break("prompt logprobs are missing");
         }
-        static_cast<void>(scored_only);
         return;
       }
       case FinishReason::kCancelled:
@@ -456,6 +454,9 @@ class World {
         break;
       case FinishReason::kError:
         ++report_.num_failed;
+        if (!executor_->violation().empty()) {
+          return Break(executor_->violation());
+        }
         if (!executor_->failed_requests().contains(Raw(client.id))) {
           return Break("failed although none of its steps did: " + event.error);
         }
