@@ -39,9 +39,9 @@ struct PackedLayout {
 
 /// What belongs to the 64 values of one block of one row. "half" is 32 values.
 struct ActivationBlock {
-  std::int32_t sum[3];  // of the integers: first half, second half, both
-  float scale;          // kInt8: of this block; kInt16: 1
-  float scaled_sum[3];  // float(sum[i]) * scale
+  std::int32_t minus_sum[3];  // minus the sum of the integers: first half, second half, both
+  float scale;                // kInt8: of this block; kInt16: 1
+  float scaled_sum[3];        // float(sum) * scale
   float unused;
 };
 

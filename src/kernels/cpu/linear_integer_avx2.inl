@@ -76,13 +76,13 @@ __attribute__((always_inline)) static inline __m256 Fold(__m256i t, const std::u
     return _mm256_cvtph_ps(
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + at + 16 * half)));
   };
-  const __m256i sum = _mm256_set1_epi32(info.sum[part]);
+  const __m256i minus_sum = _mm256_set1_epi32(info.minus_sum[part]);
   if (kGrid == LinearGrid::kSymmetric) {
-    t = _mm256_sub_epi32(t, _mm256_slli_epi32(sum, kWeightBits - 1));
+    t = _mm256_add_epi32(t, _mm256_slli_epi32(minus_sum, kWeightBits - 1));
   } else if (kGrid == LinearGrid::kZeroPoints) {
     const __m256i zero = _mm256_cvtepu8_epi32(
         _mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + 32 + 8 * half)));
-    t = _mm256_sub_epi32(t, _mm256_mullo_epi32(zero, sum));
+    t = _mm256_add_epi32(t, _mm256_mullo_epi32(zero, minus_sum));
   }
   __m256 scale = load8(0);
   if (kLimbs == 1) {

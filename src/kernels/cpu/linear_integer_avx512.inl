@@ -45,26 +45,44 @@ __attribute__((always_inline)) static inline UnitScales LoadScales(const std::ui
   return s;
 }
 
+// What a row adds to the sums of a symmetric unit before they begin: -zero_point * sum of x.
+template <LinearGrid kGrid>
+__attribute__((always_inline)) static inline __m512i StartOf(const ActivationBlock& info,
+                                                             int part) {
+  return kGrid == LinearGrid::kSymmetric
+             ? _mm512_slli_epi32(_mm512_set1_epi32(info.minus_sum[part]), kWeightBits - 1)
+             : _mm512_setzero_si512();
+}
+
+// The row's share of a fold, broadcast. What a format does not use is never loaded.
+struct RowTerms {
+  __m512i minus_sum;
+  __m512 scale;
+  __m512 scaled_sum;
+};
+
+__attribute__((always_inline)) static inline RowTerms TermsOf(const ActivationBlock& info,
+                                                              int part) {
+  return {_mm512_set1_epi32(info.minus_sum[part]), _mm512_set1_ps(info.scale),
+          _mm512_set1_ps(info.scaled_sum[part])};
+}
+
 // Turns the sums of one unit (of the high limbs, or all; of the low limbs) into floats and adds
 // them to acc.
 template <int kLimbs, LinearGrid kGrid>
 __attribute__((always_inline)) static inline __m512 Fold(__m512i t, __m512i low,
-                                                         const UnitScales& s,
-                                                         const ActivationBlock& info, int part,
+                                                         const UnitScales& s, const RowTerms& row,
                                                          __m512 acc) {
   if (kLimbs == 2) {
     t = _mm512_add_epi32(_mm512_slli_epi32(t, 8), low);
   }
-  const __m512i sum = _mm512_set1_epi32(info.sum[part]);
-  if (kGrid == LinearGrid::kSymmetric) {
-    t = _mm512_sub_epi32(t, _mm512_slli_epi32(sum, kWeightBits - 1));
-  } else if (kGrid == LinearGrid::kZeroPoints) {
-    t = _mm512_sub_epi32(t, _mm512_mullo_epi32(s.extra, sum));
+  if (kGrid == LinearGrid::kZeroPoints) {
+    t = _mm512_add_epi32(t, _mm512_mullo_epi32(s.extra, row.minus_sum));
   }
-  const __m512 scale = kLimbs == 2 ? s.scale : _mm512_mul_ps(s.scale, _mm512_set1_ps(info.scale));
+  const __m512 scale = kLimbs == 2 ? s.scale : _mm512_mul_ps(s.scale, row.scale);
   acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t), scale, acc);
   if (kGrid == LinearGrid::kMinima) {
-    acc = _mm512_fmadd_ps(_mm512_castsi512_ps(s.extra), _mm512_set1_ps(info.scaled_sum[part]), acc);
+    acc = _mm512_fmadd_ps(_mm512_castsi512_ps(s.extra), row.scaled_sum, acc);
   }
   return acc;
 }
@@ -89,9 +107,9 @@ __attribute__((always_inline)) static inline void Store(const LinearCall& call, 
   }
 }
 
-// ---- one row: straight from the packed codes, kPanels streams of weights at once ----
+// ---- 1 to 4 rows: straight from the packed codes, kPanels streams of weights at once ----
 
-template <int kLimbs, LinearGrid kGrid, int kUnit, int kPanels>
+template <int kLimbs, LinearGrid kGrid, int kUnit, int kRows, int kPanels>
 __attribute__((always_inline)) static inline void RowPanels(const LinearCall& call,
                                                             std::int64_t panel) {
   const PackedLayout& layout = call.layout;
@@ -99,8 +117,10 @@ __attribute__((always_inline)) static inline void RowPanels(const LinearCall& ca
   NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
     w[p] = call.weight + (panel + p) * layout.panel_bytes;
   }
-  __m512 acc[kPanels];
-  NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) acc[p] = _mm512_setzero_ps();
+  __m512 acc[kRows][kPanels];
+  NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) acc[r][p] = _mm512_setzero_ps();
+  }
   const __m512i mask = _mm512_set1_epi8(15);
   for (std::int64_t u = 0; u < layout.num_units; ++u) {
     // Opaque to the compiler, which would otherwise keep every sum of pointer and row in a register
@@ -108,76 +128,109 @@ __attribute__((always_inline)) static inline void RowPanels(const LinearCall& ca
     NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) __asm__("" : "+r"(w[p]));
     const std::int64_t block = kUnit == 64 ? u : u / 2;
     const int first = kUnit == 64 ? 0 : static_cast<int>(u % 2) * 32;
-    const std::int8_t* x = call.x.limbs + block * kLimbs * kActivationBlock + first;
-    __m512i t[kPanels][kLimbs];
-    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-      NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) t[p][l] = _mm512_setzero_si512();
+    const int part = kUnit == 64 ? 2 : static_cast<int>(u % 2);
+    const std::int8_t* x = call.x.limbs + block * kRows * kLimbs * kActivationBlock + first;
+    const ActivationBlock* info = call.x.blocks + block * kRows;
+    __m512i t[kRows][kPanels][kLimbs];
+    NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+      const __m512i start = StartOf<kGrid>(info[r], part);
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        t[r][p][0] = _mm512_setzero_si512();
+        t[r][p][kLimbs - 1] = start;
+      }
     }
     constexpr int kRowsOf64 = static_cast<int>(CodeBytes(kUnit) / 64);
     NIBBLE_UNROLL for (int j = 0; j < kRowsOf64; ++j) {
-      __m512i x_low[kLimbs];
-      __m512i x_high[kLimbs];
-      NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) {
-        x_low[l] = BroadcastFour(x + l * kActivationBlock + 4 * j);
-        if (kWeightBits == 4) {
-          x_high[l] = BroadcastFour(x + l * kActivationBlock + kUnit / 2 + 4 * j);
-        }
-      }
+      __m512i low[kPanels];
+      __m512i high[kPanels];
       NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
         const std::uint8_t* at = w[p] + 64 * j;
-        const __m512i codes = _mm512_loadu_si512(at);
+        low[p] = _mm512_loadu_si512(at);
         _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
         if (kWeightBits == 4) {
-          const __m512i low = _mm512_and_si512(codes, mask);
-          const __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask);
-          NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) {
-            Dot(t[p][l], low, x_low[l]);
-            Dot(t[p][l], high, x_high[l]);
+          high[p] = _mm512_and_si512(_mm512_srli_epi16(low[p], 4), mask);
+          low[p] = _mm512_and_si512(low[p], mask);
+        }
+      }
+      NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+        NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) {
+          const std::int8_t* four = x + (r * kLimbs + l) * kActivationBlock + 4 * j;
+          const __m512i x_low = BroadcastFour(four);
+          NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) Dot(t[r][p][l], low[p], x_low);
+          if (kWeightBits == 4) {
+            const __m512i x_high = BroadcastFour(four + kUnit / 2);
+            NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) Dot(t[r][p][l], high[p], x_high);
           }
-        } else {
-          NIBBLE_UNROLL for (int l = 0; l < kLimbs; ++l) Dot(t[p][l], codes, x_low[l]);
         }
       }
     }
-    const ActivationBlock& info = call.x.blocks[block];
-    const int part = kUnit == 64 ? 2 : static_cast<int>(u % 2);
+    UnitScales s[kPanels];
     NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-      const UnitScales s = LoadScales<kGrid>(w[p] + CodeBytes(kUnit));
+      s[p] = LoadScales<kGrid>(w[p] + CodeBytes(kUnit));
       w[p] += layout.unit_bytes;
-      acc[p] = Fold<kLimbs, kGrid>(t[p][0], t[p][kLimbs - 1], s, info, part, acc[p]);
+    }
+    NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+      const RowTerms terms = TermsOf(info[r], part);
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        acc[r][p] = Fold<kLimbs, kGrid>(t[r][p][0], t[r][p][kLimbs - 1], s[p], terms, acc[r][p]);
+      }
     }
   }
-  NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) Store<kLimbs>(call, 0, panel + p, acc[p]);
+  NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) Store<kLimbs>(call, r, panel + p, acc[r][p]);
+  }
+}
+
+template <int kLimbs, LinearGrid kGrid, int kUnit, int kRows>
+static void RunRowCount(const LinearCall& call) {
+  // As many streams as the registers hold: sums and f32 sums of kRows rows, codes, activations.
+  constexpr int kPanels = kRows == 1 || (kRows == 2 && kLimbs == 1) ? 4 : 2;
+  std::int64_t p = call.panel_begin;
+  for (; p + kPanels <= call.panel_end; p += kPanels) {
+    RowPanels<kLimbs, kGrid, kUnit, kRows, kPanels>(call, p);
+  }
+  for (; p < call.panel_end; ++p) {
+    RowPanels<kLimbs, kGrid, kUnit, kRows, 1>(call, p);
+  }
 }
 
 template <int kLimbs, LinearGrid kGrid, int kUnit>
 static void RunRow(const LinearCall& call) {
-  std::int64_t p = call.panel_begin;
-  for (; p + 4 <= call.panel_end; p += 4) {
-    RowPanels<kLimbs, kGrid, kUnit, 4>(call, p);
-  }
-  switch (call.panel_end - p) {
-    case 3:
-      RowPanels<kLimbs, kGrid, kUnit, 3>(call, p);
+  switch (call.x.num_rows) {
+    case 1:
+      RunRowCount<kLimbs, kGrid, kUnit, 1>(call);
       break;
     case 2:
-      RowPanels<kLimbs, kGrid, kUnit, 2>(call, p);
+      RunRowCount<kLimbs, kGrid, kUnit, 2>(call);
       break;
-    case 1:
-      RowPanels<kLimbs, kGrid, kUnit, 1>(call, p);
+    case 3:
+      RunRowCount<kLimbs, kGrid, kUnit, 3>(call);
       break;
     default:
+      RunRowCount<kLimbs, kGrid, kUnit, 4>(call);
       break;
   }
 }
 
 // ---- the inner loop of many rows ----
 //
-// t[v * 4 + p] = sum over 4 * steps columns of codes[panel p] * x[vector v], for 4 panels whose
-// unpacked rows of 64 bytes lie interleaved, and kVectors limb vectors kActivationBlock bytes
-// apart. Written in assembly: GCC 12 keeps the codes on the stack and puts a register move beside
-// every product.
+// t[v * 4 + p] = start[v] + sum over a unit of codes[panel p] * x[vector v], for 4 panels whose
+// unpacked rows of 64 bytes lie interleaved, and for limb vectors kActivationBlock bytes apart.
+// Written in assembly: GCC 12 keeps the codes on the stack and puts a register move beside every
+// product.
 
+#define NIBBLE_DOT_START(v, t0, t1, t2, t3) \
+  "vmovdqa64 %[s" #v "], %%zmm" #t0         \
+  "\n"                                      \
+  "vmovdqa64 %[s" #v "], %%zmm" #t1         \
+  "\n"                                      \
+  "vmovdqa64 %[s" #v "], %%zmm" #t2         \
+  "\n"                                      \
+  "vmovdqa64 %[s" #v "], %%zmm" #t3 "\n"
+#define NIBBLE_DOT_START1 NIBBLE_DOT_START(0, 0, 1, 2, 3)
+#define NIBBLE_DOT_START2 NIBBLE_DOT_START1 NIBBLE_DOT_START(1, 4, 5, 6, 7)
+#define NIBBLE_DOT_START4 \
+  NIBBLE_DOT_START2 NIBBLE_DOT_START(2, 8, 9, 10, 11) NIBBLE_DOT_START(3, 12, 13, 14, 15)
 #define NIBBLE_DOT_LOAD(at)       \
   "vmovdqa64 " #at                \
   "*256(%[codes]), %%zmm16\n"     \
@@ -202,39 +255,43 @@ static void RunRow(const LinearCall& call) {
   NIBBLE_DOT_STEP2(at)                       \
   NIBBLE_DOT_VECTOR(at, 2, 22, 8, 9, 10, 11) \
   NIBBLE_DOT_VECTOR(at, 3, 23, 12, 13, 14, 15)
-#define NIBBLE_DOT_LOOP(step) \
-  "1:\n" step(0) step(1) step(2) step(3)        \
-  "add $1024, %[codes]\n"                       \
-  "add $16, %[x]\n"                             \
-  "sub $4, %[steps]\n"                          \
-  "jnz 1b\n"
-#define NIBBLE_DOT_INPUTS [codes] "+r"(codes), [x] "+r"(x), [steps] "+r"(steps)
+#define NIBBLE_DOT_UNIT32(step) step(0) step(1) step(2) step(3) step(4) step(5) step(6) step(7)
+#define NIBBLE_DOT_UNIT64(step) \
+  NIBBLE_DOT_UNIT32(step) step(8) step(9) step(10) step(11) step(12) step(13) step(14) step(15)
 #define NIBBLE_DOT_CLOBBERS \
-  "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23", "cc", "memory"
+  "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23", "memory"
 
-#define NIBBLE_DOT_ZERO(t) "vpxord %%zmm" #t ", %%zmm" #t ", %%zmm" #t "\n"
-
+template <int kUnit>
 __attribute__((always_inline)) static inline void DotPanels(const std::uint8_t* codes,
                                                             const std::int8_t* x,
-                                                            std::int64_t steps, __m512i (&t)[4]) {
+                                                            const __m512i (&start)[1],
+                                                            __m512i (&t)[4]) {
   register __m512i t0 __asm__("zmm0");
   register __m512i t1 __asm__("zmm1");
   register __m512i t2 __asm__("zmm2");
   register __m512i t3 __asm__("zmm3");
-  __asm__ volatile(NIBBLE_DOT_ZERO(0) NIBBLE_DOT_ZERO(1) NIBBLE_DOT_ZERO(2) NIBBLE_DOT_ZERO(3)
-                       NIBBLE_DOT_LOOP(NIBBLE_DOT_STEP1)
-                   : NIBBLE_DOT_INPUTS, "=v"(t0), "=v"(t1), "=v"(t2), "=v"(t3)
-                   :
-                   : NIBBLE_DOT_CLOBBERS);
+  if constexpr (kUnit == 64) {
+    __asm__ volatile(NIBBLE_DOT_START1 NIBBLE_DOT_UNIT64(NIBBLE_DOT_STEP1)
+                     : "=&v"(t0), "=&v"(t1), "=&v"(t2), "=&v"(t3)
+                     : [codes] "r"(codes), [x] "r"(x), [s0] "v"(start[0])
+                     : NIBBLE_DOT_CLOBBERS);
+  } else {
+    __asm__ volatile(NIBBLE_DOT_START1 NIBBLE_DOT_UNIT32(NIBBLE_DOT_STEP1)
+                     : "=&v"(t0), "=&v"(t1), "=&v"(t2), "=&v"(t3)
+                     : [codes] "r"(codes), [x] "r"(x), [s0] "v"(start[0])
+                     : NIBBLE_DOT_CLOBBERS);
+  }
   t[0] = t0;
   t[1] = t1;
   t[2] = t2;
   t[3] = t3;
 }
 
+template <int kUnit>
 __attribute__((always_inline)) static inline void DotPanels(const std::uint8_t* codes,
                                                             const std::int8_t* x,
-                                                            std::int64_t steps, __m512i (&t)[8]) {
+                                                            const __m512i (&start)[2],
+                                                            __m512i (&t)[8]) {
   register __m512i t0 __asm__("zmm0");
   register __m512i t1 __asm__("zmm1");
   register __m512i t2 __asm__("zmm2");
@@ -243,13 +300,19 @@ __attribute__((always_inline)) static inline void DotPanels(const std::uint8_t* 
   register __m512i t5 __asm__("zmm5");
   register __m512i t6 __asm__("zmm6");
   register __m512i t7 __asm__("zmm7");
-  __asm__ volatile(NIBBLE_DOT_ZERO(0) NIBBLE_DOT_ZERO(1) NIBBLE_DOT_ZERO(2) NIBBLE_DOT_ZERO(3)
-                       NIBBLE_DOT_ZERO(4) NIBBLE_DOT_ZERO(5) NIBBLE_DOT_ZERO(6) NIBBLE_DOT_ZERO(7)
-                           NIBBLE_DOT_LOOP(NIBBLE_DOT_STEP2)
-                   : NIBBLE_DOT_INPUTS, "=v"(t0), "=v"(t1), "=v"(t2), "=v"(t3), "=v"(t4), "=v"(t5),
-                     "=v"(t6), "=v"(t7)
-                   :
-                   : NIBBLE_DOT_CLOBBERS);
+  if constexpr (kUnit == 64) {
+    __asm__ volatile(NIBBLE_DOT_START2 NIBBLE_DOT_UNIT64(NIBBLE_DOT_STEP2)
+                     : "=&v"(t0), "=&v"(t1), "=&v"(t2), "=&v"(t3), "=&v"(t4), "=&v"(t5), "=&v"(t6),
+                       "=&v"(t7)
+                     : [codes] "r"(codes), [x] "r"(x), [s0] "v"(start[0]), [s1] "v"(start[1])
+                     : NIBBLE_DOT_CLOBBERS);
+  } else {
+    __asm__ volatile(NIBBLE_DOT_START2 NIBBLE_DOT_UNIT32(NIBBLE_DOT_STEP2)
+                     : "=&v"(t0), "=&v"(t1), "=&v"(t2), "=&v"(t3), "=&v"(t4), "=&v"(t5), "=&v"(t6),
+                       "=&v"(t7)
+                     : [codes] "r"(codes), [x] "r"(x), [s0] "v"(start[0]), [s1] "v"(start[1])
+                     : NIBBLE_DOT_CLOBBERS);
+  }
   t[0] = t0;
   t[1] = t1;
   t[2] = t2;
@@ -260,9 +323,11 @@ __attribute__((always_inline)) static inline void DotPanels(const std::uint8_t* 
   t[7] = t7;
 }
 
+template <int kUnit>
 __attribute__((always_inline)) static inline void DotPanels(const std::uint8_t* codes,
                                                             const std::int8_t* x,
-                                                            std::int64_t steps, __m512i (&t)[16]) {
+                                                            const __m512i (&start)[4],
+                                                            __m512i (&t)[16]) {
   register __m512i t0 __asm__("zmm0");
   register __m512i t1 __asm__("zmm1");
   register __m512i t2 __asm__("zmm2");
@@ -279,17 +344,23 @@ __attribute__((always_inline)) static inline void DotPanels(const std::uint8_t* 
   register __m512i t13 __asm__("zmm13");
   register __m512i t14 __asm__("zmm14");
   register __m512i t15 __asm__("zmm15");
-  __asm__ volatile(NIBBLE_DOT_ZERO(0) NIBBLE_DOT_ZERO(1) NIBBLE_DOT_ZERO(2) NIBBLE_DOT_ZERO(3)
-                       NIBBLE_DOT_ZERO(4) NIBBLE_DOT_ZERO(5) NIBBLE_DOT_ZERO(6) NIBBLE_DOT_ZERO(7)
-                           NIBBLE_DOT_ZERO(8) NIBBLE_DOT_ZERO(9) NIBBLE_DOT_ZERO(10)
-                               NIBBLE_DOT_ZERO(11) NIBBLE_DOT_ZERO(12) NIBBLE_DOT_ZERO(13)
-                                   NIBBLE_DOT_ZERO(14) NIBBLE_DOT_ZERO(15)
-                                       NIBBLE_DOT_LOOP(NIBBLE_DOT_STEP4)
-                   : NIBBLE_DOT_INPUTS, "=v"(t0), "=v"(t1), "=v"(t2), "=v"(t3), "=v"(t4), "=v"(t5),
-                     "=v"(t6), "=v"(t7), "=v"(t8), "=v"(t9), "=v"(t10), "=v"(t11), "=v"(t12),
-                     "=v"(t13), "=v"(t14), "=v"(t15)
-                   :
-                   : NIBBLE_DOT_CLOBBERS);
+  if constexpr (kUnit == 64) {
+    __asm__ volatile(NIBBLE_DOT_START4 NIBBLE_DOT_UNIT64(NIBBLE_DOT_STEP4)
+                     : "=&v"(t0), "=&v"(t1), "=&v"(t2), "=&v"(t3), "=&v"(t4), "=&v"(t5), "=&v"(t6),
+                       "=&v"(t7), "=&v"(t8), "=&v"(t9), "=&v"(t10), "=&v"(t11), "=&v"(t12),
+                       "=&v"(t13), "=&v"(t14), "=&v"(t15)
+                     : [codes] "r"(codes), [x] "r"(x), [s0] "v"(start[0]), [s1] "v"(start[1]),
+                       [s2] "v"(start[2]), [s3] "v"(start[3])
+                     : NIBBLE_DOT_CLOBBERS);
+  } else {
+    __asm__ volatile(NIBBLE_DOT_START4 NIBBLE_DOT_UNIT32(NIBBLE_DOT_STEP4)
+                     : "=&v"(t0), "=&v"(t1), "=&v"(t2), "=&v"(t3), "=&v"(t4), "=&v"(t5), "=&v"(t6),
+                       "=&v"(t7), "=&v"(t8), "=&v"(t9), "=&v"(t10), "=&v"(t11), "=&v"(t12),
+                       "=&v"(t13), "=&v"(t14), "=&v"(t15)
+                     : [codes] "r"(codes), [x] "r"(x), [s0] "v"(start[0]), [s1] "v"(start[1]),
+                       [s2] "v"(start[2]), [s3] "v"(start[3])
+                     : NIBBLE_DOT_CLOBBERS);
+  }
   t[0] = t0;
   t[1] = t1;
   t[2] = t2;
@@ -328,22 +399,67 @@ static inline void Tile(const LinearCall& call, const std::uint8_t* codes, const
   for (std::int64_t i = 0; i < units; ++i) {
     const std::int64_t block = kUnit == 64 ? unit + i : (unit + i) / 2;
     const int half = kUnit == 64 ? 0 : static_cast<int>((unit + i) % 2);
-    __m512i t[kVectors * 4];
-    DotPanels(codes + i * kUnit * kPanelOutputs * 4,
-              call.x.limbs + (block * rows + row) * kLimbs * kActivationBlock + half * 32,
-              kUnit / 4, t);
     const ActivationBlock* info = call.x.blocks + block * rows + row;
+    const int part = kUnit == 64 ? 2 : half;
+    __m512i start[kVectors];
+    NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+      start[r * kLimbs] = _mm512_setzero_si512();
+      start[(r + 1) * kLimbs - 1] = StartOf<kGrid>(info[r], part);
+    }
+    __m512i t[kVectors * 4];
+    DotPanels<kUnit>(codes + i * kUnit * kPanelOutputs * 4,
+                     call.x.limbs + (block * rows + row) * kLimbs * kActivationBlock + half * 32,
+                     start, t);
+    // Everything is read before the first store, which might alias it for all the compiler knows.
+    UnitScales s[4];
+    NIBBLE_UNROLL for (int p = 0; p < 4; ++p) s[p] = scales[i * 4 + p];
+    RowTerms terms[kRows];
+    NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) terms[r] = TermsOf(info[r], part);
     NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
       NIBBLE_UNROLL for (int p = 0; p < 4; ++p) {
+        __asm__ volatile("" ::
+                             : "memory");  // one fold after the other: sums that are ready go first
         float* sum = sums + (r * 4 + p) * kPanelOutputs;
         _mm512_store_ps(
-            sum, Fold<kLimbs, kGrid>(t[r * kLimbs * 4 + p], t[((r + 1) * kLimbs - 1) * 4 + p],
-                                     scales[i * 4 + p], info[r], kUnit == 64 ? 2 : half,
-                                     _mm512_load_ps(sum)));
+            sum, Fold<kLimbs, kGrid>(t[r * kLimbs * 4 + p], t[((r + 1) * kLimbs - 1) * 4 + p], s[p],
+                                     terms[r], _mm512_load_ps(sum)));
       }
     }
   }
 }
+
+// Fetches the packed units that come next, a few lines before every tile: all at once they would
+// fill the queue of misses and stall it.
+class Prefetcher {
+ public:
+  Prefetcher(const LinearCall& call, std::int64_t panel, std::int64_t unit, std::int64_t units,
+             std::int64_t num_steps) {
+    const PackedLayout& layout = call.layout;
+    if (unit >= layout.num_units) {
+      panel += 4;
+      unit = 0;
+    }
+    stride_ = layout.panel_bytes;
+    at_ = call.weight + panel * stride_ + unit * layout.unit_bytes;
+    lines_ = panel < call.panel_end ? (units * layout.unit_bytes + 63) / 64 : 0;
+    step_ = (lines_ + num_steps - 1) / num_steps;
+  }
+  void Step() {
+    const std::int64_t end = done_ + step_ < lines_ ? done_ + step_ : lines_;
+    for (; done_ < end; ++done_, at_ += 64) {
+      NIBBLE_UNROLL for (int p = 0; p < 4; ++p) {
+        _mm_prefetch(reinterpret_cast<const char*>(at_ + p * stride_), _MM_HINT_T0);
+      }
+    }
+  }
+
+ private:
+  const std::uint8_t* at_ = nullptr;
+  std::int64_t stride_ = 0;
+  std::int64_t lines_ = 0;
+  std::int64_t step_ = 0;
+  std::int64_t done_ = 0;
+};
 
 // Up to 4 panels for all rows; absent panels are computed from stale codes and dropped.
 template <int kLimbs, LinearGrid kGrid, int kUnit>
@@ -372,8 +488,6 @@ static void BatchPanels(const LinearCall& call, std::int64_t panel, int panels) 
           constexpr int kRowsOf64 = static_cast<int>(CodeBytes(kUnit) / 64);
           NIBBLE_UNROLL for (int j = 0; j < kRowsOf64; ++j) {
             const __m512i v = _mm512_loadu_si512(from + 64 * j);
-            _mm_prefetch(reinterpret_cast<const char*>(from) + 64 * j + 2 * kPrefetchBytes,
-                         _MM_HINT_T0);
             if (kWeightBits == 4) {
               _mm512_store_si512(to + j * 256, _mm512_and_si512(v, mask));
               _mm512_store_si512(to + (j + kUnit / 8) * 256,
@@ -385,11 +499,14 @@ static void BatchPanels(const LinearCall& call, std::int64_t panel, int panels) 
           scales[i * 4 + p] = LoadScales<kGrid>(from + CodeBytes(kUnit));
         }
       }
+      Prefetcher ahead(call, panel, unit + units, kChunk, (row_end - row0 + kRows - 1) / kRows);
       std::int64_t row = row0;
       for (; row + kRows <= row_end; row += kRows) {
+        ahead.Step();
         Tile<kLimbs, kGrid, kUnit, 4>(call, codes, scales, unit, units, row,
                                       sums + (row - row0) * 4 * kPanelOutputs);
       }
+      ahead.Step();
       if (kLimbs == 1 && row + 2 <= row_end) {
         Tile<kLimbs, kGrid, kUnit, 2>(call, codes, scales, unit, units, row,
                                       sums + (row - row0) * 4 * kPanelOutputs);

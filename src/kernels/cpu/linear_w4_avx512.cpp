@@ -15,13 +15,13 @@ constexpr std::int64_t kPrefetchBytes = 2048;
 constexpr std::int64_t kAnyRows = INT64_MAX;
 
 constexpr LinearKernel kKernels[] = {
-    {"linear.w4.int16.avx512.row", LinearFormat::kW4, LinearActivation::kInt16, Isa::kAvx512, 1, 1,
+    {"linear.w4.int16.avx512.rows", LinearFormat::kW4, LinearActivation::kInt16, Isa::kAvx512, 1, 4,
      Run<2, false>},
-    {"linear.w4.int16.avx512.batch", LinearFormat::kW4, LinearActivation::kInt16, Isa::kAvx512, 2,
+    {"linear.w4.int16.avx512.batch", LinearFormat::kW4, LinearActivation::kInt16, Isa::kAvx512, 5,
      kAnyRows, Run<2, true>},
-    {"linear.w4.int8.avx512.row", LinearFormat::kW4, LinearActivation::kInt8, Isa::kAvx512, 1, 1,
+    {"linear.w4.int8.avx512.rows", LinearFormat::kW4, LinearActivation::kInt8, Isa::kAvx512, 1, 4,
      Run<1, false>},
-    {"linear.w4.int8.avx512.batch", LinearFormat::kW4, LinearActivation::kInt8, Isa::kAvx512, 2,
+    {"linear.w4.int8.avx512.batch", LinearFormat::kW4, LinearActivation::kInt8, Isa::kAvx512, 5,
      kAnyRows, Run<1, true>},
 };
 

@@ -120,12 +120,12 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
       ActivationBlock& info = packed.blocks[block * packed.num_rows + m];
       info.sum[0] =
           Sum(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3])));
-      info.sum[1] =
-          Sum(_mm256_add_epi32(_mm256_add_epi32(q[4], q[5]), _mm256_add_epi32(q[6], q[7])));
-      info.sum[2] = info.sum[0] + info.sum[1];
+      info.minus_sum[1] =
+          -Sum(_mm256_add_epi32(_mm256_add_epi32(q[4], q[5]), _mm256_add_epi32(q[6], q[7])));
+      info.minus_sum[2] = info.minus_sum[0] + info.minus_sum[1];
       info.scale = kInt16 ? 1.0F : levels.scale;
       for (int part = 0; part < 3; ++part) {
-        info.scaled_sum[part] = static_cast<float>(info.sum[part]) * info.scale;
+        info.scaled_sum[part] = static_cast<float>(-info.minus_sum[part]) * info.scale;
       }
       info.unused = 0.0F;
     }

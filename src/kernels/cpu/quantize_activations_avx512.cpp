@@ -97,12 +97,12 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
       ActivationBlock& info = packed.blocks[block * packed.num_rows + m];
       const std::int32_t first = _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
       const std::int32_t second = _mm512_reduce_add_epi32(_mm512_add_epi32(q[2], q[3]));
-      info.sum[0] = first;
-      info.sum[1] = second;
-      info.sum[2] = first + second;
+      info.minus_sum[0] = -first;
+      info.minus_sum[1] = -second;
+      info.minus_sum[2] = -(first + second);
       info.scale = kInt16 ? 1.0F : levels.scale;
       for (int part = 0; part < 3; ++part) {
-        info.scaled_sum[part] = static_cast<float>(info.sum[part]) * info.scale;
+        info.scaled_sum[part] = static_cast<float>(-info.minus_sum[part]) * info.scale;
       }
       info.unused = 0.0F;
     }

@@ -74,7 +74,7 @@ void RunInteger(const LinearCall& call) {
           } else if (layout.grid == LinearGrid::kMinima) {
             zero_point = 0;
           }
-          std::int32_t t = -zero_point * info.sum[part];
+          std::int32_t t = zero_point * info.minus_sum[part];
           for (std::int64_t k = 0; k < cols; ++k) {
             t += CodeAt(layout, unit, c, k) * ActivationAt(x, kInt16, block, m, first + k);
           }
@@ -183,7 +183,7 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
       info.scale = kInt16 ? 1.0F : levels.scale;
       for (std::int64_t j = 0; j < kActivationBlock; ++j) {
         const int q = j < count ? Quantize(row[k0 + j], levels.inverse) : 0;
-        info.sum[j / 32] += q;
+        info.minus_sum[j / 32] -= q;
         if (kInt16) {
           const int low = ((q + 128) & 255) - 128;
           limbs[j] = static_cast<std::int8_t>((q - low) / 256);
@@ -192,9 +192,9 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
           limbs[j] = static_cast<std::int8_t>(q);
         }
       }
-      info.sum[2] = info.sum[0] + info.sum[1];
+      info.minus_sum[2] = info.minus_sum[0] + info.minus_sum[1];
       for (int part = 0; part < 3; ++part) {
-        info.scaled_sum[part] = static_cast<float>(info.sum[part]) * info.scale;
+        info.scaled_sum[part] = static_cast<float>(-info.minus_sum[part]) * info.scale;
       }
       packed.blocks[block * packed.num_rows + m] = info;
     }
