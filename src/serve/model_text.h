@@ -17,7 +17,6 @@ struct ChatPrompt {
   json::Array messages;  // contents are strings
   json::Value tools;     // null: none
   bool add_generation_prompt = true;
-  bool continue_final_message = false;  // stop right after the last message's text
   json::Object extra;                   // chat_template_kwargs, documents, ...
 };
 

@@ -656,10 +656,8 @@ void ReadChatPrompt(Fields& fields, ChatPrompt& prompt) {
   }
 
   prompt.add_generation_prompt = fields.Bool("add_generation_prompt", true);
-  prompt.continue_final_message = fields.Bool("continue_final_message", false);
-  if (prompt.add_generation_prompt && prompt.continue_final_message) {
-    fields.Fail("continue_final_message",
-                "continue_final_message and add_generation_prompt cannot both be true.");
+  if (fields.Bool("continue_final_message", false)) {
+    fields.Fail("continue_final_message", "continue_final_message is not supported yet.");
   }
   if (fields.Get("chat_template") != nullptr) {
     fields.Fail("chat_template", "Templates from requests are not accepted.");
