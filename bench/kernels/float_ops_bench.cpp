@@ -1,6 +1,6 @@
 // Speed of attention, norms, SwiGLU and sampling in the shapes of a step, beside limits measured in
 // the same run.
-//   float_ops_bench [threads] [isa]
+//   float_ops_bench [threads] [isa] [MB of cache to stream: 64]
 // The shapes are SmolLM2-135M's (576 wide, 9 heads over 3 KV heads of 64, vocabulary 49152) and
 // Llama-3.2-1B's attention (32 over 8 of 64). A cache is streamed from as many layers as make 64
 // MB, as in a step.
@@ -27,6 +27,7 @@
 namespace nibble {
 namespace {
 
+std::size_t cache_mb = 64;
 // With one thread: its own CPU time, which a busy machine disturbs least. Else wall time.
 bool cpu_time = false;
 
@@ -102,7 +103,7 @@ void BenchAttention(Device& device, const MachineLimits& limits, const Attention
   cache.num_blocks = blocks_each * shape.num_sequences;
   const std::size_t layer_bytes =
       cache.spec.BlockBytes() * static_cast<std::size_t>(cache.num_blocks);
-  cache.spec.num_layers = 1 + static_cast<std::int64_t>((std::size_t{64} << 20) / layer_bytes);
+  cache.spec.num_layers = 1 + static_cast<std::int64_t>((cache_mb << 20) / layer_bytes);
   auto memory =
       device.Allocate("cache", layer_bytes * static_cast<std::size_t>(cache.spec.num_layers));
   cache.data = memory->data();
@@ -242,11 +243,13 @@ void BenchSampling(Device& device, const MachineLimits& limits, int num_rows,
 
 int main(int argc, char** argv) {
   using namespace nibble;
-  int threads = 0;
-  if (argc > 1) {
-    const std::string_view text = argv[1];
-    std::from_chars(text.data(), text.data() + text.size(), threads);
-  }
+  const auto number = [&](int i, std::size_t otherwise) {
+    const std::string_view text = argc > i ? argv[i] : "";
+    std::from_chars(text.data(), text.data() + text.size(), otherwise);
+    return otherwise;
+  };
+  const int threads = static_cast<int>(number(1, 0));
+  cache_mb = number(3, cache_mb);
   const auto device = MakeCpuDevice(threads);
   cpu_time = device->pool().num_workers() == 1;
   if (argc > 2) {

@@ -359,7 +359,7 @@ TEST(PagedAttention, RoundingOfTheCacheCostsLittle) {
 }
 
 TEST(PagedAttention, EveryIsaAndThreadCountGivesTheSameBits) {
-  const std::vector<int> lengths = {5, 290, 33};
+  const std::vector<int> lengths = {5, 270, 18};
   for (const Shape& shape : Shapes()) {
     std::vector<float> expected_q;
     std::vector<float> expected_out;
@@ -371,8 +371,8 @@ TEST(PagedAttention, EveryIsaAndThreadCountGivesTheSameBits) {
         continue;
       }
       for (const int workers : {1, 2, 5}) {
-        if (isa == Isa::kRef && workers == 5) {
-          continue;  // slow, and its rows are independent calls
+        if (isa == Isa::kRef && workers != 2) {
+          continue;  // slow, and who runs an item cannot matter to scalar code alone
         }
         World world(shape, lengths, workers);
         world.StepAll(lengths);

@@ -1,5 +1,5 @@
 #include "kernels/attention_kernel.h"
-#include "kernels/cpu/vec16_avx2.inc"
+#include "kernels/cpu/vec16_avx2.inl"
 
 namespace nibble {
 namespace {
@@ -14,7 +14,7 @@ constexpr int ScoreBlocks(int rows) { return rows <= 2 ? 2 : 1; }
 }  // namespace nibble
 
 // After them: it is written in their terms.
-#include "kernels/cpu/attention_body.inc"
+#include "kernels/cpu/attention_body.inl"
 
 namespace nibble {
 

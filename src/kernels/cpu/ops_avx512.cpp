@@ -1,7 +1,7 @@
-#include "kernels/cpu/vec16_avx512.inc"
+#include "kernels/cpu/vec16_avx512.inl"
 #include "kernels/ops_kernel.h"
 // After them: it is written in their terms.
-#include "kernels/cpu/ops_body.inc"
+#include "kernels/cpu/ops_body.inl"
 
 namespace nibble {
 

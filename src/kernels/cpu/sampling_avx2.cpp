@@ -1,7 +1,7 @@
-#include "kernels/cpu/vec16_avx2.inc"
+#include "kernels/cpu/vec16_avx2.inl"
 #include "kernels/sampling_kernel.h"
 // After them: it is written in their terms.
-#include "kernels/cpu/sampling_body.inc"
+#include "kernels/cpu/sampling_body.inl"
 
 namespace nibble {
 

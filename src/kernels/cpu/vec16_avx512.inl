@@ -10,7 +10,7 @@
 
 // Sixteen lanes of float as one zmm. Everything is in an anonymous namespace: a file built with
 // -mavx512* must not leave a symbol that the linker could keep for the whole program. The same
-// names on AVX2: cpu/vec16_avx2.inc; the arithmetic: ref/lanes.h.
+// names on AVX2: cpu/vec16_avx2.inl; the arithmetic: ref/lanes.h.
 namespace nibble {
 namespace {
 

@@ -1,4 +1,4 @@
-// The body of attention_avx2.cpp and attention_avx512.cpp, written in terms of V (vec16_*.inc) and
+// The body of attention_avx2.cpp and attention_avx512.cpp, written in terms of V (vec16_*.inl) and
 // of the tile sizes kScoreRows, kOutputRows, kOutputVectors and ScoreBlocks(rows), all given
 // before. Arithmetic: ref/attention_ref.cpp; bytes: docs/formats/kv_block.md. A tile does 2 * rows
 // * keys * head_dim fma. Scores: lanes are tokens, a K vector is loaded and widened once for

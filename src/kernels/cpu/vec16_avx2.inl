@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-// Sixteen lanes of float as two ymm: lanes 0-7 and 8-15. The names of cpu/vec16_avx512.inc, the
+// Sixteen lanes of float as two ymm: lanes 0-7 and 8-15. The names of cpu/vec16_avx512.inl, the
 // arithmetic of ref/lanes.h, and no symbol outside this file, for the same reason.
 namespace nibble {
 namespace {

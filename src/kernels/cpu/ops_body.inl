@@ -1,4 +1,4 @@
-// The body of ops_avx2.cpp and ops_avx512.cpp, written in terms of V (vec16_*.inc, included
+// The body of ops_avx2.cpp and ops_avx512.cpp, written in terms of V (vec16_*.inl, included
 // before). Arithmetic: ref/ops_ref.cpp. Memory-bound: norm reads 2 and writes 2 rows, SwiGLU reads
 // 2 and writes 1.
 

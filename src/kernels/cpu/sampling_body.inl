@@ -1,4 +1,4 @@
-// The body of sampling_avx2.cpp and sampling_avx512.cpp, written in terms of V (vec16_*.inc,
+// The body of sampling_avx2.cpp and sampling_avx512.cpp, written in terms of V (vec16_*.inl,
 // included before). Every pass reads the row once: judge by GB/s. Arithmetic: ref/sampling_ref.cpp.
 
 namespace nibble {
