@@ -3,6 +3,8 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -16,7 +18,8 @@ constexpr std::int32_t kNone = StringTable::kNone;
 constexpr std::int32_t kNoRank = std::numeric_limits<std::int32_t>::max();
 // Up to here a scan for the smallest rank beats a heap.
 constexpr std::size_t kShortWord = 32;
-constexpr std::string_view kMetaSpace = "\xE2\x96\x81";  // U+2581
+static_assert(std::endian::native == std::endian::little);  // the cache's key
+constexpr std::string_view kMetaSpace = "\xE2\x96\x81";     // U+2581
 
 bool HasInnerMetaSpace(std::string_view token) {
   const std::size_t last = token.rfind(kMetaSpace);
@@ -264,13 +267,13 @@ void Bpe::MergeLong(Scratch& scratch) const {
   }
 }
 
-void Bpe::Encode(std::string_view word, const std::vector<bool>& blocked, Scratch& scratch,
-                 std::vector<TokenId>& out) const {
+void Bpe::EncodeUncached(std::string_view word, const std::vector<bool>& blocked,
+                         Scratch& scratch) const {
   if (options_.ignore_merges) {
     const std::int32_t id = FindWord(word);
     if (id != kNone && (static_cast<std::size_t>(id) >= blocked.size() ||
                         !blocked[static_cast<std::size_t>(id)])) {
-      out.push_back(TokenId{id});
+      scratch.ids.assign(1, id);
       return;
     }
   }
@@ -280,8 +283,34 @@ void Bpe::Encode(std::string_view word, const std::vector<bool>& blocked, Scratc
   } else if (scratch.ids.size() > 1) {
     MergeShort(scratch);
   }
-  for (const std::int32_t id : scratch.ids) {
-    out.push_back(TokenId{id});
+}
+
+void Bpe::Encode(std::string_view word, const std::vector<bool>& blocked, Scratch& scratch,
+                 std::vector<TokenId>& out) const {
+  using CachedWord = Scratch::CachedWord;
+  const auto append = [&out](const std::int32_t* ids, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      out.push_back(TokenId{ids[i]});
+    }
+  };
+  CachedWord* slot = nullptr;
+  std::array<std::uint64_t, 2> key{};
+  if (!scratch.cache.empty() && !word.empty() && word.size() <= CachedWord::kMaxBytes) {
+    std::memcpy(key.data(), word.data(), word.size());
+    key[1] |= static_cast<std::uint64_t>(word.size()) << 56;
+    const std::uint64_t mixed = (key[0] ^ (key[1] * 0xC2B2AE3D27D4EB4FULL)) * 0x9E3779B97F4A7C15ULL;
+    slot = &scratch.cache[mixed >> (64 - Scratch::kCacheBits)];
+    if (slot->key == key) {
+      append(slot->ids.data(), static_cast<std::size_t>(slot->num_ids));
+      return;
+    }
+  }
+  EncodeUncached(word, blocked, scratch);
+  append(scratch.ids.data(), scratch.ids.size());
+  if (slot != nullptr && scratch.ids.size() <= CachedWord::kMaxTokens) {
+    slot->key = key;
+    std::copy(scratch.ids.begin(), scratch.ids.end(), slot->ids.begin());
+    slot->num_ids = static_cast<std::int32_t>(scratch.ids.size());
   }
 }
 

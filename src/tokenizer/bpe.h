@@ -46,11 +46,23 @@ class Bpe {
       std::int32_t position;
       std::int32_t merged;
     };
+    /// A short word and its tokens. The key is the word's bytes and, in the last, its length.
+    struct CachedWord {
+      static constexpr std::size_t kMaxBytes = 15;
+      static constexpr std::size_t kMaxTokens = 6;
+      std::array<std::uint64_t, 2> key{};  // zero: empty
+      std::array<std::int32_t, kMaxTokens> ids{};
+      std::int32_t num_ids = 0;
+    };
     std::vector<std::int32_t> ids;
-    std::vector<std::int32_t> ranks;
-    std::vector<std::int32_t> merged;
     std::vector<Symbol> symbols;
     std::vector<Candidate> heap;
+    std::vector<CachedWord> cache;  // direct-mapped, by hash; empty: no cache
+
+    /// Worth its 200 kB for texts of some length. One cache serves one Bpe and one `blocked`.
+    void UseCache() { cache.resize(kCacheSlots); }
+    static constexpr int kCacheBits = 12;
+    static constexpr std::size_t kCacheSlots = std::size_t{1} << kCacheBits;
   };
 
   Bpe() = default;
@@ -113,6 +125,8 @@ class Bpe {
 
   std::int32_t FindWord(std::string_view word) const;
   void FirstSymbols(std::string_view word, std::vector<std::int32_t>& ids) const;
+  void EncodeUncached(std::string_view word, const std::vector<bool>& blocked,
+                      Scratch& scratch) const;
   void MergeShort(Scratch& scratch) const;
   void MergeLong(Scratch& scratch) const;
 

@@ -252,6 +252,10 @@ std::vector<TokenId> Tokenizer::Encode(std::string_view text, const EncodeOption
   std::vector<text::Section> sections;
   impl_->raw_added.Cut(text, options.parse_special, sections);
   text::Bpe::Scratch scratch;
+  constexpr std::size_t kCacheFromBytes = 16 * limits::kKiB;
+  if (text.size() >= kCacheFromBytes) {
+    scratch.UseCache();
+  }
   for (const text::Section& section : sections) {
     if (section.token >= 0) {
       ids.push_back(TokenId{section.token});

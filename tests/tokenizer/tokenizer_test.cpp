@@ -158,6 +158,48 @@ TEST(TokenizerShared, RealTokenizersEqualTheReferenceLibrary) {
   EXPECT_EQ(cases, 240);
 }
 
+TEST(TokenizerShared, WikiTextHasTheReferenceNumberOfTokens) {
+  const std::string text = ReadMaybeGzip(SharedData() + "/wikitext2/wiki.test.raw");
+  if (text.empty()) {
+    GTEST_SKIP() << "no wikitext2/wiki.test.raw below NIBBLE_SHARED_DATA (" << SharedData() << ")";
+  }
+  // tokenizers 0.23.3, without special tokens.
+  for (const auto& [name, count] : {std::pair("gpt2", 286'221U), std::pair("llama2", 335'687U)}) {
+    const auto tokenizer =
+        Load(ReadMaybeGzip(SharedData() + "/tokenizers/" + name + "/tokenizer.json.gz"));
+    ASSERT_NE(tokenizer, nullptr);
+    const auto ids = tokenizer->Encode(text);
+    EXPECT_EQ(ids.size(), count) << name;
+    EXPECT_EQ(tokenizer->Decode(ids), text) << name;
+  }
+}
+
+TEST(Tokenizer, LongTextsUseACacheOfWordsAndGiveTheSameTokens) {
+  // Lines of letters only: a line break is a piece of its own, so lines may be encoded one by one.
+  const auto tokenizer = LoadVariant("byte");
+  std::uint32_t state = 3;
+  const auto next = [&](std::uint32_t bound) {
+    state = state * 1664525 + 1013904223;
+    return (state >> 8) % bound;
+  };
+  std::string text;
+  std::vector<TokenId> by_line;
+  while (text.size() < 200'000) {
+    std::string line;
+    for (std::uint32_t word = 0; word < 10; ++word) {
+      line += word == 0 ? "" : " ";
+      for (std::uint32_t letter = next(20) + 1; letter > 0; --letter) {
+        line += "etaoinshr"[next(9)];
+      }
+    }
+    line += "\n";
+    const auto ids = tokenizer->Encode(line);
+    by_line.insert(by_line.end(), ids.begin(), ids.end());
+    text += line;
+  }
+  EXPECT_EQ(tokenizer->Encode(text), by_line);
+}
+
 TEST(Tokenizer, ControlTokensInTextAreOnlyReadWhenAskedFor) {
   const auto tokenizer = LoadVariant("byte");
   const TokenId start = *tokenizer->TokenToId("<s>");
