@@ -118,8 +118,8 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
         StoreBytes(limbs + 32, q + 4);
       }
       ActivationBlock& info = packed.blocks[block * packed.num_rows + m];
-      info.sum[0] =
-          Sum(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3])));
+      info.minus_sum[0] =
+          -Sum(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3])));
       info.minus_sum[1] =
           -Sum(_mm256_add_epi32(_mm256_add_epi32(q[4], q[5]), _mm256_add_epi32(q[6], q[7])));
       info.minus_sum[2] = info.minus_sum[0] + info.minus_sum[1];
