@@ -471,8 +471,14 @@ void AddPrompt(Fields& fields, const ApiContext& context, const Truncation& trun
   generation.prompt = std::move(prompt);
   generation.sampling = sampling;
   generation.n = request.n;
-  const std::int64_t default_tokens = std::min<std::int64_t>(
+  // Without a wish the answer may be as long as the context, the model's own limit and the KV pool
+  // allow; the last token of a sequence needs no slot.
+  const std::int64_t pool =
+      std::int64_t{context.engine.num_blocks} * context.engine.block_size_tokens;
+  const std::int64_t most = std::min<std::int64_t>(
       room, context.defaults.max_tokens.value_or(std::numeric_limits<std::int32_t>::max()));
+  const std::int64_t default_tokens =
+      pool > 0 ? std::clamp<std::int64_t>(pool - length + 1, 1, most) : most;
   generation.sampling.max_tokens = static_cast<std::int32_t>(max_tokens.value_or(default_tokens));
   if (generation.sampling.min_tokens > generation.sampling.max_tokens) {
     return fields.Fail("min_tokens", "min_tokens must not be larger than max_tokens.");

@@ -37,7 +37,8 @@ class Subject:
     def __init__(self, url, key):
         self.url = url.rstrip("/").removesuffix("/v1")
         self.client = openai.OpenAI(base_url=self.url + "/v1", api_key=key or "none", max_retries=0, timeout=300)
-        self.model = self.client.models.list().data[0].id
+        first = self.client.models.list().data[0]
+        self.model, self.context = first.id, first.model_extra["max_model_len"]
 
     def metrics(self):
         """The sum of each metric over its labels."""
@@ -240,7 +241,7 @@ def errors_have_the_right_class(s):
         (openai.BadRequestError, "temperature", lambda: s.chat(temperature=9)),
         (openai.BadRequestError, "tools", lambda: s.chat(tools=[{"type": "function", "function": {"name": "f"}}])),
         (openai.BadRequestError, "response_format", lambda: s.chat(response_format={"type": "json_object"})),
-        (openai.BadRequestError, "maximum context length", lambda: s.complete(prompt=[5] * 200_000)),
+        (openai.BadRequestError, "maximum context length", lambda: s.complete(prompt=[5] * (s.context + 1))),
     ]
     for kind, words, call in cases:
         try:

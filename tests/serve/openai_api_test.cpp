@@ -102,6 +102,9 @@ TEST_F(OpenAiApi, DefaultsAreTheRequestThenTheModelThenNeutral) {
   EXPECT_EQ(s.top_k, 0);
   EXPECT_EQ(s.max_tokens, 40);
   EXPECT_NE(ChatSampling("").seed, ChatSampling("").seed);  // drawn afresh each time
+  context_.defaults = {};
+  context_.engine.num_blocks = 2;  // of 16 tokens
+  EXPECT_EQ(ChatSampling("").max_tokens, 15);
 }
 
 TEST_F(OpenAiApi, NullIsAbsent) {
