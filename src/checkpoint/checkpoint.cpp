@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "base/text.h"
@@ -52,6 +53,24 @@ Result<std::vector<float>> WidenFloats(DType dtype, std::span<const std::byte> b
   return values;
 }
 
+Result<void> CheckFinite(const QuantizedTensor& rows, const std::string& file,
+                         const std::string& name) {
+  const auto finite = [](const std::vector<float>& values) {
+    bool all = true;
+    for (const float value : values) {
+      constexpr std::uint32_t kExponent = 0x7F800000U;
+      all &= (std::bit_cast<std::uint32_t>(value) & kExponent) != kExponent;
+    }
+    return all;
+  };
+  if (finite(rows.values) && finite(rows.scales) && finite(rows.minima)) {
+    return {};
+  }
+  return Fail(ErrorCode::kCorruptFile,
+              fmt::format("{}: tensor {} has a {} that is infinite or not a number", file, name,
+                          rows.values.empty() ? "scale" : "value"));
+}
+
 const WeightInfo* Checkpoint::Find(std::string_view name) const {
   const auto all = weights();
   const auto found =
@@ -95,6 +114,13 @@ Result<fs::path> FindInHubCache(const std::string& name, const fs::path& hub_cac
     return Fail(ErrorCode::kCorruptFile,
                 fmt::format("{}: the snapshot {} is incomplete: it has no config.json", name,
                             snapshot.string()));
+  }
+  for (const auto& entry : fs::directory_iterator(snapshot, ignored)) {
+    if (!fs::exists(entry.path(), ignored)) {  // a link to a blob that never arrived
+      return Fail(ErrorCode::kCorruptFile,
+                  fmt::format("{}: the snapshot is incomplete: {} is missing; download it again",
+                              name, entry.path().string()));
+    }
   }
   return snapshot;
 }

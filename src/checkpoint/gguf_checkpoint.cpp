@@ -7,6 +7,7 @@
 #include <map>
 #include <numbers>
 
+#include "base/limits.h"
 #include "base/text.h"
 #include "checkpoint/checkpoint_base.h"
 #include "io/gguf.h"
@@ -58,11 +59,19 @@ Result<void> GgufCheckpoint::Open(const std::filesystem::path& path) {
   NIBBLE_TRY(file, GgufFile::Open(path));
   file_ = std::move(file);
   ReadVocabulary();
+  if (const auto parts = file_->Int("split.count"); parts && *parts > 1) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{}: one of {} parts (split.count); join them first with "
+                            "llama-gguf-split --merge",
+                            Where(), *parts));
+  }
   if (file_->header().tensors.empty()) {
     return {};  // a vocabulary alone: good for tokenizing and for templates
   }
-  NIBBLE_TRY_VOID(ReadConfig());
-  return MapWeights();
+  return GuardMappedReads(Where(), [&]() -> Result<void> {
+    NIBBLE_TRY_VOID(ReadConfig());
+    return MapWeights();
+  });
 }
 
 Result<void> GgufCheckpoint::ReadConfig() {
@@ -83,9 +92,16 @@ Result<void> GgufCheckpoint::ReadConfig() {
   const auto count = [&](const std::string& key,
                          std::optional<std::int64_t> fallback = {}) -> std::int64_t {
     constexpr std::int64_t kMost = std::int64_t{1} << 31;
-    const auto value = file_->Int(arch + "." + key);
-    if (!value && fallback) {
+    const GgufValue* found = file_->header().Find(arch + "." + key);
+    if (found == nullptr && fallback) {
       return *fallback;
+    }
+    auto value = file_->Int(arch + "." + key);
+    // One number a layer: fine if they agree.
+    const auto* list = found == nullptr ? nullptr : std::get_if<std::vector<std::int64_t>>(found);
+    if (list != nullptr && !list->empty() &&
+        std::ranges::all_of(*list, [&](std::int64_t one) { return one == list->front(); })) {
+      value = list->front();
     }
     if (!value || *value < 1 || *value > kMost) {
       missing = missing ? missing : arch + "." + key;
@@ -129,6 +145,12 @@ Result<void> GgufCheckpoint::ReadConfig() {
   config_.qkv_bias = has("blk.0.attn_q.bias");
   config_.attention_out_bias = has("blk.0.attn_output.bias");
   config_.mlp_bias = has("blk.0.ffn_gate.bias");
+  if (const GgufValue* window = file_->header().Find(arch + ".attention.sliding_window");
+      window != nullptr && config_.architecture == Architecture::kLlama) {
+    // Mistral 7B v0.1: the one member of this family whose files say so.
+    config_.architecture = Architecture::kMistral;
+    config_.sliding_window = count("attention.sliding_window");
+  }
   config_.dtype = DType::kF16;
   if (vocabulary_) {
     config_.bos_token_id = vocabulary_->bos;
@@ -141,7 +163,17 @@ Result<void> GgufCheckpoint::ReadConfig() {
   for (const GgufTensor& tensor : file_->header().tensors) {
     if (tensor.name == "token_embd.weight" && tensor.dims.size() == 2) {
       config_.vocab_size = tensor.dims[1];
+      if (tensor.type == static_cast<std::uint32_t>(GgufType::kBF16)) {
+        config_.dtype = DType::kBF16;
+      }
     }
+  }
+  if (missing) {
+    return Missing(Where(), *missing);
+  }
+  if (config_.vocab_size > limits::kVocabulary) {
+    return Fail(ErrorCode::kLimitExceeded, fmt::format("{}: {} tokens, the limit is {}", Where(),
+                                                       config_.vocab_size, limits::kVocabulary));
   }
   if (config_.vocab_size == 0) {
     return Fail(ErrorCode::kNotFound,
@@ -167,6 +199,12 @@ Result<void> GgufCheckpoint::ReadRope(const std::string& arch) {
     rope.type = RopeType::kLinear;
   } else if (type == "yarn") {
     rope.type = RopeType::kYarn;
+    rope.beta_fast = file_->Double(arch + ".rope.scaling.yarn_beta_fast").value_or(rope.beta_fast);
+    rope.beta_slow = file_->Double(arch + ".rope.scaling.yarn_beta_slow").value_or(rope.beta_slow);
+    if (const auto factor = file_->Double(arch + ".rope.scaling.attn_factor")) {
+      // llama.cpp multiplies it onto YaRN's own factor, transformers replaces that one.
+      rope.attention_factor = *factor * (0.1 * std::log(rope.factor) + 1.0);
+    }
   } else if (type != "none" && type != "linear") {
     return Fail(ErrorCode::kUnsupported,
                 fmt::format("{}: rope scaling \"{}\" is not supported (none, linear and yarn are)",
@@ -352,7 +390,8 @@ Result<void> GgufCheckpoint::MapWeights() {
                         .size_bytes = tensor.size_bytes,
                         .file = path_.filename().string()});
     Source source{.tensor = &tensor};
-    if (config_.architecture == Architecture::kLlama) {
+    if (config_.architecture == Architecture::kLlama ||
+        config_.architecture == Architecture::kMistral) {
       if (name.find(".attn_q.") != std::string::npos) {
         source.permuted_heads = config_.num_heads;
       } else if (name.find(".attn_k.") != std::string::npos) {
@@ -457,6 +496,8 @@ Result<QuantizedTensor> GgufCheckpoint::ReadRows(const WeightInfo& weight, std::
     }
     return {};
   }));
+  NIBBLE_TRY_VOID(file_->file().CheckUnchanged());
+  NIBBLE_TRY_VOID(CheckFinite(out, Where(), weight.name));
   return out;
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <set>
@@ -10,6 +11,7 @@
 #include "base/limits.h"
 #include "base/text.h"
 #include "checkpoint/checkpoint_base.h"
+#include "checkpoint/compressed_tensors_scheme.h"
 #include "io/safetensors.h"
 
 namespace nibble {
@@ -27,6 +29,9 @@ struct Located {
 struct Parts {
   std::optional<Located> plain;  // values, or int8 codes of int-quantized
   std::optional<Located> packed, scale, zero_point, shape;
+  std::array<const std::optional<Located>*, 5> All() const {
+    return {&plain, &packed, &scale, &zero_point, &shape};
+  }
 };
 
 class HuggingFaceCheckpoint final : public CheckpointBase {
@@ -45,10 +50,11 @@ class HuggingFaceCheckpoint final : public CheckpointBase {
   Result<void> ReadSideFiles();
   Result<void> ReadTokenizerConfig(const std::string& text);
   Result<void> OpenWeightFiles();
+  Result<void> RefuseForeignMethods() const;
   Result<void> RefuseForeignLayouts() const;
   Result<void> MapWeights();
   Result<WeightSpec> SpecOf(const ExpectedWeight& wanted, const Parts& parts) const;
-  Result<void> CheckDeclared() const;
+  Result<void> CheckDeclared();
   std::string At(std::string_view file) const { return (path_ / file).string(); }
 
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
@@ -112,6 +118,7 @@ Result<void> HuggingFaceCheckpoint::Open(const fs::path& folder) {
       quantization != nullptr && !quantization->IsNull()) {
     quantization_config_ = *quantization;
   }
+  NIBBLE_TRY_VOID(RefuseForeignMethods());
   NIBBLE_TRY_VOID(OpenWeightFiles());
   NIBBLE_TRY_VOID(RefuseForeignLayouts());
   return MapWeights();
@@ -128,6 +135,14 @@ Result<void> HuggingFaceCheckpoint::ReadSideFiles() {
   NIBBLE_TRY(chat_template, OptionalText("chat_template.jinja", limits::kTemplateBytes));
   if (chat_template) {
     chat_template_ = std::move(chat_template);
+  }
+  NIBBLE_TRY(certificate, OptionalText("nibble_certificate.json", limits::kConfigJsonBytes));
+  if (certificate) {
+    auto parsed = json::Parse(*certificate);
+    if (!parsed) {
+      return Fail(parsed.error(), At("nibble_certificate.json") + ": ");
+    }
+    certificate_ = std::move(*parsed);
   }
   NIBBLE_TRY(generation, OptionalText("generation_config.json", limits::kConfigJsonBytes));
   generation_config_json_ = std::move(generation);
@@ -266,88 +281,130 @@ Result<void> HuggingFaceCheckpoint::OpenWeightFiles() {
   return {};
 }
 
+constexpr const char* kReads =
+    "nibble reads float safetensors, compressed-tensors with 4 and 8 bits, and GGUF (F32 F16 BF16 "
+    "Q4_0 Q4_1 Q8_0)";
+
+// By what the config announces, before any weight file is opened.
+Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
+  const struct {
+    std::string_view method, what;
+  } kMethods[] = {{"gptq", "GPTQ"},
+                  {"awq", "AWQ"},
+                  {"bitsandbytes", "bitsandbytes"},
+                  {"fp8", "FP8"},
+                  {"fbgemm_fp8", "FP8 (fbgemm)"},
+                  {"modelopt", "ModelOpt"},
+                  {"auto-round", "AutoRound"},
+                  {"mxfp4", "MXFP4"}};
+  const auto refuse = [&](std::string_view what, std::string_view found) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{}: this checkpoint is {} (found {}), which a later version reads; {}",
+                            path_.string(), what, found, kReads));
+  };
+  if (!quantization_config_) {
+    for (const auto& [name, what] :
+         {std::pair{"quantize_config.json", "GPTQ"}, std::pair{"quant_config.json", "AWQ"},
+          std::pair{"hf_quant_config.json", "ModelOpt"}}) {
+      std::error_code ignored;
+      if (fs::exists(path_ / name, ignored)) {
+        return refuse(what, name);
+      }
+    }
+    return {};
+  }
+  const json::Value* method = quantization_config_->Find("quant_method");
+  const std::string* name = method == nullptr ? nullptr : method->AsString();
+  if (name == nullptr) {
+    return Fail(
+        ErrorCode::kUnsupported,
+        fmt::format("{}: quantization_config has no quant_method; {}", At("config.json"), kReads));
+  }
+  if (*name == "compressed-tensors") {
+    return {};
+  }
+  for (const auto& known : kMethods) {
+    if (*name == known.method) {
+      return refuse(known.what, fmt::format("quant_method \"{}\"", *name));
+    }
+  }
+  return refuse(fmt::format("quantized with \"{}\"", Quote(*name)), "in quantization_config");
+}
+
+// By the names of the tensors.
 Result<void> HuggingFaceCheckpoint::RefuseForeignLayouts() const {
   const struct {
     std::string_view suffix, what;
-  } kLayouts[] = {{".qweight", "GPTQ or AWQ (found {}, with .qzeros and .scales)"},
-                  {".absmax", "bitsandbytes 4-bit (found {})"},
-                  {".SCB", "bitsandbytes int8 (found {})"},
-                  {".weight_scale_inv", "FP8 in blocks (found {})"},
-                  {".trellis", "EXL3 (found {})"},
-                  {".weight_g_idx", "compressed-tensors with activation order (found {})"}};
+  } kLayouts[] = {
+      {".qweight", "GPTQ or AWQ"},   {".absmax", "bitsandbytes 4-bit"},
+      {".SCB", "bitsandbytes int8"}, {".weight_scale_inv", "FP8 in blocks"},
+      {".trellis", "EXL3"},          {".weight_g_idx", "compressed-tensors with activation order"}};
   for (const auto& [name, located] : tensors_) {
     for (const auto& layout : kLayouts) {
       if (name.ends_with(layout.suffix)) {
         return Fail(
             ErrorCode::kUnsupported,
-            fmt::format("{}: this checkpoint is {}, which nibble does not read yet; it reads float "
-                        "safetensors, "
-                        "compressed-tensors 4 and 8 bit, and GGUF F32 F16 BF16 Q4_0 Q4_1 Q8_0",
-                        path_.string(), fmt::format(fmt::runtime(layout.what), Quote(name))));
+            fmt::format("{}: this checkpoint is {} (found {}), which a later version reads; {}",
+                        path_.string(), layout.what, Quote(name), kReads));
       }
-    }
-  }
-  if (quantization_config_) {
-    const json::Value* method = quantization_config_->Find("quant_method");
-    if (method == nullptr || !(*method == json::Value("compressed-tensors"))) {
-      return Fail(
-          ErrorCode::kUnsupported,
-          fmt::format("{}: quant_method {} is not supported yet (compressed-tensors is)",
-                      At("config.json"),
-                      method == nullptr ? std::string("(missing)") : Quote(json::Dump(*method))));
     }
   }
   return {};
 }
 
-// Facts of the packed tensors decide; this checks that the config's single group, if there is just
-// one, says the same.
-Result<void> HuggingFaceCheckpoint::CheckDeclared() const {
-  const json::Value* groups =
-      quantization_config_ ? quantization_config_->Find("config_groups") : nullptr;
-  if (groups == nullptr || groups->AsObject() == nullptr) {
-    return {};
-  }
-  for (const auto& [name, group] : *groups->AsObject()) {
-    const json::Value* activations = group.Find("input_activations");
-    if (activations != nullptr && !activations->IsNull()) {
-      return Fail(
-          ErrorCode::kUnsupported,
-          fmt::format(
-              "{}: config group {} quantizes activations too; nibble reads weight-only schemes",
-              At("config.json"), Quote(name)));
+// What is stored decides how it is read; this checks that quantization_config says the same.
+Result<void> HuggingFaceCheckpoint::CheckDeclared() {
+  if (!quantization_config_) {
+    for (const WeightInfo& weight : weights_) {
+      if (weight.spec.kind != CodecKind::kFloat) {
+        return Fail(ErrorCode::kCorruptFile,
+                    fmt::format("{}: tensor {} is {}, but there is no quantization_config",
+                                At("config.json"), weight.name, weight.stored_as));
+      }
     }
-  }
-  if (groups->AsObject()->size() != 1) {
     return {};
   }
-  const json::Value* args = groups->AsObject()->begin()->second.Find("weights");
-  if (args == nullptr) {
-    return {};
-  }
-  const json::Value* type = args->Find("type");
-  if (type != nullptr && *type != json::Value("int")) {
-    return Fail(ErrorCode::kUnsupported,
-                fmt::format("{}: weights of type {} are not supported (int is)", At("config.json"),
-                            Quote(json::Dump(*type))));
-  }
-  const json::Value* bits = args->Find("num_bits");
-  const json::Value* symmetric = args->Find("symmetric");
+  NIBBLE_TRY(rules, CompressedTensorsRules::Parse(*quantization_config_, At("config.json")));
+  warnings_.insert(warnings_.end(), rules.warnings().begin(), rules.warnings().end());
   for (const WeightInfo& weight : weights_) {
-    if (weight.spec.kind == CodecKind::kFloat || !parts_.at(weight.name).packed) {
+    constexpr std::string_view kSuffix = ".weight";
+    if (weight.spec.rows == 1 || !weight.name.ends_with(kSuffix)) {
       continue;
     }
-    if (bits != nullptr && bits->AsInt() && *bits->AsInt() != weight.spec.bits) {
+    const std::string module = weight.name.substr(0, weight.name.size() - kSuffix.size());
+    const bool is_table = module == "model.embed_tokens";
+    const auto* scheme = rules.Find(module, is_table ? "Embedding" : "Linear");
+    const auto differs = [&](const std::string& how) {
       return Fail(ErrorCode::kCorruptFile,
-                  fmt::format("{}: tensor {} holds {} bits, num_bits says {}", At("config.json"),
-                              weight.name, weight.spec.bits, *bits->AsInt()));
+                  fmt::format("{}: tensor {} {}", At("config.json"), weight.name, how));
+    };
+    const bool is_float = weight.spec.kind == CodecKind::kFloat;
+    if (scheme == nullptr && is_float) {
+      continue;
     }
-    if (symmetric != nullptr && symmetric->AsBool() &&
-        *symmetric->AsBool() == weight.spec.has_zero_points) {
-      return Fail(
-          ErrorCode::kCorruptFile,
-          fmt::format("{}: tensor {} {} zero points, symmetric says otherwise", At("config.json"),
-                      weight.name, weight.spec.has_zero_points ? "has" : "has no"));
+    if (scheme == nullptr) {
+      return differs(
+          fmt::format("is {}, but no group of quantization_config targets it", weight.stored_as));
+    }
+    if (is_float) {
+      return differs(fmt::format("is {}, but group \"{}\" says {} with {} bits", weight.stored_as,
+                                 Quote(scheme->group), scheme->format, scheme->bits));
+    }
+    if (weight.spec.bits != scheme->bits) {
+      return differs(
+          fmt::format("holds {} bits, num_bits says {}", weight.spec.bits, scheme->bits));
+    }
+    if (weight.spec.has_zero_points == scheme->symmetric) {
+      return differs(fmt::format("has {} zero points, symmetric says otherwise",
+                                 weight.spec.has_zero_points ? "" : "no"));
+    }
+    const std::int64_t group_size = scheme->group_size == 0 ? weight.spec.cols : scheme->group_size;
+    if (weight.spec.group_size != group_size) {
+      return differs(fmt::format("holds groups of {}, group_size says {}", weight.spec.group_size,
+                                 group_size));
+    }
+    if (!weight.stored_as.starts_with(scheme->format)) {
+      return differs(fmt::format("is {}, format says {}", weight.stored_as, scheme->format));
     }
   }
   return {};
@@ -361,6 +418,9 @@ Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted,
   };
   WeightSpec spec{.rows = wanted.rows, .cols = wanted.cols};
   if (!parts.packed && !parts.scale) {
+    if (parts.zero_point || parts.shape) {
+      return corrupt("weight_scale is missing");
+    }
     const SafetensorsEntry& entry = *parts.plain->entry;
     const Shape expected = wanted.rows == 1 && entry.shape.rank() == 1
                                ? Shape{wanted.cols}
@@ -407,7 +467,10 @@ Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted,
       if (view.dtype != DType::kI64 || view.bytes.size() != sizeof dims) {
         return corrupt("weight_shape is not two I64");
       }
-      std::memcpy(dims, view.bytes.data(), sizeof dims);
+      NIBBLE_TRY_VOID(GuardMappedReads(wanted.name, [&]() -> Result<void> {
+        std::memcpy(dims, view.bytes.data(), sizeof dims);
+        return {};
+      }));
       if (dims[0] != wanted.rows || dims[1] != wanted.cols) {
         return corrupt(fmt::format("weight_shape says [{}, {}], config.json asks for [{}, {}]",
                                    dims[0], dims[1], wanted.rows, wanted.cols));
@@ -477,8 +540,7 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
                      : parts.scale ? std::string("int-quantized int8")
                                    : std::string(Name(main.entry->dtype));
     parts_[wanted.name] = parts;
-    for (const auto* part :
-         {&parts.plain, &parts.packed, &parts.scale, &parts.zero_point, &parts.shape}) {
+    for (const auto* part : parts.All()) {
       info.size_bytes += *part ? (*part)->entry->end - (*part)->entry->begin : 0;
     }
     weights_.push_back(std::move(info));
@@ -498,8 +560,7 @@ Result<std::vector<std::span<const std::byte>>> HuggingFaceCheckpoint::RawParts(
     const WeightInfo& weight) const {
   const Parts& parts = parts_.at(weight.name);
   std::vector<std::span<const std::byte>> out;
-  for (const auto* part :
-       {&parts.plain, &parts.packed, &parts.scale, &parts.zero_point, &parts.shape}) {
+  for (const auto* part : parts.All()) {
     if (*part) {
       out.push_back((*part)->view().bytes);
     }
@@ -509,8 +570,7 @@ Result<std::vector<std::span<const std::byte>>> HuggingFaceCheckpoint::RawParts(
 
 void HuggingFaceCheckpoint::Release(const WeightInfo& weight) const {
   const Parts& parts = parts_.at(weight.name);
-  for (const auto* part :
-       {&parts.plain, &parts.packed, &parts.scale, &parts.zero_point, &parts.shape}) {
+  for (const auto* part : parts.All()) {
     if (*part) {
       (*part)->file->file().Release((*part)->view().bytes);
     }
@@ -600,6 +660,12 @@ Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight
     }
     return {};
   }));
+  for (const auto* part : parts.All()) {
+    if (*part) {
+      NIBBLE_TRY_VOID((*part)->file->file().CheckUnchanged());
+    }
+  }
+  NIBBLE_TRY_VOID(CheckFinite(out, At(weight.file), weight.name));
   return out;
 }
 

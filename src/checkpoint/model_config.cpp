@@ -116,12 +116,23 @@ void ParseRope(ConfigReader& reader, const json::Value& config, ModelConfig& out
   if (parameters == nullptr) {
     parameters = reader.Member("rope_scaling");
   }
+  const double rotary = reader.Number("partial_rotary_factor", 1.0);
+  if (rotary != 1.0) {
+    reader.Complain("partial_rotary_factor other than 1 is not supported", ErrorCode::kUnsupported);
+  }
   if (parameters == nullptr) {
     return;
   }
   if (!parameters->IsObject()) {
     reader.Complain("rope_scaling: expected an object");
     return;
+  }
+  for (const auto& [key, value] : *parameters->AsObject()) {
+    if (value.IsObject()) {
+      reader.Complain(
+          fmt::format("rope_parameters by kind of layer (\"{}\") are not supported", Quote(key)),
+          ErrorCode::kUnsupported);
+    }
   }
   std::string type = "default";
   for (const char* key : {"type", "rope_type"}) {
@@ -132,8 +143,7 @@ void ParseRope(ConfigReader& reader, const json::Value& config, ModelConfig& out
   }
   rope.theta = reader.NumberIn(*parameters, "rope_theta", rope.theta);
   rope.factor = reader.NumberIn(*parameters, "factor", 1.0);
-  if (reader.NumberIn(*parameters, "partial_rotary_factor",
-                      reader.Number("partial_rotary_factor", 1.0)) != 1.0) {
+  if (reader.NumberIn(*parameters, "partial_rotary_factor", rotary) != 1.0) {
     reader.Complain("partial_rotary_factor other than 1 is not supported", ErrorCode::kUnsupported);
   }
   const json::Value* top_original = config.Find("original_max_position_embeddings");

@@ -1,0 +1,247 @@
+#include "checkpoint/compressed_tensors_scheme.h"
+
+#include <fmt/format.h>
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include <algorithm>
+
+#include "base/text.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view kRegexPrefix = "re:";
+constexpr std::size_t kPatternBytes = 1024;
+constexpr std::size_t kPatterns = 4096;
+// A pattern that backtracks more than this is refused; module names are short, so honest ones need
+// some hundred steps.
+constexpr std::uint32_t kMatchSteps = 20'000;
+constexpr std::uint32_t kDepth = 1'000;
+
+struct FreeCode {
+  void operator()(pcre2_code* code) const { pcre2_code_free(code); }
+};
+struct FreeMatch {
+  void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
+};
+struct FreeContext {
+  void operator()(pcre2_match_context* context) const { pcre2_match_context_free(context); }
+};
+
+// A target or an ignore entry.
+struct Rule {
+  std::string text;
+  std::unique_ptr<pcre2_code, FreeCode> code;  // "re:"
+  std::size_t scheme = 0;
+};
+
+bool Matches(const Rule& rule, std::string_view module) {
+  const std::unique_ptr<pcre2_match_context, FreeContext> context(
+      pcre2_match_context_create(nullptr));
+  pcre2_set_match_limit(context.get(), kMatchSteps);
+  pcre2_set_depth_limit(context.get(), kDepth);
+  const std::unique_ptr<pcre2_match_data, FreeMatch> data(pcre2_match_data_create(1, nullptr));
+  return pcre2_match(rule.code.get(), reinterpret_cast<PCRE2_SPTR>(module.data()), module.size(), 0,
+                     PCRE2_ANCHORED | PCRE2_NO_UTF_CHECK, data.get(), context.get()) >= 0;
+}
+
+bool IsPresent(const json::Value* value) {
+  return value != nullptr && !value->IsNull() &&
+         !(value->AsObject() != nullptr && value->AsObject()->empty()) &&
+         !(value->AsArray() != nullptr && value->AsArray()->empty());
+}
+
+std::string Spelling(const json::Value* value) {
+  if (value == nullptr) {
+    return "(missing)";
+  }
+  return Quote(value->AsString() != nullptr ? *value->AsString() : json::Dump(*value));
+}
+
+}  // namespace
+
+struct CompressedTensorsRules::Impl {
+  std::vector<CompressedTensorsScheme> schemes;
+  std::vector<Rule> targets, ignored;
+  std::vector<std::string> warnings;
+  std::string source;
+
+  Result<void> Read(const json::Value& config);
+  Result<void> ReadGroup(const std::string& name, const json::Value& group,
+                         const std::string& format);
+  Result<void> ReadRules(const json::Value* list, const std::string& where, std::size_t scheme,
+                         std::vector<Rule>& out) const;
+  tl::unexpected<Error> Corrupt(const std::string& what) const {
+    return Fail(ErrorCode::kCorruptFile, fmt::format("{}: quantization_config: {}", source, what));
+  }
+  tl::unexpected<Error> Unsupported(const std::string& what) const {
+    return Fail(ErrorCode::kUnsupported, fmt::format("{}: quantization_config: {}", source, what));
+  }
+};
+
+Result<void> CompressedTensorsRules::Impl::ReadRules(const json::Value* list,
+                                                     const std::string& where, std::size_t scheme,
+                                                     std::vector<Rule>& out) const {
+  if (list == nullptr || list->IsNull()) {
+    return {};
+  }
+  if (list->AsArray() == nullptr || list->AsArray()->size() > kPatterns) {
+    return Corrupt(fmt::format("{} is not a list of at most {} names", where, kPatterns));
+  }
+  for (const json::Value& item : *list->AsArray()) {
+    if (item.AsString() == nullptr || item.AsString()->size() > kPatternBytes) {
+      return Corrupt(
+          fmt::format("{} holds something else than a name of {} bytes", where, kPatternBytes));
+    }
+    Rule rule{.text = *item.AsString(), .scheme = scheme};
+    if (rule.text.starts_with(kRegexPrefix)) {
+      const std::string_view pattern = std::string_view(rule.text).substr(kRegexPrefix.size());
+      int error = 0;
+      PCRE2_SIZE offset = 0;
+      rule.code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                                    PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr));
+      if (!rule.code) {
+        return Corrupt(fmt::format("{}: \"{}\" is no regular expression (at character {})", where,
+                                   Quote(rule.text), offset));
+      }
+    }
+    out.push_back(std::move(rule));
+  }
+  return {};
+}
+
+Result<void> CompressedTensorsRules::Impl::ReadGroup(const std::string& name,
+                                                     const json::Value& group,
+                                                     const std::string& format) {
+  const std::string at = fmt::format("group \"{}\"", Quote(name));
+  CompressedTensorsScheme scheme{.group = name, .format = format};
+  if (const json::Value* own = group.Find("format"); own != nullptr && own->AsString() != nullptr) {
+    scheme.format = *own->AsString();
+  }
+  if (scheme.format == "naive-quantized") {
+    scheme.format = "int-quantized";
+  }
+  if (scheme.format != "pack-quantized" && scheme.format != "int-quantized") {
+    return Unsupported(
+        fmt::format("{}: format \"{}\" is not read yet (pack-quantized and int-quantized are)", at,
+                    Quote(scheme.format)));
+  }
+  const json::Value* weights = group.Find("weights");
+  if (weights == nullptr || !weights->IsObject()) {
+    return Corrupt(at + " says nothing about weights");
+  }
+  if (const json::Value* type = weights->Find("type");
+      type != nullptr && !(*type == json::Value("int"))) {
+    return Unsupported(
+        fmt::format("{}: weights of type {} are not read yet (int is)", at, Spelling(type)));
+  }
+  const json::Value* bits = weights->Find("num_bits");
+  if (bits == nullptr || !bits->AsInt() || *bits->AsInt() < 1 || *bits->AsInt() > 16) {
+    return Corrupt(fmt::format("{}: num_bits is {}", at, Spelling(bits)));
+  }
+  scheme.bits = static_cast<int>(*bits->AsInt());
+  if (scheme.bits != 4 && scheme.bits != 8) {
+    return Unsupported(
+        fmt::format("{}: weights of {} bits are not read yet (4 and 8 are)", at, scheme.bits));
+  }
+  if (const json::Value* symmetric = weights->Find("symmetric")) {
+    scheme.symmetric = symmetric->AsBool().value_or(true);
+  }
+  const json::Value* strategy = weights->Find("strategy");
+  const json::Value* size = weights->Find("group_size");
+  const bool has_size = size != nullptr && size->AsInt() && *size->AsInt() > 0;
+  const bool grouped =
+      strategy == nullptr || strategy->IsNull() ? has_size : *strategy == json::Value("group");
+  if (!grouped && strategy != nullptr && !strategy->IsNull() &&
+      !(*strategy == json::Value("channel"))) {
+    return Unsupported(fmt::format("{}: strategy {} is not read yet (group and channel are)", at,
+                                   Spelling(strategy)));
+  }
+  if (grouped && !has_size) {
+    return Corrupt(fmt::format("{}: group_size is {}", at, Spelling(size)));
+  }
+  scheme.group_size = grouped ? *size->AsInt() : 0;
+  if (const json::Value* order = weights->Find("actorder"); order != nullptr) {
+    if (*order == json::Value("group") || *order == json::Value("dynamic")) {
+      return Unsupported(at +
+                         ": activation order with stored indices (actorder \"group\") is not "
+                         "read yet");
+    }
+  }
+  if (IsPresent(group.Find("input_activations"))) {
+    warnings.push_back(fmt::format(
+        "{}: {} quantizes activations too; nibble applies its own activation mode", source, at));
+  }
+  schemes.push_back(std::move(scheme));
+  return ReadRules(group.Find("targets"), at + ": targets", schemes.size() - 1, targets);
+}
+
+Result<void> CompressedTensorsRules::Impl::Read(const json::Value& config) {
+  for (const char* key : {"transform_config", "sparsity_config"}) {
+    const json::Value* value = config.Find(key);
+    const json::Value* format = value == nullptr ? nullptr : value->Find("format");
+    if (IsPresent(value) && !(format != nullptr && *format == json::Value("dense"))) {
+      return Unsupported(fmt::format("{} is not supported", key));
+    }
+  }
+  if (IsPresent(config.Find("kv_cache_scheme"))) {
+    warnings.push_back(fmt::format(
+        "{}: kv_cache_scheme is not applied; the KV cache is chosen by a flag", source));
+  }
+  const json::Value* format = config.Find("format");
+  if (format == nullptr || format->AsString() == nullptr) {
+    return Corrupt("format is missing");
+  }
+  const json::Value* groups = config.Find("config_groups");
+  if (groups == nullptr || groups->AsObject() == nullptr) {
+    return Corrupt("config_groups is missing");
+  }
+  for (const auto& [name, group] : *groups->AsObject()) {
+    NIBBLE_TRY_VOID(ReadGroup(name, group, *format->AsString()));
+  }
+  NIBBLE_TRY_VOID(ReadRules(config.Find("ignore"), "ignore", 0, ignored));
+  // The library sorts expressions by their text, so that the order of groups decides nothing.
+  std::ranges::stable_sort(targets, {}, &Rule::text);
+  return {};
+}
+
+CompressedTensorsRules::CompressedTensorsRules(std::unique_ptr<Impl> impl)
+    : impl_(std::move(impl)) {}
+CompressedTensorsRules::CompressedTensorsRules(CompressedTensorsRules&&) noexcept = default;
+CompressedTensorsRules& CompressedTensorsRules::operator=(CompressedTensorsRules&&) noexcept =
+    default;
+CompressedTensorsRules::~CompressedTensorsRules() = default;
+
+Result<CompressedTensorsRules> CompressedTensorsRules::Parse(const json::Value& config,
+                                                             const std::string& source) {
+  auto impl = std::make_unique<Impl>();
+  impl->source = source;
+  NIBBLE_TRY_VOID(impl->Read(config));
+  return CompressedTensorsRules(std::move(impl));
+}
+
+const CompressedTensorsScheme* CompressedTensorsRules::Find(std::string_view module,
+                                                            std::string_view class_name) const {
+  const auto applies = [&](const Rule& rule) {
+    return rule.code ? Matches(rule, module) : rule.text == module || rule.text == class_name;
+  };
+  if (std::ranges::any_of(impl_->ignored, applies)) {
+    return nullptr;
+  }
+  const auto first = [&](auto&& test) -> const CompressedTensorsScheme* {
+    const auto found = std::ranges::find_if(impl_->targets, test);
+    return found == impl_->targets.end() ? nullptr : &impl_->schemes[found->scheme];
+  };
+  if (const auto* named = first([&](const Rule& r) { return !r.code && r.text == module; })) {
+    return named;
+  }
+  if (const auto* like = first([&](const Rule& r) { return r.code && Matches(r, module); })) {
+    return like;
+  }
+  return first([&](const Rule& r) { return !r.code && r.text == class_name; });
+}
+
+const std::vector<std::string>& CompressedTensorsRules::warnings() const { return impl_->warnings; }
+
+}  // namespace nibble
