@@ -98,7 +98,7 @@ KernelReport CheckLinearKernel(const LinearKernel& kernel, std::uint32_t seed) {
   struct Size {
     std::int64_t rows, cols;
   };
-  constexpr Size kSizes[] = {{1, 32}, {17, 100}, {48, 96}, {77, 328}, {130, 192}};
+  constexpr Size kSizes[] = {{1, 32}, {17, 100}, {48, 96}, {33, 328}, {70, 192}};
   constexpr std::int64_t kTokens[] = {1, 2, 3, 4, 5, 7, 16, 33};
   const bool floats = kernel.activation == LinearActivation::kF32;
   std::mt19937_64 rng(seed);
