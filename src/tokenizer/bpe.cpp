@@ -67,7 +67,8 @@ Result<Bpe> Bpe::Build(StringTable names, std::vector<Merge> merges, BpeOptions 
                                                        *bpe.options_.unk_token));
     }
   }
-  bpe.cuts_before_meta_space_ = !bpe.options_.byte_level;
+  // If U+2581 is unknown itself, it may be fused with what stands before it.
+  bpe.cuts_before_meta_space_ = !bpe.options_.byte_level && bpe.names_.Find(kMetaSpace) != kNone;
   for (std::int32_t id = 0; id < bpe.names_.bound(); ++id) {
     if (!bpe.names_.Has(id)) {
       continue;

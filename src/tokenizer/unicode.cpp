@@ -208,7 +208,7 @@ std::string WithoutAccents(std::string_view utf8) {
   out.reserve(utf8.size());
   for (std::size_t at = 0; at < utf8.size();) {
     const CodePoint c = DecodeAt(utf8, at);
-    if (u_charType(static_cast<UChar32>(c.value)) != U_NON_SPACING_MARK) {
+    if ((ClassOf(c.value) & kMark) == 0) {
       out += utf8.substr(at, c.size);
     }
     at += c.size;

@@ -81,7 +81,7 @@ enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 std::string Normalize(std::string_view utf8, NormalForm form);
 /// Code point by code point (no final sigma), as the reference library does.
 std::string Lowercase(std::string_view utf8);
-/// Without nonspacing marks (Mn).
+/// Without marks (M*).
 std::string WithoutAccents(std::string_view utf8);
 
 }  // namespace nibble::text

@@ -53,7 +53,7 @@ TEST(Regex, OtherWordsForTheSame) {
   EXPECT_EQ(Matches(R"(\bthe\b)", "the then the."), "the|the|");
   EXPECT_EQ(Matches(R"(\Bhe)", "the he"), "he|");
   EXPECT_EQ(Matches(R"(a$)", "a\nba\n"), "a|a|");
-  EXPECT_EQ(Matches(R"(\w+)", "a_1² b\u0301"), "a_1|b\u0301|");
+  EXPECT_EQ(Matches(R"(\w+)", "a_1² b\u0301 ⅧⒶ ③"), "a_1²|b\u0301|ⅧⒶ|");
   EXPECT_EQ(Matches(R"(x*+)", "axx"), "|xx|");  // no empty match directly after one
 }
 

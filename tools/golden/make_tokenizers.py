@@ -44,6 +44,7 @@ TEXTS = [
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaathethethethethethethethethethethe",
     "if (x<10){return x+1;}//---...!!!$$$+=<>|~^`",
     "▁under▁ ▁ ▁▁line <0x41> Ġ",
+    "0000½½ 1234² 12345Ⓐ ’▁é’▁’ ก\u0e34ค\u093f",
 ]
 
 L3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
