@@ -14,8 +14,6 @@ namespace {
 
 using Items = std::vector<Value>;
 
-std::int64_t Size(const Items& items) { return static_cast<std::int64_t>(items.size()); }
-
 Result<Value> ListLike(Items items) { return Value::List(std::move(items)); }
 
 /// What `attribute=` names: a path of names and numbers, as "function.name" or 0.
@@ -172,6 +170,13 @@ class FilterCall {
     if (bound.Has(3) && !bound[3]->IsNone()) {
       NIBBLE_TRY(given, bound.Integer(3, 5));
       leeway = given;
+    }
+    if (!input_.IsString()) {
+      NIBBLE_TRY(count, Size());
+      return count <= length + leeway
+                 ? Result<Value>(input_)
+                 : TypeError(fmt::format("can only concatenate {} (not \"str\") to {}",
+                                         input_.TypeName(), input_.TypeName()));
     }
     NIBBLE_TRY(text, Text());
     const auto end_length = static_cast<std::int64_t>(Length(end));
@@ -455,8 +460,8 @@ class FilterCall {
       const double scale = std::pow(10.0, static_cast<double>(precision));
       return Value((method == "ceil" ? std::ceil(*d * scale) : std::floor(*d * scale)) / scale);
     }
-    if (input_.AsIndex() && precision >= 0) {
-      return input_;
+    if (const auto i = input_.AsIndex(); i && precision >= 0) {
+      return Value(*i);
     }
     if (!std::isfinite(*d) || precision > 300) {
       return input_;
@@ -486,25 +491,32 @@ class FilterCall {
 
   // Containers ---------------------------------------------------------------------------------
 
-  Result<Value> Count() {
-    NIBBLE_TRY_VOID(Bind({}));
+  /// len()
+  Result<std::int64_t> Size() {
     if (input_.IsUndefined()) {
-      return Value::Integer(0);
+      return 0;
     }
     if (input_.IsString()) {
       NIBBLE_TRY_VOID(interpreter_.ChargeBytes(input_.Text().size()));
-      return Value::Integer(static_cast<std::int64_t>(Length(input_.Text())));
+      return static_cast<std::int64_t>(Length(input_.Text()));
     }
     if (const SequenceData* const sequence = input_.AsSequence()) {
-      return Value::Integer(Size(sequence->items));
+      return std::ssize(sequence->items);
     }
     if (const DictData* const dict = input_.AsDict()) {
-      return Value::Integer(static_cast<std::int64_t>(dict->members().size()));
+      return std::ssize(dict->members());
     }
     if (input_.AsLoop() != nullptr) {
-      return interpreter_.Attribute(input_, "length");
+      NIBBLE_TRY(length, interpreter_.Attribute(input_, "length"));
+      return static_cast<std::int64_t>(*length.AsIndex());
     }
     return TypeError(fmt::format("object of type '{}' has no len()", input_.TypeName()));
+  }
+
+  Result<Value> Count() {
+    NIBBLE_TRY_VOID(Bind({}));
+    NIBBLE_TRY(count, Size());
+    return Value::Integer(count);
   }
 
   Result<Value> Default() {
@@ -531,9 +543,8 @@ class FilterCall {
 
   Result<Value> Last() {
     NIBBLE_TRY_VOID(Bind({}));
-    if (input_.AsGenerator() != nullptr || input_.IsUndefined()) {
-      return input_.IsUndefined() ? Result<Value>(TypeError("'Undefined' object is not reversible"))
-                                  : TypeError("'generator' object is not reversible");
+    if (input_.AsGenerator() != nullptr) {
+      return TypeError("'generator' object is not reversible");
     }
     NIBBLE_TRY(items, interpreter_.Items(input_));
     return items.empty() ? Value::Undefined("No last item, sequence was empty.")
@@ -786,13 +797,13 @@ class FilterCall {
       return {};
     };
     for (Value& item : items) {
-      if (Size(batch) == count) {
+      if (std::ssize(batch) == count) {
         NIBBLE_TRY_VOID(flush());
       }
       batch.push_back(std::move(item));
     }
     if (!batch.empty()) {
-      if (bound.Has(1) && !bound[1]->IsNone() && Size(batch) < count) {
+      if (bound.Has(1) && !bound[1]->IsNone() && std::ssize(batch) < count) {
         batch.resize(static_cast<std::size_t>(count), *bound[1]);
       }
       NIBBLE_TRY_VOID(flush());
@@ -810,8 +821,8 @@ class FilterCall {
     }
     NIBBLE_TRY_VOID(interpreter_.Charge(slices));
     NIBBLE_TRY(items, interpreter_.Items(input_));
-    const std::int64_t per_slice = Size(items) / slices;
-    const std::int64_t longer = Size(items) % slices;
+    const std::int64_t per_slice = std::ssize(items) / slices;
+    const std::int64_t longer = std::ssize(items) % slices;
     Items columns;
     auto from = items.begin();
     for (std::int64_t i = 0; i < slices; ++i) {
@@ -844,6 +855,9 @@ class FilterCall {
   }
 
   Result<Value> Map() {
+    if (!input_.Truthy()) {
+      return Value::Generator({});  // none, too
+    }
     NIBBLE_TRY(items, interpreter_.Items(input_));
     Items mapped;
     mapped.reserve(items.size());

@@ -382,7 +382,11 @@ Result<Value> Interpreter::PercentFormat(const Value& format, const Arguments& a
       break;  // MakeString says so
     }
   }
-  if (!used_dict && used < values.size() && dict == nullptr) {
+  // Python takes a single list or Undefined for a mapping, too, and a mapping need not be used up.
+  const bool is_mapping = values.size() == 1 &&
+                          (dict != nullptr || values[0].IsUndefined() ||
+                           values[0].Is(SequenceKind::kList) || values[0].Is(SequenceKind::kRange));
+  if (!used_dict && used < values.size() && !is_mapping) {
     return TypeError("not all arguments converted during string formatting");
   }
   return MakeString(std::move(out), format.IsMarkup());

@@ -227,7 +227,7 @@ class StringMethod {
       } else if (name_ == "removesuffix" && rest.ends_with(affix)) {
         rest.remove_suffix(affix.size());
       }
-      return interpreter_.MakeString(std::string(rest));
+      return interpreter_.MakeString(std::string(rest), self_.IsMarkup());
     }
     if (name_ == "expandtabs") {
       return ExpandTabs(std::move(arguments));
@@ -254,7 +254,7 @@ class StringMethod {
              : name_ == "swapcase"   ? SwapCase(text_)
                                      : Lower(text_);  // lower, casefold
     };
-    return interpreter_.MakeString(changed());
+    return interpreter_.MakeString(changed(), self_.IsMarkup());
   }
 
  private:
@@ -281,7 +281,7 @@ class StringMethod {
     std::vector<Value> items;
     items.reserve(texts.size());
     for (const std::string_view text : texts) {
-      items.push_back(Value::String(std::string(text)));
+      items.push_back(Value::String(std::string(text), self_.IsMarkup()));
     }
     return Value::List(std::move(items));
   }
@@ -376,7 +376,7 @@ class StringMethod {
     }
     std::vector<Value> items;
     for (const std::string_view part : parts) {
-      items.push_back(Value::String(std::string(part)));
+      items.push_back(Value::String(std::string(part), self_.IsMarkup()));
     }
     return Value::Tuple(std::move(items));
   }

@@ -149,7 +149,8 @@ Result<Value> DoubleBinary(Op op, double a, double b) {
 }  // namespace
 
 Result<Value> Interpreter::Binary(Op op, const Value& a, const Value& b) {
-  if (a.IsUndefined() || b.IsUndefined()) {
+  const bool formats = op == Op::kModulo && a.IsString();
+  if (a.IsUndefined() || (b.IsUndefined() && !formats)) {
     return a.IsUndefined() ? a.Unusable() : b.Unusable();
   }
   if (a.IsNumber() && b.IsNumber()) {
@@ -174,7 +175,7 @@ Result<Value> Interpreter::Binary(Op op, const Value& a, const Value& b) {
     items.insert(items.end(), right->items.begin(), right->items.end());
     return Value::Sequence(left->kind, std::move(items));
   }
-  if (op == Op::kModulo && a.IsString()) {
+  if (formats) {
     Arguments arguments;
     if (b.Is(SequenceKind::kTuple)) {
       arguments.positional = right->items;

@@ -25,7 +25,9 @@ std::optional<Op> ComparisonNamed(std::string_view name) {
 }
 
 bool IsCallable(const Value& value) {
-  return value.AsMacro() != nullptr || value.AsFunction() != nullptr || value.AsLoop() != nullptr;
+  // Python asks the type only, and calling an Undefined is what raises.
+  return value.IsUndefined() || value.AsMacro() != nullptr || value.AsFunction() != nullptr ||
+         value.AsLoop() != nullptr;
 }
 
 bool IsIterable(const Value& value) {

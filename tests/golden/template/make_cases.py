@@ -188,6 +188,8 @@ b"
 "%s|%s" % (none, true), "%s" % [1, 2], "%s" % d.z, "%5.1f%%" % 99.55
 1e400|string if false else "no", "inf"|float, "nan"|float, -("inf"|float), "1e999"|float, "1_0"|float
 "abc"|map("upper")|join, d|map("upper")|list, items|map("string")|join("+")
+"%s|" % missing, "a,b" % items, missing|last is undefined, missing is callable, missing|last, 0|map("upper")|list, true|round, (items|truncate(5)) == items
+("<a b>"|safe).split()[0] + "<", ("<a>"|safe).upper() + "<", ("<a>"|safe).strip() ~ "<", ["<a>"|safe]
 "İ"|lower|length, "ΑΣ"|lower, "ﬁ"|upper, "straße"|capitalize, "ŉ"|upper
 """ .strip("\n")
 
