@@ -178,6 +178,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void OnHead();
   void Dispatch();
   void Refuse(int status, std::string message);
+  bool CountBody(std::size_t bytes);
   void Flush();
   void Linger();
 
@@ -187,6 +188,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   std::string address_;
   Http1Parser parser_;
   bool head_seen_ = false;
+  std::size_t counted_body_bytes_ = 0;   // of the unfinished body, in the server's account
   std::shared_ptr<Http1Writer> writer_;  // of the request that runs
   std::string pipelined_;                // came while one ran
   std::deque<std::string> out_;
@@ -225,6 +227,11 @@ class HttpServerImpl final : public HttpServer {
     return std::move(router_.Decide(head).reply);
   }
   const HttpServerConfig& config() const { return config_; }
+  // Replaces `before` by `now` in the account of unfinished bodies; false if it is overdrawn.
+  bool CountBody(std::size_t now, std::size_t before) {
+    const std::size_t total = body_bytes_.fetch_add(now - before) + now - before;
+    return now <= before || total <= config_.max_buffered_body_bytes;
+  }
   void Forget(const std::string& address);
 
  private:
@@ -239,6 +246,7 @@ class HttpServerImpl final : public HttpServer {
   std::vector<std::unique_ptr<IoThread>> threads_;
   std::uint16_t port_ = 0;
   std::atomic<int> num_connections_{0};
+  std::atomic<std::size_t> body_bytes_{0};
   std::mutex address_mutex_;
   std::map<std::string, int> per_address_;
   bool started_ = false;
@@ -447,6 +455,9 @@ void Connection::Consume(std::string_view bytes) {
     if (parser_.state() == Http1Parser::State::kFailed) {
       return Refuse(parser_.error_status(), parser_.error_message());
     }
+    if (!CountBody(parser_.body_bytes())) {
+      return Refuse(503, "Too many request bodies are on their way: try again later.");
+    }
     if (parser_.state() == Http1Parser::State::kBody && !head_seen_) {
       head_seen_ = true;
       OnHead();
@@ -457,6 +468,13 @@ void Connection::Consume(std::string_view bytes) {
   if (!closed_ && !close_after_flush_ && !bytes.empty()) {
     pipelined_.assign(bytes);
   }
+}
+
+// Many clients, each within its limit, may not fill the memory together.
+bool Connection::CountBody(std::size_t bytes) {
+  const bool fits = server_.CountBody(bytes, counted_body_bytes_);
+  counted_body_bytes_ = bytes;
+  return fits;
 }
 
 // A body is still to come. A request that its head alone condemns is answered now: a client with a
@@ -475,6 +493,7 @@ void Connection::OnHead() {
 void Connection::Dispatch() {
   const bool whole = parser_.state() == Http1Parser::State::kDone;
   HttpRequest request = parser_.TakeRequest();
+  CountBody(0);
   head_seen_ = false;
   request.remote_address = address_;
   request.request_id = UsableRequestId(request);
@@ -491,6 +510,8 @@ void Connection::Dispatch() {
 
 // The bytes cannot be a request, or came too slowly.
 void Connection::Refuse(int status, std::string message) {
+  parser_ = Http1Parser(server_.config().http1);  // gives back what came of the body
+  CountBody(0);
   HttpRequest request;
   request.method = "-";
   request.path = "-";
@@ -638,6 +659,7 @@ void Connection::Close(bool notify) {
   }
   out_.clear();
   buffered_bytes_ = 0;
+  CountBody(0);
   error_code ignored;
   socket_.close(ignored);
   thread_.connections.erase(self);

@@ -20,6 +20,7 @@ struct HttpServerConfig {
   int num_io_threads = 2;
   int max_connections = limits::kConnections;
   int max_connections_per_address = limits::kConnectionsPerAddress;
+  std::size_t max_buffered_body_bytes = 16 * limits::kBodyBytes;  // unfinished, of all connections
   Http1Limits http1;
   // What one connection may take its time for.
   std::chrono::milliseconds header_timeout{10'000};

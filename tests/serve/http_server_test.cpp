@@ -60,10 +60,13 @@ class HttpServerTest : public ::testing::Test {
   std::uint16_t port() const { return server_->port(); }
   template <typename Condition>
   static bool Eventually(Condition condition) {
-    for (int i = 0; i < 5000 && !condition(); ++i) {
+    for (int i = 0; i < 5000; ++i) {
+      if (condition()) {
+        return true;
+      }
       std::this_thread::sleep_for(milliseconds(1));
     }
-    return condition();
+    return false;
   }
 
   std::mutex mutex_;
@@ -206,6 +209,22 @@ TEST_F(HttpServerTest, RefusesMoreConnectionsThanAllowed) {
   EXPECT_EQ(third.Get("/echo").status, 503);
   first.Close();
   EXPECT_TRUE(Eventually([&] { return Client(port()).Get("/echo").status == 200; }));
+}
+
+TEST_F(HttpServerTest, BoundsTheBodiesOfAllConnectionsTogether) {
+  HttpServerConfig config;
+  config.max_buffered_body_bytes = 1000;
+  Start(config);
+  const std::string head = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n";
+  Client first(port());
+  first.Send(head + std::string(600, 'a'));
+  std::this_thread::sleep_for(milliseconds(30));
+  Client second(port());
+  second.Send(head + std::string(600, 'b'));
+  EXPECT_EQ(second.Read().status, 503);
+  first.Send(std::string(300, 'a'));
+  EXPECT_EQ(first.Read().status, 200);
+  EXPECT_EQ(Client(port()).Post("/echo", std::string(900, 'c')).status, 200);
 }
 
 TEST_F(HttpServerTest, HoldsAThousandConnections) {

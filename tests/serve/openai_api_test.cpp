@@ -282,9 +282,8 @@ TEST_F(OpenAiApi, ReadsPromptsInTheirFourShapes) {
 }
 
 TEST_F(OpenAiApi, RefusesBadPrompts) {
-  for (const char* prompt :
-       {"null", "[]", "{}", "1", "[[]]", R"(["a",1])", "[1,[2]]", R"([1,"a"])", "[258]", "[-1]",
-        "[1.5]", "[[1],\"a\"]", "[true]"}) {
+  for (const char* prompt : {"null", "[]", "{}", "1", "[[]]", R"(["a",1])", "[1,[2]]", R"([1,"a"])",
+                             "[258]", "[-1]", "[1.5]", "[[1],\"a\"]", "[true]"}) {
     const auto request = Complete(std::string("\"prompt\":") + prompt);
     ASSERT_FALSE(request) << prompt;
     EXPECT_EQ(request.error().status, 400);

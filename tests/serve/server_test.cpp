@@ -520,6 +520,21 @@ TEST(Server, DrainsOnSigterm) {
   running.Join();
 }
 
+TEST(Server, IsUnhealthyWhenTheEngineStandsStillWithWork) {
+  FakeEngine engine;
+  engine.paused = true;
+  ServerConfig config = TestConfig();
+  config.stall_timeout = std::chrono::seconds(0);
+  Running running(engine, config);
+  EXPECT_EQ(Client(running.port()).Get("/health").status, 200);  // idle is healthy
+  Client waiting(running.port());
+  waiting.SendPost(kChat, kHiStream);
+  ASSERT_TRUE(waiting.WaitFor("200 OK"));
+  EXPECT_EQ(Client(running.port()).Get("/health").status, 503);
+  EXPECT_EQ(Client(running.port()).Get("/ready").status, 503);
+  EXPECT_EQ(Client(running.port()).Get("/live").status, 200);
+}
+
 TEST(Server, NamesAnAddressInUse) {
   FakeEngine engine;
   Running running(engine);
