@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "tokenizer/tokenizer.h"
+
 namespace nibble {
 namespace {
 
@@ -126,6 +128,51 @@ TEST(StopStrings, LongStopStringsAreFoundAtTheLimit) {
   EXPECT_EQ(Match(pieces, {stop + "b", stop}, false), (Outcome{std::string(255, 'a'), ""}));
   pieces.emplace_back("a");
   EXPECT_EQ(Match(pieces, {stop + "b", stop}, false), (Outcome{"", stop}));
+}
+
+/// Four tokens of a byte-level vocabulary: the two bytes of an e-acute apart, "a", " b"; one
+/// control token.
+constexpr const char* kTokenizerJson = R"({
+  "version": "1.0", "truncation": null, "padding": null,
+  "added_tokens": [{"id": 4, "content": "</s>", "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": true}],
+  "normalizer": null,
+  "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                    "use_regex": true},
+  "post_processor": null,
+  "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+              "use_regex": true},
+  "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": {"\u00c3": 0, "\u00a9": 1, "a": 2, "\u0120b": 3}, "merges": []}})";
+
+TEST(TextOut, CharactersAreWholeAndControlTokensAreSkipped) {
+  const auto tokenizer = Tokenizer::FromJson(kTokenizerJson);
+  ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+  const auto decoders = MakeTextDecoderFactory(**tokenizer);
+  SamplingParams params;
+  TextOut text(params, decoders->Start(params.skip_special_tokens));
+  EXPECT_EQ(text.Push(TokenId{3}).text, " b");  // an output continues its prompt
+  EXPECT_EQ(text.Push(TokenId{0}).text, "");
+  EXPECT_EQ(text.Push(TokenId{1}).text, "\xC3\xA9");
+  EXPECT_EQ(text.Push(TokenId{4}).text, "");
+  EXPECT_EQ(text.Push(TokenId{0}).text, "");
+  EXPECT_EQ(text.Finish().text, "\xEF\xBF\xBD");
+}
+
+TEST(TextOut, AStopStringMayBeginInsideAHeldBackCharacter) {
+  const auto tokenizer = Tokenizer::FromJson(kTokenizerJson);
+  ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+  const auto decoders = MakeTextDecoderFactory(**tokenizer);
+  SamplingParams params;
+  params.stop = {"\xC3\xA9 b"};
+  TextOut text(params, decoders->Start(params.skip_special_tokens));
+  EXPECT_EQ(text.Push(TokenId{2}).text, "a");
+  EXPECT_EQ(text.Push(TokenId{0}).text, "");
+  EXPECT_EQ(text.Push(TokenId{1}).text, "");
+  const auto piece = text.Push(TokenId{3});
+  EXPECT_EQ(piece.text, "");
+  EXPECT_EQ(piece.stop, "\xC3\xA9 b");
 }
 
 }  // namespace

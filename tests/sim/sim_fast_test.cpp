@@ -21,6 +21,7 @@ TEST(SimFast, HundredSeedsAtEachDepthHoldEveryInvariant) {
   EXPECT_GT(total.num_deadline, 0U);
   EXPECT_GT(total.num_failed, 0U);
   EXPECT_GT(total.num_rejected, 0U);
+  EXPECT_GT(total.num_shutdown, 0U);
   EXPECT_GT(total.num_preemptions, 0U);
   EXPECT_GT(total.num_prefix_hits, 0U);
   EXPECT_GT(total.num_lookaheads, 0U);

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <stop_token>
 #include <vector>
 
 #include "base/limits.h"
@@ -231,7 +232,8 @@ class World {
         if (dice_.Chance(0.5)) {
           client->cancel_at_token = dice_.Int(0, 10);
         } else {
-          client->cancel_after = microseconds(static_cast<std::int64_t>(dice_.Exponential(300'000)));
+          client->cancel_after =
+              microseconds(static_cast<std::int64_t>(dice_.Exponential(300'000)));
         }
       }
       if (dice_.Chance(p_deadline)) {
@@ -241,6 +243,7 @@ class World {
       clients_.push_back(std::move(client));
     }
     drain_at_ = dice_.Chance(0.15) ? dice_.Int(0, num_clients - 1) : num_clients;
+    shut_down_at_ = dice_.Chance(0.1) ? static_cast<std::uint64_t>(dice_.Int(1, 150)) : 0;
   }
 
   std::vector<TokenId> Tokens(std::int32_t count, std::int32_t kinds) {
@@ -263,6 +266,9 @@ class World {
         Submit(*clients_[next++]);
       }
       SendCancels();
+      if (shut_down_at_ != 0 && num_turns_ == shut_down_at_) {
+        return ShutDown();
+      }
       const std::uint64_t before = Progress();
       ++num_turns_;
       const bool busy = engine_->Step();
@@ -287,6 +293,20 @@ class World {
         return;
       }
       clock_.AdvanceTo(clients_[next]->arrival);
+    }
+  }
+
+  /// The service is told to stop at once, with steps in flight and work in queue and inbox.
+  void ShutDown() {
+    shutting_down_ = true;
+    std::stop_source stop;
+    stop.request_stop();
+    engine_->RunLoop(stop.get_token());
+    Check();
+    GenerationRequest late;
+    late.prompt = {TokenId{1}};
+    if (!engine_->idle() || engine_->Submit(late, nullptr)) {
+      Break("not idle after the shutdown, or still taking work");
     }
   }
 
@@ -461,6 +481,12 @@ class World {
           return Break("failed although none of its steps did: " + event.error);
         }
         break;
+      case FinishReason::kShutdown:
+        ++report_.num_shutdown;
+        if (!shutting_down_) {
+          return Break("shut down without being told");
+        }
+        break;
       default:
         return Break("an unexpected reason");
     }
@@ -488,6 +514,14 @@ class World {
             stats.num_blocks_fenced !=
         config_.num_blocks) {
       return Break("blocks are lost");
+    }
+    std::int64_t num_live = 0;
+    for (const auto& client : clients_) {
+      num_live += std::ranges::count_if(
+          client->choices, [&](const Client::Choice& c) { return client->submitted && !c.finish; });
+    }
+    if (stats.num_requests_running + stats.num_requests_waiting != num_live) {
+      return Break("running and waiting requests were counted wrong");
     }
     report_.num_fenced += stats.num_blocks_fenced > 0 ? 1 : 0;
     report_.num_preemptions = stats.num_preemptions;
@@ -535,7 +569,9 @@ class World {
   std::vector<std::unique_ptr<Client>> clients_;
   std::unique_ptr<Engine> engine_;  // goes before what it uses
   std::int32_t drain_at_ = 0;
+  std::uint64_t shut_down_at_ = 0;  // turn; 0: never
   bool draining_ = false;
+  bool shutting_down_ = false;
   std::uint64_t num_turns_ = 0;
   std::uint64_t num_events_ = 0;
   Report report_;
