@@ -291,6 +291,9 @@ constexpr std::uint64_t kMatchSteps = 20'000;
 constexpr std::uint64_t kMatchStepsPerByte = 200;
 constexpr std::uint32_t kHeapKiB = 256 * 1024;
 constexpr std::size_t kJitStackBytes = 8 * limits::kMiB;
+// The limits above hold for one start; a call tries this many, then the clock is looked at.
+constexpr std::size_t kStartsPerCall = 256;
+constexpr std::size_t kLongText = 64 * limits::kKiB;
 constexpr auto kCallTime = std::chrono::seconds(5);
 constexpr std::size_t kBytesPerExtraSecond = 1 * limits::kMiB;
 constexpr std::size_t kPatternBytes = 64 * limits::kKiB;
@@ -322,6 +325,14 @@ class ThreadContext {
   pcre2_match_context* context_;
   pcre2_jit_stack* stack_;
 };
+
+/// Start of the code point after the one that holds the byte `at`.
+std::size_t NextStart(std::string_view text, std::size_t at) {
+  do {
+    ++at;
+  } while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
+  return at;
+}
 
 }  // namespace
 
@@ -358,7 +369,8 @@ Result<Regex> Regex::Compile(std::string_view pattern) {
   // ^ and $ are those of a line in the reference's dialect.
   pcre2_code* compiled = pcre2_compile(
       reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &offset, context);
+      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT,
+      &code, &offset, context);
   pcre2_compile_context_free(context);
   if (compiled == nullptr) {
     std::array<PCRE2_UCHAR, 256> message{};
@@ -387,13 +399,24 @@ void Regex::FindAll(std::string_view text, std::vector<Span>& matches) const {
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   std::size_t at = 0;
   std::size_t previous_end = std::string_view::npos;
-  int searches = 0;
+  int calls = 0;
+  // A call on a short text costs less than the clock, one on a long text may take long.
+  const int calls_per_clock = text.size() > kLongText ? 1 : 64;
   while (at <= text.size()) {
+    if (++calls % calls_per_clock == 0 && std::chrono::steady_clock::now() > deadline) {
+      return;
+    }
+    const std::size_t last_start = std::min(text.size(), at + kStartsPerCall);
+    pcre2_set_offset_limit(context.get(), last_start);
     int rc = pcre2_match(impl_->code, subject, text.size(), at, PCRE2_NO_UTF_CHECK, data.get(),
                          context.get());
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT) {
       rc = pcre2_match(impl_->code, subject, text.size(), at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
                        data.get(), context.get());
+    }
+    if (rc == PCRE2_ERROR_NOMATCH && last_start < text.size()) {
+      at = NextStart(text, last_start);
+      continue;
     }
     if (rc < 0) {
       return;  // no match, or a bound was hit
@@ -404,17 +427,11 @@ void Regex::FindAll(std::string_view text, std::vector<Span>& matches) const {
       return;  // only \K, which is refused, moves a start; better stop than loop
     }
     if (match.begin == match.end && match.end == previous_end) {
-      do {
-        ++at;
-      } while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
+      at = NextStart(text, at);
     } else {
       matches.push_back(match);
       at = match.end;
       previous_end = match.end;
-    }
-    constexpr int kSearchesPerClock = 64;
-    if (++searches % kSearchesPerClock == 0 && std::chrono::steady_clock::now() > deadline) {
-      return;
     }
   }
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 namespace nibble::text {
 namespace {
@@ -69,6 +70,59 @@ const icu::Normalizer2* Instance(NormalForm form) {
       return icu::Normalizer2::getNFKDInstance(status);
   }
   return nullptr;
+}
+
+// ICU inserts each mark of a run where it belongs, walking back over the run: quadratic in its
+// length.
+constexpr std::size_t kLongRun = 64;
+
+/// `utf8` with every long run of marks in canonical order, which changes no normal form.
+std::string OrderLongRuns(std::string_view utf8) {
+  struct Mark {
+    std::uint8_t order;
+    std::string_view bytes;
+  };
+  std::string out;
+  out.reserve(utf8.size());
+  std::vector<Mark> run;
+  const auto flush = [&] {
+    if (run.size() > kLongRun) {
+      std::stable_sort(run.begin(), run.end(),
+                       [](const Mark& a, const Mark& b) { return a.order < b.order; });
+    }
+    for (const Mark& mark : run) {
+      out += mark.bytes;
+    }
+    run.clear();
+  };
+  for (std::size_t at = 0; at < utf8.size();) {
+    const CodePoint c = DecodeAt(utf8, at);
+    const std::uint8_t order =
+        c.size == 1 ? std::uint8_t{0} : u_getCombiningClass(static_cast<UChar32>(c.value));
+    if (order == 0) {
+      flush();
+      out += utf8.substr(at, c.size);
+    } else {
+      run.push_back({order, utf8.substr(at, c.size)});
+    }
+    at += c.size;
+  }
+  flush();
+  return out;
+}
+
+bool HasLongRun(std::string_view utf8) {
+  std::size_t run = 0;
+  for (std::size_t at = 0; at < utf8.size();) {
+    const CodePoint c = DecodeAt(utf8, at);
+    const bool mark = c.size > 1 && u_getCombiningClass(static_cast<UChar32>(c.value)) != 0;
+    run = mark ? run + 1 : 0;
+    if (run > kLongRun) {
+      return true;
+    }
+    at += c.size;
+  }
+  return false;
 }
 
 }  // namespace
@@ -168,6 +222,11 @@ std::string Normalize(std::string_view utf8, NormalForm form) {
   const icu::Normalizer2* normalizer = ascii ? nullptr : Instance(form);
   if (normalizer == nullptr) {
     return std::string(utf8);
+  }
+  std::string ordered;
+  if (HasLongRun(utf8)) {
+    ordered = OrderLongRuns(utf8);
+    utf8 = ordered;
   }
   std::string out;
   out.reserve(utf8.size() + utf8.size() / 8);

@@ -76,6 +76,20 @@ TEST(Regex, LongRunsDoNotExhaustTheStack) {
   EXPECT_EQ(Matches(R"((?:(?=\p{L})(?:[^A-Z]))+)", text), text + "|");
 }
 
+TEST(Regex, MatchesLieAnywhereInALongText) {
+  // Starts are tried a few hundred at a time.
+  std::string text(1'000, 'a');
+  for (std::size_t at : {0U, 255U, 256U, 257U, 999U}) {
+    text[at] = 'b';
+  }
+  EXPECT_EQ(Matches("b|$", text), "b|b|b|b|b|");
+  std::string wide;
+  for (int i = 0; i < 500; ++i) {
+    wide += "日";
+  }
+  EXPECT_EQ(Matches("x|本", wide + "本x"), "本|x|");
+}
+
 TEST(Regex, AnExplodingPatternEnds) {
   const std::string text(5'000, 'a');
   const auto regex = Regex::Compile(R"((a+)+b)");

@@ -75,6 +75,29 @@ TEST(ApplyBehavior, ReferenceExample) {
   EXPECT_EQ(pieces(SplitBehavior::kContiguous), "the|-|final|--|countdown");
 }
 
+TEST(Normalize, OrderOfMarksInLongRunsIsCanonical) {
+  // 220 (below) goes before 230 (above), whatever the length of the run; in good time.
+  for (const int pairs : {10, 200, 200'000}) {
+    std::string mixed = "a";
+    std::string ordered = "a";
+    for (int i = 0; i < pairs; ++i) {
+      mixed += "\u0302\u0323";
+    }
+    for (int i = 0; i < pairs; ++i) {
+      ordered += "\u0323";
+    }
+    for (int i = 0; i < pairs; ++i) {
+      ordered += "\u0302";
+    }
+    EXPECT_EQ(Normalize(mixed, NormalForm::kNfd), ordered) << pairs;
+    // NFC composes the base with its first mark and the first above: ậ.
+    EXPECT_EQ(Normalize(mixed, NormalForm::kNfc),
+              "\u1EAD" + ordered.substr(3, 2 * static_cast<std::size_t>(pairs - 1)) +
+                  ordered.substr(1 + 2 * static_cast<std::size_t>(pairs) + 2))
+        << pairs;
+  }
+}
+
 TEST(Utf8, InvalidSubpartsAreMaximal) {
   // The example of the Unicode standard, table 3-8.
   EXPECT_EQ(SanitizeUtf8("\xC0\xAF\xE0\x80\xBF\xF0\x81\x82\x41"),
