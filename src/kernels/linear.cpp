@@ -41,14 +41,23 @@ std::int64_t ChunkPanels(std::int64_t num_panels, int num_workers) {
   return std::max(kStreams, share / 8 / kStreams * kStreams);
 }
 
+// Rows that a worker takes at once: a launch with few panels still has work for everybody, and a
+// part is large enough to pay for unpacking the weights once more.
+std::int64_t ChunkRows(std::int64_t num_tokens) {
+  constexpr std::int64_t kPart = 128;
+  return num_tokens < 2 * kPart ? num_tokens : kPart;
+}
+
+// Panels [begin, end) of the launch against the rows of x that start at row_begin.
 void RunPanels(std::span<const Part> parts, std::int64_t begin, std::int64_t end,
-               const PackedActivations& x, std::uint8_t* scratch) {
+               const PackedActivations& x, std::int64_t row_begin, std::uint8_t* scratch) {
   for (const Part& part : parts) {
     const std::int64_t first = std::max(begin, part.first_panel);
     const std::int64_t last = std::min(end, part.first_panel + part.call.layout.num_panels);
     if (first < last) {
       LinearCall call = part.call;
       call.x = x;
+      call.y += row_begin * call.y_stride;
       call.panel_begin = first - part.first_panel;
       call.panel_end = last - part.first_panel;
       call.scratch = scratch;
@@ -96,6 +105,9 @@ void RunLaunch(KernelContext& context, LinearActivation activation, const float*
   auto* kernel_scratch = reinterpret_cast<std::uint8_t*>(context.scratch);
   std::byte* rows = context.scratch + workers * static_cast<std::size_t>(kLinearKernelScratchBytes);
   const std::int64_t chunk = ChunkPanels(num_panels, pool.num_workers());
+  const std::int64_t chunk_rows = ChunkRows(num_tokens);
+  const std::int64_t row_parts = (num_tokens + chunk_rows - 1) / chunk_rows;
+  const std::int64_t num_items = (num_panels + chunk - 1) / chunk * row_parts;
   std::atomic<std::int64_t> next{0};
   pool.Run([&](int worker) {
     PackedActivations packed;
@@ -110,11 +122,14 @@ void RunLaunch(KernelContext& context, LinearActivation activation, const float*
       pool.Barrier();
     }
     for (;;) {
-      const std::int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
-      if (begin >= num_panels) {
+      const std::int64_t item = next.fetch_add(1, std::memory_order_relaxed);
+      if (item >= num_items) {
         return;
       }
-      RunPanels(ready, begin, std::min(num_panels, begin + chunk), packed,
+      const std::int64_t begin = item / row_parts * chunk;
+      const std::int64_t row = item % row_parts * chunk_rows;
+      RunPanels(ready, begin, std::min(num_panels, begin + chunk),
+                PartOfRows(packed, activation, row, std::min(num_tokens, row + chunk_rows)), row,
                 kernel_scratch + worker * kLinearKernelScratchBytes);
     }
   });

@@ -49,6 +49,7 @@ struct ActivationBlock {
 /// rows into one cache set. The last block is padded with zeros.
 struct PackedActivations {
   std::int64_t num_rows = 0;
+  std::int64_t block_rows = 0;  // rows that a block has in memory; more than num_rows in a part
   std::int64_t cols = 0;
   std::int64_t num_blocks = 0;
   std::int8_t* limbs = nullptr;  // kInt16: [block][row][high, low][64]; kInt8: [block][row][64]

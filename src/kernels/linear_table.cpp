@@ -82,6 +82,7 @@ PackedActivations PlaceActivations(LinearActivation activation, std::int64_t num
                                    std::int64_t cols, std::byte* memory) {
   PackedActivations packed;
   packed.num_rows = num_rows;
+  packed.block_rows = num_rows;
   packed.cols = cols;
   packed.num_blocks = (cols + kActivationBlock - 1) / kActivationBlock;
   if (activation == LinearActivation::kF32) {
@@ -95,6 +96,20 @@ PackedActivations PlaceActivations(LinearActivation activation, std::int64_t num
   memory += RoundUp(values * sizeof(ActivationBlock));
   packed.row_scales = reinterpret_cast<float*>(memory);
   return packed;
+}
+
+PackedActivations PartOfRows(const PackedActivations& x, LinearActivation activation,
+                             std::int64_t row_begin, std::int64_t row_end) {
+  PackedActivations part = x;
+  part.num_rows = row_end - row_begin;
+  if (activation == LinearActivation::kF32) {
+    part.values += row_begin * kActivationBlock;
+    return part;
+  }
+  part.limbs += row_begin * kActivationBlock * (activation == LinearActivation::kInt16 ? 2 : 1);
+  part.blocks += row_begin;
+  part.row_scales += row_begin;
+  return part;
 }
 
 }  // namespace nibble

@@ -21,5 +21,8 @@ const ActivationKernel& SelectActivation(Isa isa, LinearActivation activation);
 std::size_t ActivationBytes(LinearActivation activation, std::int64_t num_rows, std::int64_t cols);
 PackedActivations PlaceActivations(LinearActivation activation, std::int64_t num_rows,
                                    std::int64_t cols, std::byte* memory);
+/// Rows [row_begin, row_end) of x, where they lie.
+PackedActivations PartOfRows(const PackedActivations& x, LinearActivation activation,
+                             std::int64_t row_begin, std::int64_t row_end);
 
 }  // namespace nibble

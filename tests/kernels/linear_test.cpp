@@ -217,6 +217,33 @@ TEST(Linear, ThreadsDoNotChangeBits) {
   }
 }
 
+// Launches of many rows are cut into parts of rows.
+TEST(Linear, ManyRowsGiveTheBitsOfEachRowAlone) {
+  constexpr std::int64_t kTokens = 391;
+  LinearRunner runner(2, kTokens, 192);
+  const auto x = RandomActivations(kTokens, 192, 11);
+  for (const WeightSpec& format :
+       {Uniform(4, 64, false), Uniform(8, 32, true), Minimum(4, 32), Float(DType::kBF16)}) {
+    const auto packed = PackAll(runner.device(), RandomWeight(At(format, {40, 192}), 10));
+    ASSERT_TRUE(packed);
+    for (const auto mode : {ActivationMode::kInt16, ActivationMode::kInt8}) {
+      for (const Isa isa : kLevels) {
+        const ForcedIsa forced(isa);
+        if (!forced.ok()) {
+          continue;
+        }
+        const auto all = runner.Run(packed->weight, x, kTokens, mode);
+        for (const std::int64_t m : {0, 127, 128, 129, 255, 256, 383, 384, 390}) {
+          const auto one =
+              runner.Run(packed->weight, {x.begin() + m * 192, x.begin() + (m + 1) * 192}, 1, mode);
+          ASSERT_TRUE(SameBits(one, {all.begin() + m * 40, all.begin() + (m + 1) * 40}))
+              << format.ToString() << " row " << m << " " << Name(isa);
+        }
+      }
+    }
+  }
+}
+
 // Zero, tiny, huge, infinite and NaN rows: their neighbours are not touched, theirs are defined.
 TEST(Linear, OddRowsAreDefinedOnEveryLevel) {
   constexpr std::int64_t kCols = 200;

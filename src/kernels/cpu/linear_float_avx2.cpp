@@ -31,7 +31,7 @@ template <LinearFormat kFormat, int kRows>
 __attribute__((always_inline)) inline void Tile(const LinearCall& call, std::int64_t panel,
                                                 std::int64_t row) {
   const PackedLayout& layout = call.layout;
-  const std::int64_t rows = call.x.num_rows;
+  const std::int64_t rows = call.x.block_rows;
   __m256 acc[kRows][2];
   NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
     NIBBLE_UNROLL for (int half = 0; half < 2; ++half) acc[r][half] = _mm256_setzero_ps();

@@ -33,7 +33,7 @@ template <LinearFormat kFormat, int kPanels, int kRows>
 __attribute__((always_inline)) inline void Tile(const LinearCall& call, std::int64_t panel,
                                                 std::int64_t row) {
   const PackedLayout& layout = call.layout;
-  const std::int64_t rows = call.x.num_rows;
+  const std::int64_t rows = call.x.block_rows;
   __m512 acc[kRows][kPanels];
   NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
     NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) acc[r][p] = _mm512_setzero_ps();

@@ -125,7 +125,7 @@ static inline void Tile(const LinearCall& call, const Scratch& scratch, std::int
     const std::uint8_t* scales = call.weight + panel * layout.panel_bytes +
                                  (unit + i) * layout.unit_bytes + CodeBytes(kUnit);
     NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
-      const ActivationBlock& info = call.x.blocks[block * call.x.num_rows + row + r];
+      const ActivationBlock& info = call.x.blocks[block * call.x.block_rows + row + r];
       NIBBLE_UNROLL for (int half = 0; half < 2; ++half) {
         float* sum = sums + r * kPanelOutputs + 8 * half;
         _mm256_storeu_ps(
@@ -173,7 +173,7 @@ static void RunPanels(const LinearCall& call, std::int64_t panel, std::int64_t p
       const std::int64_t blocks = (units * kUnit + kActivationBlock - 1) / kActivationBlock;
       for (std::int64_t r = 0; r < rows; ++r) {
         for (std::int64_t b = 0; b < blocks; ++b) {
-          WidenBlock<kLimbs>(call.x.limbs + ((block0 + b) * call.x.num_rows + row0 + r) * kLimbs *
+          WidenBlock<kLimbs>(call.x.limbs + ((block0 + b) * call.x.block_rows + row0 + r) * kLimbs *
                                                 kActivationBlock,
                              scratch.x[r][b]);
         }

@@ -129,8 +129,9 @@ __attribute__((always_inline)) static inline void RowPanels(const LinearCall& ca
     const std::int64_t block = kUnit == 64 ? u : u / 2;
     const int first = kUnit == 64 ? 0 : static_cast<int>(u % 2) * 32;
     const int part = kUnit == 64 ? 2 : static_cast<int>(u % 2);
-    const std::int8_t* x = call.x.limbs + block * kRows * kLimbs * kActivationBlock + first;
-    const ActivationBlock* info = call.x.blocks + block * kRows;
+    const std::int8_t* x =
+        call.x.limbs + block * call.x.block_rows * kLimbs * kActivationBlock + first;
+    const ActivationBlock* info = call.x.blocks + block * call.x.block_rows;
     __m512i t[kRows][kPanels][kLimbs];
     NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
       const __m512i start = StartOf<kGrid>(info[r], part);
@@ -395,7 +396,7 @@ template <int kLimbs, LinearGrid kGrid, int kUnit, int kVectors>
 static inline void Tile(const LinearCall& call, const std::uint8_t* codes, const UnitScales* scales,
                         std::int64_t unit, std::int64_t units, std::int64_t row, float* sums) {
   constexpr int kRows = kVectors / kLimbs;
-  const std::int64_t rows = call.x.num_rows;
+  const std::int64_t rows = call.x.block_rows;
   for (std::int64_t i = 0; i < units; ++i) {
     const std::int64_t block = kUnit == 64 ? unit + i : (unit + i) / 2;
     const int half = kUnit == 64 ? 0 : static_cast<int>((unit + i) % 2);

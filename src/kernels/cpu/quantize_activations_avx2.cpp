@@ -100,7 +100,7 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
         q[i] = _mm256_and_si256(live, _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)));
       }
       std::int8_t* limbs =
-          packed.limbs + (block * packed.num_rows + m) * kActivationBlock * (kInt16 ? 2 : 1);
+          packed.limbs + (block * packed.block_rows + m) * kActivationBlock * (kInt16 ? 2 : 1);
       if (kInt16) {
         // q = 256 * high + low with low in [-128, 127]: high = (q + 128) >> 8.
         __m256i high[8];
@@ -117,7 +117,7 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
         StoreBytes(limbs, q);
         StoreBytes(limbs + 32, q + 4);
       }
-      ActivationBlock& info = packed.blocks[block * packed.num_rows + m];
+      ActivationBlock& info = packed.blocks[block * packed.block_rows + m];
       info.minus_sum[0] =
           -Sum(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3])));
       info.minus_sum[1] =
@@ -137,7 +137,7 @@ void CopyRows(const float* x, std::int64_t x_stride, std::int64_t row_begin, std
   for (std::int64_t m = row_begin; m < row_end; ++m) {
     for (std::int64_t block = 0; block < packed.num_blocks; ++block) {
       const std::int64_t k0 = block * kActivationBlock;
-      float* values = packed.values + (block * packed.num_rows + m) * kActivationBlock;
+      float* values = packed.values + (block * packed.block_rows + m) * kActivationBlock;
       for (int i = 0; i < 8; ++i) {
         _mm256_storeu_ps(values + 8 * i, Load(x + m * x_stride + k0, i, packed.cols - k0));
       }

@@ -84,7 +84,7 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
         q[i] = _mm512_maskz_cvtps_epi32(live, _mm512_mul_ps(v[i], inverse));
       }
       std::int8_t* limbs =
-          packed.limbs + (block * packed.num_rows + m) * kActivationBlock * (kInt16 ? 2 : 1);
+          packed.limbs + (block * packed.block_rows + m) * kActivationBlock * (kInt16 ? 2 : 1);
       for (int i = 0; i < 4; ++i) {
         auto* low = reinterpret_cast<__m128i*>(limbs + (kInt16 ? kActivationBlock : 0) + 16 * i);
         _mm_storeu_si128(low, _mm512_cvtepi32_epi8(q[i]));
@@ -94,7 +94,7 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
           _mm_storeu_si128(reinterpret_cast<__m128i*>(limbs + 16 * i), _mm512_cvtepi32_epi8(high));
         }
       }
-      ActivationBlock& info = packed.blocks[block * packed.num_rows + m];
+      ActivationBlock& info = packed.blocks[block * packed.block_rows + m];
       const std::int32_t first = _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
       const std::int32_t second = _mm512_reduce_add_epi32(_mm512_add_epi32(q[2], q[3]));
       info.minus_sum[0] = -first;
@@ -114,7 +114,7 @@ void CopyRows(const float* x, std::int64_t x_stride, std::int64_t row_begin, std
   for (std::int64_t m = row_begin; m < row_end; ++m) {
     for (std::int64_t block = 0; block < packed.num_blocks; ++block) {
       const std::int64_t k0 = block * kActivationBlock;
-      float* values = packed.values + (block * packed.num_rows + m) * kActivationBlock;
+      float* values = packed.values + (block * packed.block_rows + m) * kActivationBlock;
       for (int i = 0; i < 4; ++i) {
         _mm512_storeu_ps(values + 16 * i, Load(x + m * x_stride + k0, i, packed.cols - k0));
       }

@@ -40,9 +40,9 @@ int CodeAt(const PackedLayout& layout, const std::uint8_t* unit, std::int64_t c,
 int ActivationAt(const PackedActivations& x, bool int16, std::int64_t block, std::int64_t m,
                  std::int64_t j) {
   if (!int16) {
-    return x.limbs[(block * x.num_rows + m) * kActivationBlock + j];
+    return x.limbs[(block * x.block_rows + m) * kActivationBlock + j];
   }
-  const std::int8_t* limbs = x.limbs + (block * x.num_rows + m) * 2 * kActivationBlock;
+  const std::int8_t* limbs = x.limbs + (block * x.block_rows + m) * 2 * kActivationBlock;
   return 256 * limbs[j] + limbs[kActivationBlock + j];
 }
 
@@ -66,7 +66,7 @@ void RunInteger(const LinearCall& call) {
           const std::uint8_t* extra = unit + code_bytes + 2 * kPanelOutputs;
           const std::int64_t block = u * cols / kActivationBlock;
           const std::int64_t first = u * cols % kActivationBlock;
-          const ActivationBlock& info = x.blocks[block * x.num_rows + m];
+          const ActivationBlock& info = x.blocks[block * x.block_rows + m];
           const std::int64_t part = cols == kActivationBlock ? 2 : first / 32;
           int zero_point = w4 ? 8 : 128;
           if (layout.grid == LinearGrid::kZeroPoints) {
@@ -118,7 +118,7 @@ void RunFloat(const LinearCall& call) {
       for (std::int64_t m = 0; m < x.num_rows; ++m) {
         float acc = 0.0F;
         for (std::int64_t block = 0; block < x.num_blocks; ++block) {
-          const float* values = x.values + (block * x.num_rows + m) * kActivationBlock;
+          const float* values = x.values + (block * x.block_rows + m) * kActivationBlock;
           const std::int64_t k0 = block * kActivationBlock;
           const std::int64_t count = std::min(kActivationBlock, layout.cols - k0);
           float sum = 0.0F;
@@ -178,7 +178,7 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
         levels = LevelsOf(row + k0, count, kInt8Levels);
       }
       std::int8_t* limbs =
-          packed.limbs + (block * packed.num_rows + m) * kActivationBlock * (kInt16 ? 2 : 1);
+          packed.limbs + (block * packed.block_rows + m) * kActivationBlock * (kInt16 ? 2 : 1);
       ActivationBlock info{};
       info.scale = kInt16 ? 1.0F : levels.scale;
       for (std::int64_t j = 0; j < kActivationBlock; ++j) {
@@ -196,7 +196,7 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
       for (int part = 0; part < 3; ++part) {
         info.scaled_sum[part] = static_cast<float>(-info.minus_sum[part]) * info.scale;
       }
-      packed.blocks[block * packed.num_rows + m] = info;
+      packed.blocks[block * packed.block_rows + m] = info;
     }
   }
 }
@@ -207,7 +207,7 @@ void CopyRows(const float* x, std::int64_t x_stride, std::int64_t row_begin, std
     for (std::int64_t block = 0; block < packed.num_blocks; ++block) {
       const std::int64_t k0 = block * kActivationBlock;
       const std::int64_t count = std::min(kActivationBlock, packed.cols - k0);
-      float* values = packed.values + (block * packed.num_rows + m) * kActivationBlock;
+      float* values = packed.values + (block * packed.block_rows + m) * kActivationBlock;
       std::copy_n(x + m * x_stride + k0, count, values);
       std::fill(values + count, values + kActivationBlock, 0.0F);
     }
