@@ -52,10 +52,6 @@ class Path {
   Items parts_;
 };
 
-Value IgnoreCase(const Value& value, bool case_sensitive) {
-  return value.IsString() && !case_sensitive ? Value::String(Lower(value.Text())) : value;
-}
-
 class FilterCall {
  public:
   FilterCall(Interpreter& interpreter, std::string_view name, const Value& input,
@@ -74,6 +70,7 @@ class FilterCall {
       return Made(std::string(Strip(text, Side::kBoth)), input_.IsMarkup());
     }
     NIBBLE_TRY(chars, bound.Text(0, ""));
+    NIBBLE_TRY_VOID(interpreter_.ChargeSearch(text, chars));
     return Made(std::string(Strip(text, Side::kBoth, chars)), input_.IsMarkup());
   }
 
@@ -665,7 +662,8 @@ class FilterCall {
       Items key;
       for (const Path& path : paths) {
         NIBBLE_TRY(value, path.Get(interpreter_, item));
-        key.push_back(IgnoreCase(value, bound.Flag(1, false)));
+        NIBBLE_TRY(folded, IgnoreCase(value, bound.Flag(1, false)));
+        key.push_back(std::move(folded));
       }
       if (key.size() == 1) {
         keys.push_back(std::move(key[0]));
@@ -697,8 +695,9 @@ class FilterCall {
     NIBBLE_TRY(items, interpreter_.Items(view));
     Items keys;
     for (const Value& item : items) {
-      keys.push_back(
-          IgnoreCase(item.AsSequence()->items[by == "key" ? 0 : 1], bound.Flag(0, false)));
+      const Value& value = item.AsSequence()->items[by == "key" ? 0 : 1];
+      NIBBLE_TRY(folded, IgnoreCase(value, bound.Flag(0, false)));
+      keys.push_back(std::move(folded));
     }
     NIBBLE_TRY(sorted, SortBy(items, keys, bound.Flag(2, false)));
     return ListLike(std::move(sorted));
@@ -712,7 +711,7 @@ class FilterCall {
     Items kept;
     for (const Value& item : items) {
       NIBBLE_TRY(value, path.Get(interpreter_, item));
-      const Value key = IgnoreCase(value, bound.Flag(0, false));
+      NIBBLE_TRY(key, IgnoreCase(value, bound.Flag(0, false)));
       NIBBLE_TRY_VOID(interpreter_.CheckHashable(key));
       if (seen.Find(key) == nullptr) {
         seen.Set(key, Value(true));
@@ -733,7 +732,7 @@ class FilterCall {
     Value best_key;
     for (std::size_t i = 0; i < items.size(); ++i) {
       NIBBLE_TRY(value, path.Get(interpreter_, items[i]));
-      Value key = IgnoreCase(value, bound.Flag(0, false));
+      NIBBLE_TRY(key, IgnoreCase(value, bound.Flag(0, false)));
       if (i > 0) {
         NIBBLE_TRY_VOID(interpreter_.ChargeCompare(key, best_key));
         NIBBLE_TRY(better, name_ == "min" ? Less(key, best_key) : Less(best_key, key));
@@ -756,7 +755,8 @@ class FilterCall {
     Items originals;
     for (const Value& item : items) {
       NIBBLE_TRY(value, path.Get(interpreter_, item, bound[1]));
-      keys.push_back(IgnoreCase(value, bound.Flag(2, false)));
+      NIBBLE_TRY(folded, IgnoreCase(value, bound.Flag(2, false)));
+      keys.push_back(std::move(folded));
     }
     Items pairs;
     for (std::size_t i = 0; i < items.size(); ++i) {
@@ -926,6 +926,10 @@ class FilterCall {
   }
 
  private:
+  Result<Value> IgnoreCase(const Value& value, bool case_sensitive) {
+    return value.IsString() && !case_sensitive ? Made(Lower(value.Text())) : Result<Value>(value);
+  }
+
   Result<Bound> Bind(std::initializer_list<std::string_view> parameters) {
     return Bound::Bind(name_, std::move(arguments_), parameters);
   }

@@ -458,6 +458,7 @@ Result<Value> Interpreter::StrFormat(std::string_view format, const Arguments& a
       }
       value = arguments.positional[index];
     } else {
+      NIBBLE_TRY_VOID(Charge(std::ssize(arguments.named) / 16));
       const auto named =
           std::find_if(arguments.named.begin(), arguments.named.end(),
                        [&](const auto& argument) { return argument.first == first; });

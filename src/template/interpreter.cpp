@@ -224,6 +224,10 @@ Result<void> Interpreter::ChargeBytes(std::size_t bytes) {
   return Charge(static_cast<std::int64_t>(bytes / kBytesPerOperation));
 }
 
+Result<void> Interpreter::ChargeSearch(std::string_view text, std::string_view part) {
+  return ChargeBytes(text.size() / 8 * std::max<std::size_t>(part.size(), 8));
+}
+
 Result<void> Interpreter::ChargeCompare(const Value& a, const Value& b) {
   return Charge(std::min(a.Weight(), b.Weight()));
 }
@@ -615,6 +619,7 @@ Result<Value> Interpreter::EvaluateName(const Node& node) {
     if (const Value* const value = scope->Find(node.name)) {
       return *value;
     }
+    NIBBLE_TRY_VOID(Charge(static_cast<std::int64_t>(scope->variables.size() / 64)));
   }
   const auto& variable = context_[static_cast<std::size_t>(node.name)];
   if (variable) {
@@ -853,6 +858,7 @@ Result<Value> Interpreter::Attribute(const Value& object, const std::string& nam
     return member != nullptr ? *member : NoAttribute(object, name);
   }
   if (const NamespaceData* const ns = object.AsNamespace()) {
+    NIBBLE_TRY_VOID(Charge(static_cast<std::int64_t>(ns->members.size() / 16)));
     for (const auto& [key, member] : ns->members) {
       if (key == name) {
         return member;

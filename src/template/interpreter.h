@@ -91,6 +91,8 @@ class Interpreter {
   Result<void> Charge(std::int64_t operations);
   /// Charges for touching that many bytes of text.
   Result<void> ChargeBytes(std::size_t bytes);
+  /// Charges for looking in `text` for `part` from the right, or for each of its code points.
+  Result<void> ChargeSearch(std::string_view text, std::string_view part);
   /// Charges for comparing the two.
   Result<void> ChargeCompare(const Value& a, const Value& b);
   /// TypeError for what cannot be the key of a dict; charges for hashing the rest.

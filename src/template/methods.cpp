@@ -49,8 +49,8 @@ std::size_t CountOf(std::string_view text, std::string_view part) {
     return Length(text) + 1;
   }
   std::size_t count = 0;
-  for (std::size_t at = text.find(part); at != std::string_view::npos;
-       at = text.find(part, at + part.size())) {
+  for (std::size_t at = FindText(text, part); at != std::string_view::npos;
+       at = FindText(text, part, at + part.size())) {
     ++count;
   }
   return count;
@@ -175,6 +175,7 @@ class StringMethod {
     if (name_ == "startswith" || name_ == "endswith") {
       NIBBLE_TRY(bound, Bind(std::move(arguments), {"prefix", "start", "end"}));
       NIBBLE_TRY(affix, bound.Required(0));
+      NIBBLE_TRY_VOID(interpreter_.Charge(affix.Weight()));
       NIBBLE_TRY(window, WindowOf(text_, bound));
       NIBBLE_TRY(has, HasAffix(window.text, affix, name_ == "startswith", name_));
       return Value(has);
@@ -295,7 +296,7 @@ class StringMethod {
       return interpreter_.MakeString(std::string(jinja::Strip(text_, side)), self_.IsMarkup());
     }
     NIBBLE_TRY(chars, bound.Text(0, ""));
-    NIBBLE_TRY_VOID(interpreter_.ChargeBytes(chars.size()));
+    NIBBLE_TRY_VOID(interpreter_.ChargeSearch(text_, chars));
     return interpreter_.MakeString(std::string(jinja::Strip(text_, side, chars)), self_.IsMarkup());
   }
 
@@ -310,6 +311,9 @@ class StringMethod {
     NIBBLE_TRY(separator, bound.Text(0, ""));
     if (separator.empty()) {
       return ValueError("empty separator");
+    }
+    if (right) {
+      NIBBLE_TRY_VOID(interpreter_.ChargeSearch(text_, separator));
     }
     return ListOf(right ? RightSplit(text_, separator, max_split)
                         : jinja::Split(text_, separator, max_split));
@@ -333,7 +337,10 @@ class StringMethod {
       return Value::Integer(static_cast<std::int64_t>(CountOf(window.text, part)));
     }
     const bool from_right = name_ == "rfind" || name_ == "rindex";
-    const std::size_t at = from_right ? window.text.rfind(part) : window.text.find(part);
+    if (from_right) {
+      NIBBLE_TRY_VOID(interpreter_.ChargeSearch(text_, part));
+    }
+    const std::size_t at = from_right ? window.text.rfind(part) : FindText(window.text, part);
     if (at == std::string_view::npos) {
       return name_.ends_with("index") ? Result<Value>(ValueError("substring not found"))
                                       : Value::Integer(-1);
@@ -365,7 +372,10 @@ class StringMethod {
       return ValueError("empty separator");
     }
     const bool from_right = name_ == "rpartition";
-    const std::size_t at = from_right ? text_.rfind(separator) : text_.find(separator);
+    if (from_right) {
+      NIBBLE_TRY_VOID(interpreter_.ChargeSearch(text_, separator));
+    }
+    const std::size_t at = from_right ? text_.rfind(separator) : FindText(text_, separator);
     Texts parts;
     if (at != std::string_view::npos) {
       parts = {text_.substr(0, at), separator, text_.substr(at + separator.size())};

@@ -227,7 +227,7 @@ Result<bool> Interpreter::Contains(const Value& container, const Value& item) {
           fmt::format("'in <string>' requires string as left operand, not {}", item.TypeName()));
     }
     NIBBLE_TRY_VOID(ChargeBytes(container.Text().size()));
-    return container.Text().find(item.Text()) != std::string_view::npos;
+    return FindText(container.Text(), item.Text()) != std::string_view::npos;
   }
   if (const DictData* const dict = container.AsDict()) {
     NIBBLE_TRY_VOID(CheckHashable(item));

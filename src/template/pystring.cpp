@@ -5,6 +5,8 @@
 #include <unicode/uchar.h>
 #include <unicode/unistr.h>
 
+#include <cstring>
+
 namespace nibble::jinja {
 namespace {
 
@@ -137,6 +139,16 @@ bool IsCased(char32_t point) {
   return IsUpperPoint(point) || IsLowerPoint(point) || u_istitle(Icu(point)) != 0;
 }
 
+std::size_t FindText(std::string_view text, std::string_view part, std::size_t from) {
+  if (from > text.size()) {
+    return std::string_view::npos;
+  }
+  const void* const found =
+      ::memmem(text.data() + from, text.size() - from, part.data(), part.size());
+  return found != nullptr ? static_cast<std::size_t>(static_cast<const char*>(found) - text.data())
+                          : std::string_view::npos;
+}
+
 std::string_view Strip(std::string_view text, Side side, std::optional<std::string_view> chars) {
   const auto strips = [&](std::size_t at) {
     const CodePoint point = Decode(text, at);
@@ -231,7 +243,7 @@ std::vector<std::string_view> Split(std::string_view text,
   if (separator) {
     std::size_t from = 0;
     while (max_split != 0) {
-      const std::size_t found = text.find(*separator, from);
+      const std::size_t found = FindText(text, *separator, from);
       if (found == std::string_view::npos) {
         break;
       }
@@ -325,7 +337,7 @@ std::string Replace(std::string_view text, std::string_view from, std::string_vi
     return count != 0 ? out.append(to) : out;
   }
   while (count != 0) {
-    const std::size_t found = text.find(from);
+    const std::size_t found = FindText(text, from);
     if (found == std::string_view::npos) {
       break;
     }

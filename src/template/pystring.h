@@ -34,6 +34,9 @@ bool IsCased(char32_t point);
 bool IsUpperPoint(char32_t point);
 bool IsLowerPoint(char32_t point);
 
+/// text.find(part, from) in linear time, whatever the two are; npos where there is none.
+std::size_t FindText(std::string_view text, std::string_view part, std::size_t from = 0);
+
 enum class Side { kLeft, kRight, kBoth };
 /// strip: blanks, or the code points of `chars`.
 std::string_view Strip(std::string_view text, Side side,

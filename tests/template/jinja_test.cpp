@@ -154,6 +154,20 @@ TEST(Jinja, ValuesThatNestOrRepeatThemselvesAreBounded) {
   EXPECT_TRUE(Render(doubled + "{{ ns.x|length }}"));
 }
 
+TEST(Jinja, SearchingIsLinearOrCharged) {
+  // Naive search needs 10^12 steps for each of these.
+  const std::string texts = "{% set t = 'a' * 2000000 %}{% set p = 'a' * 1000000 ~ 'b' %}";
+  EXPECT_EQ(Text(texts + "{{ p in t }}{{ t.find(p) }}{{ t.count(p) }}{{ t.split(p)|length }}"
+                         "{{ t.replace(p, '')|length }}{{ t.partition(p)|length }}"),
+            "False-10120000003");
+  for (const char* const use :
+       {"{{ t.rfind(p) }}", "{{ t.rsplit(p) }}", "{{ t.rpartition(p) }}",
+        "{{ t.strip('b' * 1000000 ~ 'a') }}", "{{ t|trim(p) }}", "{{ t.startswith((p,) * 1000) }}",
+        "{{ ([t] * 1000)|sort }}", "{{ ([t] * 1000)|unique|list }}"}) {
+    ExpectLimit(Render(texts + use));
+  }
+}
+
 TEST(Jinja, MacrosThatCallThemselvesAreBounded) {
   ExpectLimit(Render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"));
   EXPECT_EQ(Text("{% macro m(n) %}{% if n %}{{ m(n - 1) }}{% endif %}x{% endmacro %}{{ m(63) }}"),
