@@ -408,6 +408,7 @@ void Connection::Start() {
   error_code ignored;
   socket_.non_blocking(true, ignored);
   socket_.set_option(tcp::no_delay(true), ignored);
+  socket_.set_option(tcp::socket::send_buffer_size(server_.config().send_buffer_bytes), ignored);
   WaitReadable();
 }
 

@@ -21,6 +21,8 @@ struct HttpServerConfig {
   int max_connections = limits::kConnections;
   int max_connections_per_address = limits::kConnectionsPerAddress;
   std::size_t max_buffered_body_bytes = 16 * limits::kBodyBytes;  // unfinished, of all connections
+  // The kernel's part of a stream's buffer: left to itself it grows to megabytes for a slow reader.
+  int send_buffer_bytes = static_cast<int>(limits::kStreamBufferBytes);
   Http1Limits http1;
   // What one connection may take its time for.
   std::chrono::milliseconds header_timeout{10'000};
