@@ -65,6 +65,7 @@ class EvalCommand final : public Command {
     flags_.max_num_seqs = 1;
     flags_.num_gpu_blocks_override = (*flags_.max_model_len + 15) / 16;
     NIBBLE_TRY(model, LoadModel(flags_, {}, environment));
+    model.device->pool().PinCaller();
     std::optional<LoadedModel> reference;
     if (!reference_.empty()) {
       ModelFlags flags = flags_;

@@ -45,6 +45,7 @@ class RunCommand final : public Command {
     CatchInterrupts();
     flags_.max_num_seqs = 1;
     NIBBLE_TRY(model, LoadModel(flags_, {}, environment));
+    model.device->pool().PinCaller();
     NIBBLE_TRY(engine, MakeEngine(model, flags_));
     NIBBLE_TRY(text, TextOfModel::Create(*model.checkpoint, *model.tokenizer, template_file_));
     GenerationRequest request{.external_id = "run", .sampling = sampling_.ToParams()};

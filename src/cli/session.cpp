@@ -138,7 +138,6 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
         static_cast<std::uint64_t>(std::max<std::int64_t>(0, *flags.kv_cache_memory_bytes));
   }
   model.device = MakeCpuDevice(environment.num_threads);
-  model.device->pool().PinCaller();
   Progress progress("loading", options.show_progress);
   ExpectedHashes hashes;
   if (model.certificate) {
@@ -168,13 +167,15 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
   return model;
 }
 
-Result<std::unique_ptr<Engine>> MakeEngine(LoadedModel& model, const ModelFlags& flags) {
+Result<std::unique_ptr<Engine>> MakeEngine(LoadedModel& model, const ModelFlags& flags,
+                                           std::int32_t max_queued) {
   const ModelConfig& config = model.checkpoint->config();
   EngineConfig engine{.max_num_sequences = model.runner->config().max_num_sequences,
                       .max_batched_tokens = model.runner->config().max_batched_tokens,
                       .max_model_len = model.runner->config().max_model_len,
                       .block_size_tokens = model.runner->block_size_tokens(),
                       .num_blocks = static_cast<std::int32_t>(model.runner->num_blocks()),
+                      .max_queued_requests = max_queued,
                       .enable_prefix_caching = flags.enable_prefix_caching,
                       .vocab_size = config.vocab_size,
                       .eos_token_ids = config.eos_token_ids};

@@ -96,9 +96,11 @@ Result<WeightPlan> PlanWeights(const Checkpoint& checkpoint, const Device& devic
                           stored->spec.kind == CodecKind::kFloat &&
                           stored->spec.cols % kTableGroup == 0;
       if (repack) {
-        planned.packed.kind = CodecKind::kUniform;
-        planned.packed.bits = 8;
-        planned.packed.group_size = kTableGroup;
+        planned.packed = {.rows = stored->spec.rows,
+                          .cols = stored->spec.cols,
+                          .kind = CodecKind::kUniform,
+                          .bits = 8,
+                          .group_size = kTableGroup};
       }
       auto size = PackedSizeBytes(device, planned.packed);
       if (!size) {

@@ -1,0 +1,468 @@
+#include "compress/quantize.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+#include <numeric>
+
+#include "base/sha256.h"
+#include "checkpoint/compressed_tensors_writer.h"
+#include "io/atomic_writer.h"
+#include "solve/rtn.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t kChunkRows =
+    256;  // rows that one worker rounds at a time; a multiple of 8 for packing
+constexpr std::int64_t kGoldenPromptTokens = 16;
+constexpr const char* kLogFile = "quantization_log.json";
+constexpr const char* kVersion = "0.1.0";
+
+// What the log says about one tensor, gathered over chunks of rows in order.
+struct TensorStatistics {
+  float scale_min = 0.0F, scale_max = 0.0F;
+  double scale_sum = 0.0;
+  std::int64_t num_groups = 0;
+  std::int64_t zero_min = 0, zero_max = 0;
+  double zero_sum = 0.0;
+  bool has_zero_points = false;
+  double squared_error = 0.0, squared_weight = 0.0;
+  float max_error = 0.0F;
+
+  void Add(const QuantizedTensor& tensor, std::span<const float> weights) {
+    for (const float scale : tensor.scales) {
+      scale_min = num_groups == 0 ? scale : std::min(scale_min, scale);
+      scale_max = num_groups == 0 ? scale : std::max(scale_max, scale);
+      scale_sum += static_cast<double>(scale);
+      ++num_groups;
+    }
+    for (const std::uint8_t zero : tensor.zero_points) {
+      zero_min = has_zero_points ? std::min<std::int64_t>(zero_min, zero) : zero;
+      zero_max = has_zero_points ? std::max<std::int64_t>(zero_max, zero) : zero;
+      zero_sum += static_cast<double>(zero);
+      has_zero_points = true;
+    }
+    const std::vector<float> back = Dequantize(tensor);
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      const float error = back[i] - weights[i];
+      max_error = std::max(max_error, std::fabs(error));
+      squared_error += static_cast<double>(error) * static_cast<double>(error);
+      squared_weight += static_cast<double>(weights[i]) * static_cast<double>(weights[i]);
+    }
+  }
+
+  json::Object ToJson(const WeightSpec& spec) const {
+    json::Object out;
+    out.Set("format", spec.ToString());
+    out.Set("rows", spec.rows);
+    out.Set("cols", spec.cols);
+    json::Object scales;
+    scales.Set("min", static_cast<double>(scale_min));
+    scales.Set("max", static_cast<double>(scale_max));
+    scales.Set("mean", scale_sum / static_cast<double>(num_groups));
+    out.Set("scale", std::move(scales));
+    if (has_zero_points) {
+      json::Object zeros;
+      zeros.Set("min", zero_min);
+      zeros.Set("max", zero_max);
+      zeros.Set("mean", zero_sum / static_cast<double>(num_groups));
+      out.Set("zero_point", std::move(zeros));
+    }
+    out.Set("relative_rms_error",
+            squared_weight > 0.0 ? std::sqrt(squared_error / squared_weight) : 0.0);
+    out.Set("max_error", static_cast<double>(max_error));
+    return out;
+  }
+};
+
+Result<void> CheckGroup(const std::vector<ExpectedWeight>& weights, std::int64_t group_size) {
+  for (const ExpectedWeight& weight : weights) {
+    if (weight.is_linear && group_size > 0 && weight.cols % group_size != 0) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--group-size {} does not divide the width {} of {}; use 32, 64, 128 "
+                              "where they divide, or 0 "
+                              "for whole rows",
+                              group_size, weight.cols, weight.name));
+    }
+  }
+  return {};
+}
+
+// SHA-256 over names and contents of all weights: what the source is, wherever it lies.
+Result<std::string> DigestOf(const Checkpoint& checkpoint, const QuantizeProgress& progress) {
+  Sha256 hash;
+  std::uint64_t done = 0, total = 0;
+  for (const WeightInfo& weight : checkpoint.weights()) {
+    total += weight.size_bytes;
+  }
+  for (const WeightInfo& weight : checkpoint.weights()) {
+    hash.Update(std::as_bytes(std::span(weight.name)));
+    NIBBLE_TRY(parts, checkpoint.RawParts(weight));
+    for (const auto part : parts) {
+      hash.Update(part);
+    }
+    done += weight.size_bytes;
+    if (progress && !progress("hashing the source", done, total, {})) {
+      return Fail(ErrorCode::kCancelled, "interrupted");
+    }
+  }
+  return hash.Hex();
+}
+
+class Run {
+ public:
+  Run(const Checkpoint& source, const Tokenizer& tokenizer, const fs::path& out,
+      const QuantizeOptions& options, int num_threads, const QuantizeProgress& progress)
+      : source_(source),
+        tokenizer_(tokenizer),
+        out_(out),
+        options_(options),
+        num_threads_(num_threads),
+        progress_(progress),
+        expected_(ExpectedWeights(source.config())) {}
+
+  Result<QuantizeSummary> Go() {
+    group_size_ =
+        options_.group_size < 0 ? DefaultGroupSize(source_.config()) : options_.group_size;
+    NIBBLE_TRY_VOID(CheckGroup(expected_, group_size_));
+    NIBBLE_TRY_VOID(Tokenize());
+    float_dtype_ = SixteenBitType(source_.config());
+    for (const ExpectedWeight& weight : expected_) {
+      WeightSpec spec{.rows = weight.rows, .cols = weight.cols};
+      if (!weight.is_linear) {
+        spec.float_dtype = float_dtype_;
+      } else {
+        spec.kind = CodecKind::kUniform;
+        spec.bits = options_.bits;
+        spec.group_size = group_size_ == 0 ? weight.cols : group_size_;
+        spec.has_zero_points = !options_.symmetric;
+      }
+      to_write_.push_back({weight.name, spec});
+    }
+    NIBBLE_TRY(digest, DigestOf(source_, progress_));
+    source_digest_ = digest;
+    const std::uint64_t expected_bytes =
+        CompressedTensorsWriter::SizeBytes(to_write_, float_dtype_);
+    NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(), expected_bytes));
+    NIBBLE_TRY_VOID(WriteWeights(*writer));
+    NIBBLE_TRY_VOID(WriteSideFiles(*writer));
+    NIBBLE_TRY_VOID(Certify(*writer));
+    NIBBLE_TRY_VOID(writer->Commit());
+    for (const WeightInfo& weight : source_.weights()) {
+      summary_.source_bytes += weight.size_bytes;
+    }
+    summary_.output_bytes = expected_bytes;
+    summary_.log = log_;
+    return std::move(summary_);
+  }
+
+ private:
+  Result<void> Tokenize() {
+    tokens_ = tokenizer_.Encode(options_.text);
+    const auto count = static_cast<std::int64_t>(tokens_.size());
+    if (count < 2 * kGoldenPromptTokens) {
+      return Fail(
+          ErrorCode::kInvalidArgument,
+          fmt::format("{}: {} tokens are too few to measure anything on; give a text of some pages",
+                      options_.text_name, count));
+    }
+    context_ = std::min({options_.text_context, count, source_.config().max_position_embeddings});
+    if (context_ < 2) {
+      return Fail(ErrorCode::kInvalidArgument, "--context takes 2 or more");
+    }
+    return {};
+  }
+
+  json::Object Recipe() const {
+    json::Object recipe;
+    recipe.Set("method", "rtn");
+    recipe.Set("bits", options_.bits);
+    recipe.Set("group_size", group_size_);
+    recipe.Set("symmetric", options_.symmetric);
+    recipe.Set("search_scale", options_.search_scale);
+    recipe.Set("scale_dtype", std::string(Name(float_dtype_)));
+    recipe.Set("targets", "linears of the decoder blocks");
+    recipe.Set("nibble", kVersion);
+    return recipe;
+  }
+
+  json::Value Fingerprint() const {
+    json::Object out;
+    out.Set("source_sha256", source_digest_);
+    out.Set("recipe", Recipe());
+    out.Set("text_sha256", Sha256Hex(std::as_bytes(std::span(options_.text))));
+    out.Set("context", context_);
+    out.Set("shard_bytes", options_.shard_bytes);
+    return out;
+  }
+
+  Result<void> WriteWeights(AtomicWriter& out) {
+    NIBBLE_TRY(writer, CompressedTensorsWriter::Create(
+                           out, to_write_,
+                           {.scale_dtype = float_dtype_, .shard_bytes = options_.shard_bytes}));
+    const auto device = MakeCpuDevice(num_threads_);
+    std::uint64_t done = 0, total = 0;
+    for (const WeightToWrite& weight : to_write_) {
+      total += static_cast<std::uint64_t>(weight.spec.rows * weight.spec.cols);
+    }
+    std::uint64_t bits = 0, quantized = 0;
+    for (const WeightToWrite& weight : to_write_) {
+      const auto elements = static_cast<std::uint64_t>(weight.spec.rows * weight.spec.cols);
+      if (writer->IsDone(weight.name)) {
+        if (const auto facts = writer->DoneFacts(weight.name); facts && facts->IsObject()) {
+          log_.Set(weight.name, *facts);
+        }
+      } else {
+        NIBBLE_TRY_VOID(WriteWeight(*writer, weight, device->pool()));
+      }
+      if (weight.spec.kind != CodecKind::kFloat) {
+        const auto groups = static_cast<std::uint64_t>(weight.spec.rows * weight.spec.num_groups());
+        quantized += elements;
+        bits +=
+            elements * static_cast<std::uint64_t>(options_.bits) +
+            groups * (16 + (options_.symmetric ? 0U : static_cast<std::uint64_t>(options_.bits)));
+      }
+      done += elements;
+      if (progress_ && !progress_("quantizing", done, total, weight.name)) {
+        return Fail(ErrorCode::kCancelled, "interrupted");
+      }
+    }
+    summary_.bits_per_weight = static_cast<double>(bits) / static_cast<double>(quantized);
+    return writer->Finish();
+  }
+
+  // One tensor, a batch of row chunks at a time: rounded on all workers, written in order.
+  Result<void> WriteWeight(CompressedTensorsWriter& writer, const WeightToWrite& weight,
+                           ThreadPool& pool) {
+    const WeightInfo* stored = source_.Find(weight.name);
+    NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
+    TensorStatistics statistics;
+    const std::int64_t batch_rows = kChunkRows * pool.num_workers();
+    for (std::int64_t begin = 0; begin < weight.spec.rows; begin += batch_rows) {
+      const std::int64_t end = std::min(weight.spec.rows, begin + batch_rows);
+      const std::int64_t chunks = (end - begin + kChunkRows - 1) / kChunkRows;
+      std::vector<Result<QuantizedTensor>> rounded(static_cast<std::size_t>(chunks));
+      std::vector<std::vector<float>> weights(static_cast<std::size_t>(chunks));
+      pool.For(chunks, 1, [&](std::int64_t first, std::int64_t last, int) {
+        for (std::int64_t i = first; i < last; ++i) {
+          const auto index = static_cast<std::size_t>(i);
+          const std::int64_t row = begin + i * kChunkRows;
+          rounded[index] =
+              Round(*stored, weight.spec, row, std::min(end, row + kChunkRows), weights[index]);
+        }
+      });
+      for (std::size_t i = 0; i < rounded.size(); ++i) {
+        if (!rounded[i]) {
+          return Fail(rounded[i].error(), fmt::format("tensor {}: ", weight.name));
+        }
+        const bool last = begin + static_cast<std::int64_t>(i + 1) * kChunkRows >= weight.spec.rows;
+        json::Value facts;
+        if (weight.spec.kind != CodecKind::kFloat) {
+          statistics.Add(*rounded[i], weights[i]);
+          if (last) {
+            facts = statistics.ToJson(weight.spec);
+            log_.Set(weight.name, facts);
+          }
+        }
+        NIBBLE_TRY_VOID(writer.Write(weight.name, *rounded[i], facts));
+      }
+    }
+    source_.Release(*stored);
+    return {};
+  }
+
+  Result<QuantizedTensor> Round(const WeightInfo& stored, const WeightSpec& spec,
+                                std::int64_t begin, std::int64_t end,
+                                std::vector<float>& weights) const {
+    NIBBLE_TRY(rows, source_.ReadRows(stored, begin, end));
+    weights = Dequantize(rows);
+    if (spec.kind == CodecKind::kFloat) {
+      QuantizedTensor out{.spec = spec, .values = std::move(weights)};
+      out.spec.rows = end - begin;
+      return out;
+    }
+    return QuantizeRtn(weights, end - begin, spec.cols,
+                       {.bits = spec.bits,
+                        .group_size = spec.group_size,
+                        .symmetric = !spec.has_zero_points,
+                        .search_scale = options_.search_scale,
+                        .scale_dtype = float_dtype_});
+  }
+
+  Result<void> WriteSideFiles(AtomicWriter& out) {
+    ModelConfig config = source_.config();
+    config.dtype = float_dtype_;
+    json::Object config_json = ToHuggingFaceConfig(config);
+    config_json.Set(
+        "quantization_config",
+        CompressedTensorsConfig(options_.bits, group_size_, options_.symmetric, {"lm_head"}));
+    config_json.Set(kCertificateKey, kCertificateFile);
+    NIBBLE_TRY_VOID(WriteText(
+        out, "config.json", json::Dump(config_json, {.indent = 2, .key_separator = ": "}) + "\n"));
+    std::string tokenizer_json;
+    if (source_.tokenizer_json()) {
+      tokenizer_json = *source_.tokenizer_json();
+    } else {
+      NIBBLE_TRY(made, tokenizer_.ToTokenizerJson());
+      tokenizer_json = std::move(made);
+    }
+    NIBBLE_TRY_VOID(WriteText(out, "tokenizer.json", tokenizer_json));
+    NIBBLE_TRY_VOID(WriteText(out, "tokenizer_config.json", TokenizerConfig()));
+    if (source_.chat_template()) {
+      NIBBLE_TRY_VOID(WriteText(out, "chat_template.jinja", *source_.chat_template()));
+    }
+    if (source_.generation_config_json()) {
+      NIBBLE_TRY_VOID(WriteText(out, "generation_config.json", *source_.generation_config_json()));
+    } else {
+      json::Object generation;
+      for (const char* key : {"bos_token_id", "eos_token_id"}) {
+        if (const json::Value* value = config_json.Find(key)) {
+          generation.Set(key, *value);
+        }
+      }
+      NIBBLE_TRY_VOID(
+          WriteText(out, "generation_config.json",
+                    json::Dump(generation, {.indent = 2, .key_separator = ": "}) + "\n"));
+    }
+    return WriteText(out, kLogFile, json::Dump(log_, {.indent = 1, .key_separator = ": "}) + "\n");
+  }
+
+  static Result<void> WriteText(AtomicWriter& out, const char* name, const std::string& text) {
+    return out.IsDone(name) ? Result<void>{} : out.WriteWhole(name, text);
+  }
+
+  std::string TokenizerConfig() const {
+    if (source_.tokenizer_config_json()) {
+      return *source_.tokenizer_config_json();
+    }
+    json::Object out;
+    out.Set("tokenizer_class", "PreTrainedTokenizerFast");
+    const auto set = [&](const char* key, std::optional<TokenId> token) {
+      if (token) {
+        out.Set(key, tokenizer_.TokenName(*token));
+      }
+    };
+    set("bos_token", tokenizer_.bos());
+    set("eos_token", tokenizer_.eos());
+    set("unk_token", tokenizer_.unk());
+    set("pad_token", tokenizer_.pad());
+    out.Set("clean_up_tokenization_spaces", false);
+    out.Set("model_max_length", source_.config().max_position_embeddings);
+    return json::Dump(out, {.indent = 2, .key_separator = ": "}) + "\n";
+  }
+
+  // A model over its own device, sized for the certificate's windows.
+  struct Loaded {
+    std::unique_ptr<Device> device;
+    std::unique_ptr<ModelRunner> runner;
+  };
+  Result<Loaded> LoadForCertificate(const Checkpoint& checkpoint) const {
+    Loaded loaded{.device = MakeCpuDevice(num_threads_)};
+    const auto length = static_cast<std::int32_t>(std::max(context_, kGoldenPromptTokens));
+    const RunnerConfig config{.max_num_sequences = 1,
+                              .max_batched_tokens = std::min<std::int32_t>(length, 512),
+                              .max_model_len = length};
+    NIBBLE_TRY(runner,
+               ModelRunner::Create(
+                   checkpoint, config, *loaded.device, {}, [&](std::uint64_t, std::uint64_t) {
+                     return !progress_ || progress_("loading for the certificate", 0, 0, {});
+                   }));
+    loaded.runner = std::move(runner);
+    return loaded;
+  }
+
+  Result<void> Certify(AtomicWriter& out) {
+    Certificate& certificate = summary_.certificate;
+    NIBBLE_TRY(quantized, Checkpoint::Open(out.partial_path().string()));
+    NIBBLE_TRY(source, LoadForCertificate(source_));
+    NIBBLE_TRY(model, LoadForCertificate(*quantized));
+    const auto measure = [&](ActivationMode mode, const char* phase) -> Result<QualityReport> {
+      model.runner->model().SetActivations(mode);
+      return EvaluateText(*model.runner, source.runner.get(), tokens_,
+                          {.context = context_, .max_windows = options_.max_windows},
+                          [&](std::int64_t done, std::int64_t total, double perplexity) {
+                            return !progress_ ||
+                                   progress_(phase, static_cast<std::uint64_t>(done),
+                                             static_cast<std::uint64_t>(total),
+                                             fmt::format("perplexity {:.2f}", perplexity));
+                          });
+    };
+    certificate.golden_prompt.assign(tokens_.begin(), tokens_.begin() + kGoldenPromptTokens);
+    const auto keep = [](const QualityReport& report) {
+      return Certificate::ModeQuality{.perplexity = report.perplexity,
+                                      .kl_mean = report.kl_mean,
+                                      .kl_stderr = report.kl_stderr,
+                                      .kl_p99 = report.kl_p99,
+                                      .top1 = report.top1};
+    };
+    NIBBLE_TRY(int16, measure(ActivationMode::kInt16, "measuring with int16 activations"));
+    NIBBLE_TRY(golden16, ComputeGoldenLogits(certificate.golden_prompt, *model.runner));
+    NIBBLE_TRY(int8, measure(ActivationMode::kInt8, "measuring with int8 activations"));
+    NIBBLE_TRY(golden8, ComputeGoldenLogits(certificate.golden_prompt, *model.runner));
+    certificate.int16 = keep(int16);
+    certificate.int8 = keep(int8);
+    certificate.source_perplexity = int16.reference_perplexity;
+    certificate.golden_int16 = golden16;
+    certificate.golden_int8 = golden8;
+    certificate.text_name = options_.text_name;
+    certificate.text_sha256 = Sha256Hex(std::as_bytes(std::span(options_.text)));
+    certificate.text_tokens = int16.num_windows * context_;
+    certificate.text_context = context_;
+    json::Object origin;
+    origin.Set("name", source_.path().filename().string());
+    origin.Set("format", source_.format() == CheckpointFormat::kGguf ? "gguf" : "safetensors");
+    origin.Set("sha256", source_digest_);
+    certificate.source = std::move(origin);
+    certificate.recipe = Recipe();
+    const WeightInfo* table = quantized->Find("model.embed_tokens.weight");
+    certificate.tables_stored = table->spec.ToString();
+    const auto device = MakeCpuDevice(1);
+    NIBBLE_TRY(plan, PlanWeights(*quantized, *device, TableFormat::kAuto));
+    certificate.tables_served = plan.Find("model.embed_tokens.weight")->packed.ToString();
+    NIBBLE_TRY_VOID(HashCheckpoint(*quantized, certificate));
+    return out.WriteWhole(kCertificateFile, ToJson(certificate));
+  }
+
+  const Checkpoint& source_;
+  const Tokenizer& tokenizer_;
+  const fs::path& out_;
+  const QuantizeOptions& options_;
+  int num_threads_;
+  const QuantizeProgress& progress_;
+  std::vector<ExpectedWeight> expected_;
+  std::vector<WeightToWrite> to_write_;
+  std::vector<TokenId> tokens_;
+  std::int64_t context_ = 0;
+  std::int64_t group_size_ = 0;
+  DType float_dtype_ = DType::kF16;
+  std::string source_digest_;
+  json::Object log_;
+  QuantizeSummary summary_;
+};
+
+}  // namespace
+
+std::int64_t DefaultGroupSize(const ModelConfig& config) {
+  const std::vector<ExpectedWeight> weights = ExpectedWeights(config);
+  for (const std::int64_t group : {128, 64, 32}) {
+    if (std::ranges::all_of(weights, [&](const ExpectedWeight& w) {
+          return !w.is_linear || w.cols % group == 0;
+        })) {
+      return group;
+    }
+  }
+  return 0;
+}
+
+Result<QuantizeSummary> QuantizeCheckpoint(const Checkpoint& source, const Tokenizer& tokenizer,
+                                           const fs::path& out, const QuantizeOptions& options,
+                                           int num_threads, const QuantizeProgress& progress) {
+  return Run(source, tokenizer, out, options, num_threads, progress).Go();
+}
+
+}  // namespace nibble
