@@ -156,6 +156,10 @@ class Server:
                 raise
         if kind is not None:
             print(f"--- log of the server\n{self.log()}---", file=sys.stderr)
+        self.close()
+
+    def close(self):
+        self._log.close()
 
     def log(self):
         self._log.flush()
