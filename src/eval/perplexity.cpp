@@ -102,6 +102,15 @@ Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
         ErrorCode::kInvalidArgument,
         fmt::format("the text has {} tokens, less than one window of {}", length, options.context));
   }
+  const auto beyond =
+      std::ranges::find_if(tokens, [&](TokenId token) { return Raw(token) >= model.vocab_size(); });
+  if (beyond != tokens.end()) {
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        fmt::format(
+            "the tokenizer gives token {}, the model has {} only: they do not belong together",
+            Raw(*beyond), model.vocab_size()));
+  }
   if (reference != nullptr && reference->vocab_size() != model.vocab_size()) {
     return Fail(ErrorCode::kInvalidArgument,
                 fmt::format("the reference has {} tokens in its vocabulary, the model {}",

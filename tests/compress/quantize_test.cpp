@@ -1,0 +1,163 @@
+#include "compress/quantize.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <sstream>
+
+#include "tests/io/temp_folder.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path Golden(const std::string& name) {
+  return fs::path(NIBBLE_SOURCE_DIR) / "tests/golden/models" / name;
+}
+
+std::string Slurp(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// llama3 is the tiny model that has a tokenizer.
+class Quantize : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto source = Checkpoint::Open(Golden("llama3").string());
+    ASSERT_TRUE(source) << source.error().message;
+    source_ = std::move(*source);
+    auto tokenizer = Tokenizer::FromFolder(Golden("llama3").string());
+    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+    tokenizer_ = std::move(*tokenizer);
+    options_.text = std::string(DefaultCertificateText());
+    options_.text_name = "prose";
+    options_.text_context = 64;
+    options_.max_windows = 3;
+    options_.group_size = 32;
+  }
+  Result<QuantizeSummary> Run(const fs::path& out, const QuantizeProgress& progress = {}) {
+    return QuantizeCheckpoint(*source_, *tokenizer_, out, options_, 2, progress);
+  }
+  // Opens, verifies and loads like `serve` does.
+  static Result<void> Serve(const fs::path& folder, ActivationMode mode) {
+    NIBBLE_TRY(checkpoint, Checkpoint::Open(folder.string()));
+    NIBBLE_TRY(certificate, LoadCertificate(*checkpoint));
+    if (!certificate) {
+      return Fail(ErrorCode::kNotFound, "no certificate");
+    }
+    const auto device = MakeCpuDevice(1);
+    NIBBLE_TRY(runner, ModelRunner::Create(*checkpoint,
+                                           {.max_num_sequences = 1,
+                                            .max_batched_tokens = 8,
+                                            .max_model_len = 32,
+                                            .activations = mode},
+                                           *device, TensorHashes(*certificate)));
+    return ReplayGoldenLogits(*certificate, *runner);
+  }
+
+  std::unique_ptr<Checkpoint> source_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  QuantizeOptions options_;
+  testing::TempFolder temp_;
+};
+
+TEST_F(Quantize, TheResultIsVerifiedAndReplaysItsLogitsInBothModes) {
+  const auto summary = Run(temp_.path() / "out");
+  ASSERT_TRUE(summary) << summary.error().message;
+  EXPECT_EQ(summary->certificate.recipe.Find("group_size")->AsInt(), 32);
+  EXPECT_GT(summary->certificate.int16.kl_mean, 0.0);
+  EXPECT_NEAR(summary->bits_per_weight, 4.5, 1e-9);
+  for (const ActivationMode mode : {ActivationMode::kInt16, ActivationMode::kInt8}) {
+    const auto served = Serve(temp_.path() / "out", mode);
+    EXPECT_TRUE(served) << served.error().message;
+  }
+  const auto log = json::ParseFile((temp_.path() / "out" / "quantization_log.json").string());
+  ASSERT_TRUE(log);
+  const json::Value* entry = log->Find("model.layers.0.mlp.down_proj.weight");
+  ASSERT_NE(entry, nullptr);
+  EXPECT_GT(entry->Find("relative_rms_error")->AsDouble().value_or(0), 0.0);
+}
+
+TEST_F(Quantize, DamageAnywhereInTheFolderIsRefused) {
+  ASSERT_TRUE(Run(temp_.path() / "out"));
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::directory_iterator(temp_.path() / "out")) {
+    files[entry.path().filename().string()] = Slurp(entry.path());
+  }
+  ASSERT_GE(files.size(), 6U);
+  for (const auto& [name, text] : files) {
+    const std::size_t step = text.size() / 23 + 1;
+    for (std::size_t at = 0; at < text.size(); at += step) {
+      std::string damaged = text;
+      damaged[at] = static_cast<char>(damaged[at] ^ 0x10);
+      std::ofstream(temp_.path() / "out" / name, std::ios::binary) << damaged;
+      ASSERT_FALSE(Serve(temp_.path() / "out", ActivationMode::kInt16))
+          << name << " at byte " << at;
+    }
+    std::ofstream(temp_.path() / "out" / name, std::ios::binary) << text.substr(0, text.size() / 2);
+    ASSERT_FALSE(Serve(temp_.path() / "out", ActivationMode::kInt16)) << name << " cut in half";
+    fs::remove(temp_.path() / "out" / name);
+    ASSERT_FALSE(Serve(temp_.path() / "out", ActivationMode::kInt16)) << name << " taken away";
+    std::ofstream(temp_.path() / "out" / name, std::ios::binary) << text;
+  }
+  const auto whole = Serve(temp_.path() / "out", ActivationMode::kInt16);
+  EXPECT_TRUE(whole) << whole.error().message;
+}
+
+TEST_F(Quantize, AnInterruptedRunGoesOnAndGivesTheSameBytes) {
+  options_.shard_bytes = 40'000;  // several shards, so that some are done when it stops
+  ASSERT_TRUE(Run(temp_.path() / "whole"));
+  const auto stopped = Run(temp_.path() / "resumed", [](std::string_view phase, std::uint64_t done,
+                                                        std::uint64_t total, const std::string&) {
+    return phase != "quantizing" || done < total / 2;
+  });
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kCancelled);
+  EXPECT_FALSE(fs::exists(temp_.path() / "resumed"));
+  const auto resumed = Run(temp_.path() / "resumed");
+  ASSERT_TRUE(resumed) << resumed.error().message;
+  for (const auto& entry : fs::directory_iterator(temp_.path() / "whole")) {
+    EXPECT_EQ(Slurp(entry.path()), Slurp(temp_.path() / "resumed" / entry.path().filename()))
+        << entry.path();
+  }
+}
+
+TEST_F(Quantize, AGroupThatDoesNotDivideIsAnErrorNamingTheTensor) {
+  options_.group_size = 48;
+  const auto refused = Run(temp_.path() / "out");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(refused.error().message.find("self_attn.q_proj"), std::string::npos)
+      << refused.error().message;
+}
+
+TEST_F(Quantize, NothingIsOverwritten) {
+  fs::create_directory(temp_.path() / "out");
+  EXPECT_FALSE(Run(temp_.path() / "out"));
+}
+
+TEST_F(Quantize, AsymmetricAndInt8AndWholeRowsWorkToo) {
+  double last = 1e9;
+  for (const auto& [bits, group, symmetric] :
+       {std::tuple{4, 0, true}, {4, 32, false}, {8, 32, true}}) {
+    options_.bits = bits;
+    options_.group_size = group;
+    options_.symmetric = symmetric;
+    const fs::path out =
+        temp_.path() / (std::to_string(bits) + std::to_string(group) + std::to_string(symmetric));
+    const auto summary = Run(out);
+    ASSERT_TRUE(summary) << summary.error().message;
+    EXPECT_LT(summary->certificate.int16.kl_mean, last);
+    last = summary->certificate.int16.kl_mean;
+    EXPECT_TRUE(Serve(out, ActivationMode::kInt16));
+  }
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,115 @@
+#include "eval/perplexity.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "checkpoint/checkpoint.h"
+
+namespace nibble {
+namespace {
+
+struct Loaded {
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Checkpoint> checkpoint;
+  std::unique_ptr<ModelRunner> runner;
+};
+
+Loaded Load(const std::string& name, int chunk = 16) {
+  Loaded out{.device = MakeCpuDevice(2)};
+  const auto path = std::filesystem::path(NIBBLE_SOURCE_DIR) / "tests/golden/models" / name;
+  auto checkpoint = Checkpoint::Open(path.string());
+  EXPECT_TRUE(checkpoint) << checkpoint.error().message;
+  out.checkpoint = std::move(*checkpoint);
+  auto runner = ModelRunner::Create(
+      *out.checkpoint, {.max_num_sequences = 1, .max_batched_tokens = chunk, .max_model_len = 64},
+      *out.device);
+  EXPECT_TRUE(runner) << runner.error().message;
+  out.runner = std::move(*runner);
+  return out;
+}
+
+std::vector<TokenId> SomeTokens(int count) {
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < count; ++i) {
+    tokens.push_back(TokenId{(i * 37 + 11) % 97});
+  }
+  return tokens;
+}
+
+TEST(ScoreRow, IsALogSoftmaxAndTakesTheLowestIndexOnTies) {
+  const std::vector<float> logits = {1.0F, 3.0F, 3.0F, -2.0F};
+  const double norm = std::log(std::exp(1.0) + 2.0 * std::exp(3.0) + std::exp(-2.0));
+  EXPECT_NEAR(ScoreRow(logits, TokenId{0}).logprob, 1.0 - norm, 1e-6);
+  EXPECT_EQ(ScoreRow(logits, TokenId{0}).argmax, 1);
+}
+
+TEST(KlDivergence, MatchesTheSumAndIsZeroForShiftedLogits) {
+  const std::vector<float> p = {0.0F, 1.0F, 2.0F};
+  const std::vector<float> q = {1.0F, 1.0F, 0.5F};
+  double sum_p = 0, sum_q = 0, expected = 0;
+  for (std::size_t i = 0; i < 3; ++i) {
+    sum_p += std::exp(static_cast<double>(p[i]));
+    sum_q += std::exp(static_cast<double>(q[i]));
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    const double a = std::exp(static_cast<double>(p[i])) / sum_p;
+    expected += a * (std::log(a) - static_cast<double>(q[i]) + std::log(sum_q));
+  }
+  EXPECT_NEAR(KlDivergence(p, q), expected, 1e-6);
+  const std::vector<float> shifted = {5.0F, 6.0F, 7.0F};
+  EXPECT_NEAR(KlDivergence(p, shifted), 0.0, 1e-6);
+}
+
+TEST(EvaluateText, AModelAgainstItselfHasNoDivergence) {
+  const Loaded model = Load("llama3");
+  const Loaded same = Load("llama3");
+  const auto report =
+      EvaluateText(*model.runner, same.runner.get(), SomeTokens(150), {.context = 48});
+  ASSERT_TRUE(report) << report.error().message;
+  EXPECT_EQ(report->num_windows, 3);
+  EXPECT_EQ(report->num_tokens, 3 * 47);
+  EXPECT_LT(report->kl_mean, 1e-9);
+  EXPECT_DOUBLE_EQ(report->top1, 1.0);
+  EXPECT_DOUBLE_EQ(report->perplexity, report->reference_perplexity);
+  EXPECT_GT(report->perplexity, 1.0);
+}
+
+TEST(EvaluateText, ChunksDoNotChangeTheResult) {
+  const Loaded whole = Load("qwen3", 64);
+  const Loaded cut = Load("qwen3", 7);
+  const auto a = EvaluateText(*whole.runner, nullptr, SomeTokens(100), {.context = 50});
+  const auto b = EvaluateText(*cut.runner, nullptr, SomeTokens(100), {.context = 50});
+  ASSERT_TRUE(a && b);
+  EXPECT_EQ(a->nll, b->nll);
+}
+
+TEST(EvaluateText, QuantizedCheckpointsDivergeFromOthers) {
+  const Loaded a = Load("ct_int4_sym_g32");
+  const Loaded b = Load("ct_int4_asym_g32");
+  const auto report = EvaluateText(*a.runner, b.runner.get(), SomeTokens(64), {.context = 32});
+  ASSERT_TRUE(report);
+  EXPECT_GT(report->kl_mean, 1e-3);
+  EXPECT_GE(report->kl_max, report->kl_p99);
+}
+
+TEST(EvaluateText, RefusesATextShorterThanAWindowAndHonoursMaxWindows) {
+  const Loaded model = Load("llama2");
+  EXPECT_FALSE(EvaluateText(*model.runner, nullptr, SomeTokens(20), {.context = 32}));
+  const auto one =
+      EvaluateText(*model.runner, nullptr, SomeTokens(128), {.context = 32, .max_windows = 1});
+  ASSERT_TRUE(one);
+  EXPECT_EQ(one->num_windows, 1);
+}
+
+TEST(EvaluateText, StopsWhenToldTo) {
+  const Loaded model = Load("llama2");
+  const auto stopped = EvaluateText(*model.runner, nullptr, SomeTokens(128), {.context = 32},
+                                    [](std::int64_t, std::int64_t, double) { return false; });
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kCancelled);
+}
+
+}  // namespace
+}  // namespace nibble
