@@ -81,7 +81,7 @@ class EngineImpl final : public Engine {
 
  private:
   bool TakeInbox();
-  void Start(std::shared_ptr<Request> request);
+  void Start(const std::shared_ptr<Request>& request);
   bool ExpireDeadlines(Clock::TimePoint now);
   bool LaunchNext(Clock::TimePoint now);
   void RetireOldest();
@@ -219,8 +219,8 @@ bool EngineImpl::TakeInbox() {
     cancelled.swap(cancelled_);
     engine_idle_ = engine_idle_ && submitted.empty();
   }
-  for (auto& request : submitted) {
-    Start(std::move(request));
+  for (const auto& request : submitted) {
+    Start(request);
   }
   for (const RequestId request : cancelled) {
     EndRequest(request, FinishReason::kCancelled);
@@ -228,7 +228,7 @@ bool EngineImpl::TakeInbox() {
   return !submitted.empty() || !cancelled.empty();
 }
 
-void EngineImpl::Start(std::shared_ptr<Request> request) {
+void EngineImpl::Start(const std::shared_ptr<Request>& request) {
   const GenerationRequest& params = request->params;
   if (params.deadline) {
     deadlines_.emplace(*params.deadline, request->id);
