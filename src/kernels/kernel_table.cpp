@@ -14,7 +14,7 @@ double Seconds() {
 
 std::vector<KernelInfo> KernelTable() {
   using Source = std::vector<KernelInfo> (*)();
-  constexpr Source kSources[] = {LinearKernelInfos};
+  constexpr Source kSources[] = {LinearKernelInfos, FloatKernelInfos};
   std::vector<KernelInfo> table;
   for (const Source source : kSources) {
     for (KernelInfo& info : source()) {

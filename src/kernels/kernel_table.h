@@ -45,6 +45,7 @@ struct KernelInfo {
 /// function here and to the list in kernel_table.cpp.
 std::vector<KernelInfo> KernelTable();
 std::vector<KernelInfo> LinearKernelInfos();
+std::vector<KernelInfo> FloatKernelInfos();  // norms, RoPE, attention, sampling
 
 /// Share of the limit that a measurement reached, 0 if the limit is unknown.
 double FractionOfLimit(const KernelSpeed& speed, const MachineLimits& limits);

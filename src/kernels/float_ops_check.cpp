@@ -1,0 +1,360 @@
+// Norms, RoPE, attention and sampling in the table of `nibble kernels`: every level must give the
+// bits of ref (and ref those of the best level here) on odd shapes.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/attention_kernel.h"
+#include "kernels/isa.h"
+#include "kernels/kernel_table.h"
+#include "kernels/ops_kernel.h"
+#include "kernels/sampling_kernel.h"
+
+namespace nibble {
+namespace {
+
+struct Level {
+  Isa isa;
+  const OpsKernels* ops;
+  const AttentionKernels* attention;
+  const SamplingKernels* sampling;
+};
+
+constexpr Level kLevels[] = {{Isa::kRef, &kRefOps, &kRefAttention, &kRefSampling},
+                             {Isa::kAvx2, &kAvx2Ops, &kAvx2Attention, &kAvx2Sampling},
+                             {Isa::kAvx512, &kAvx512Ops, &kAvx512Attention, &kAvx512Sampling}};
+
+const Level& BestLevel() {
+  const Isa isa = DetectIsa();
+  return kLevels[isa >= Isa::kAvx512 ? 2 : isa >= Isa::kAvx2 ? 1 : 0];
+}
+
+// Everything an operator wrote, room around its outputs included.
+using Output = std::vector<unsigned char>;
+
+template <typename T>
+void Append(Output& out, const T* values, std::size_t count) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(values);
+  out.insert(out.end(), bytes, bytes + count * sizeof(T));
+}
+
+std::vector<float> Normal(std::mt19937& random, std::size_t count, float stddev = 1.0F) {
+  std::normal_distribution<float> normal(0.0F, stddev);
+  std::vector<float> values(count);
+  std::ranges::generate(values, [&] { return normal(random); });
+  return values;
+}
+
+constexpr std::size_t kRoom = 16;  // floats behind every output that must stay as they are
+
+constexpr std::size_t kWidths[] = {1, 15, 16, 17, 64, 576, 1000};
+
+using Produce = std::vector<Output> (*)(const Level& level, std::uint32_t seed);
+
+std::vector<Output> ProduceNorm(const Level& level, std::uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<Output> outputs;
+  for (const std::size_t width : kWidths) {
+    auto residual = Normal(random, width + kRoom);
+    const auto delta = Normal(random, width);
+    const auto weight = Normal(random, width);
+    std::vector<float> out(width + kRoom, 1.5F);
+    level.ops->add_rms_norm(residual.data(), delta.data(), weight.data(), 1e-5F, out.data(),
+                            static_cast<std::int64_t>(width));
+    level.ops->add_bias(residual.data(), weight.data(), static_cast<std::int64_t>(width));
+    Append(outputs.emplace_back(), out.data(), out.size());
+    Append(outputs.back(), residual.data(), residual.size());
+  }
+  return outputs;
+}
+
+std::vector<Output> ProduceSwiGlu(const Level& level, std::uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<Output> outputs;
+  for (const std::size_t width : kWidths) {
+    const auto gate = Normal(random, width, 30.0F);
+    const auto up = Normal(random, width);
+    std::vector<float> out(width + kRoom, 1.5F);
+    level.ops->swiglu(gate.data(), up.data(), out.data(), static_cast<std::int64_t>(width));
+    Append(outputs.emplace_back(), out.data(), out.size());
+    level.ops->exp(gate.data(), out.data(), static_cast<std::int64_t>(width));
+    Append(outputs.back(), out.data(), out.size());
+  }
+  return outputs;
+}
+
+// A cache of one layer and one KV head, filled through rope_and_cache; then one tile of the last
+// rows.
+template <bool kInt8>
+std::vector<Output> ProduceAttention(const Level& level, std::uint32_t seed) {
+  struct Shape {
+    int head_dim;
+    int heads;
+    int tokens;
+    int window;
+  };
+  std::mt19937 random(seed);
+  std::vector<Output> outputs;
+  for (const Shape& shape :
+       {Shape{64, 3, 290, 0}, {16, 1, 1, 0}, {80, 7, 40, 9}, {128, 4, 33, 0}, {256, 2, 257, 100}}) {
+    const auto head_dim = static_cast<std::size_t>(shape.head_dim);
+    const auto heads = static_cast<std::size_t>(shape.heads);
+    const std::int64_t head_bytes =
+        kInt8 ? 32 * shape.head_dim + 64 : std::int64_t{64} * shape.head_dim;
+    std::vector<std::int32_t> table(static_cast<std::size_t>(shape.tokens + 15) / 16);
+    for (std::size_t i = 0; i < table.size(); ++i) {
+      table[i] = static_cast<std::int32_t>(table.size() - 1 - i);
+    }
+    std::vector<unsigned char> cache(static_cast<std::size_t>(head_bytes) * table.size());
+    std::vector<float> q;
+    for (int t = 0; t < shape.tokens; ++t) {
+      auto x = Normal(random, heads * head_dim);
+      const auto k = Normal(random, head_dim);
+      const auto v = Normal(random, head_dim);
+      const auto cos_sin = Normal(random, head_dim);
+      const auto norm = Normal(random, head_dim);
+      RopeRow row;
+      row.q = x.data();
+      row.k = k.data();
+      row.v = v.data();
+      row.q_norm = t % 2 == 0 ? norm.data() : nullptr;
+      row.k_norm = row.q_norm;
+      row.norm_eps = 1e-6F;
+      row.cos_sin = cos_sin.data();
+      row.num_heads = shape.heads;
+      row.num_kv_heads = 1;
+      row.head_dim = shape.head_dim;
+      row.int8 = kInt8;
+      row.slot = t % 16;
+      row.block = cache.data() + table[static_cast<std::size_t>(t / 16)] * head_bytes;
+      row.head_bytes = head_bytes;
+      level.attention->rope_and_cache(row);
+      q.insert(q.end(), x.begin(), x.end());
+    }
+    std::vector<float> scratch(static_cast<std::size_t>(AttentionScratchFloats(shape.head_dim)));
+    AttentionTile tile;
+    tile.num_rows = std::min(kMaxAttentionRows, shape.tokens * shape.heads);
+    tile.head_dim = shape.head_dim;
+    tile.int8 = kInt8;
+    tile.scale = 0.125F;
+    tile.block_table = table.data();
+    tile.heads = cache.data();
+    tile.block_stride = head_bytes;
+    tile.scratch = scratch.data();
+    const auto num_rows = static_cast<std::size_t>(tile.num_rows);
+    std::vector<float> out(num_rows * head_dim + kRoom, 1.5F);
+    const std::size_t skipped = static_cast<std::size_t>(shape.tokens) * heads - num_rows;
+    for (std::size_t r = 0; r < num_rows; ++r) {
+      const auto token = static_cast<std::int32_t>((skipped + r) / heads);
+      tile.q[r] = q.data() + (skipped + r) * head_dim;
+      tile.out[r] = out.data() + r * head_dim;
+      tile.last_key[r] = token;
+      tile.first_key[r] = shape.window > 0 ? std::max(0, token - shape.window + 1) : 0;
+    }
+    level.attention->attend(tile);
+    Append(outputs.emplace_back(), q.data(), q.size());
+    Append(outputs.back(), cache.data(), cache.size());
+    Append(outputs.back(), out.data(), out.size());
+  }
+  return outputs;
+}
+
+std::vector<Output> ProduceSampling(const Level& level, std::uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<Output> outputs;
+  for (const std::size_t vocab : {1, 16, 63, 64, 65, 1000, 4999}) {
+    auto logits = Normal(random, vocab, 4.0F);
+    logits[vocab / 2] = NAN;
+    const auto count = static_cast<std::int64_t>(vocab);
+    const SamplingKernels& kernels = *level.sampling;
+    std::vector<float> chunks((vocab + kSampleChunk - 1) / kSampleChunk + kRoom, 1.5F);
+    std::vector<float> weights(vocab + kRoom, 1.5F);
+    std::vector<Candidate> found(vocab);
+    Output& out = outputs.emplace_back();
+    std::int64_t numbers[3] = {kernels.arg_max(logits.data(), count)};
+    const float max = kernels.chunk_max(logits.data(), count, chunks.data());
+    Append(out, &max, 1);
+    Append(out, chunks.data(), chunks.size());
+    kernels.chunk_weight(logits.data(), count, 20.0F, 1.25F, 1e-7F, chunks.data(), weights.data());
+    Append(out, chunks.data(), chunks.size());
+    Append(out, weights.data(), weights.size());
+    const float sum = kernels.sum_at_least(weights.data(), count, 1e-5F);
+    Append(out, &sum, 1);
+    numbers[1] = kernels.collect(logits.data(), count, 1.0F, found.data());
+    numbers[2] = kernels.count_greater(logits.data(), count, -1.0F);
+    Append(out, numbers, 3);
+    Append(out, found.data(), static_cast<std::size_t>(numbers[1]));
+  }
+  return outputs;
+}
+
+KernelReport Check(Produce produce, const Level& level, std::uint32_t seed) {
+  KernelReport report;
+  if (level.isa > DetectIsa()) {
+    report.detail = fmt::format("this machine has no {}", Name(level.isa));
+    return report;
+  }
+  const Level& other = level.isa == Isa::kRef ? BestLevel() : kLevels[0];
+  const auto got = produce(level, seed);
+  const auto expected = produce(other, seed);
+  report.num_cases = static_cast<std::int64_t>(got.size());
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    if (got[i] != expected[i]) {
+      const auto at = std::ranges::mismatch(got[i], expected[i]).in1 - got[i].begin();
+      report.ok = false;
+      report.detail =
+          fmt::format("case {} differs from {} at byte {} of its outputs", i, Name(other.isa), at);
+      break;
+    }
+  }
+  return report;
+}
+
+// Rows of 2048 from 64 MB and more: judged by memory.
+std::vector<KernelSpeed> BenchRows(Device& device, const Level& level, bool swiglu) {
+  constexpr std::int64_t kRows = 4096;
+  constexpr std::int64_t kWidth = 2048;
+  std::vector<float> a(static_cast<std::size_t>(kRows * kWidth), 0.25F);
+  std::vector<float> b(a.size(), 1e-6F);
+  const std::vector<float> weight(kWidth, 1.0F);
+  const Timing timing = MedianTime(0.2, [&] {
+    device.pool().For(kRows, 16, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t m = begin; m < end; ++m) {
+        float* x = a.data() + m * kWidth;
+        float* y = b.data() + m * kWidth;
+        if (swiglu) {
+          level.ops->swiglu(x, y, y, kWidth);
+        } else {
+          level.ops->add_rms_norm(x, nullptr, weight.data(), 1e-5F, y, kWidth);
+        }
+      }
+    });
+  });
+  KernelSpeed speed;
+  speed.shape = fmt::format("{}x{}", kRows, kWidth);
+  speed.bytes = static_cast<double>(kRows * kWidth) * (swiglu ? 12.0 : 8.0);
+  speed.seconds = timing.seconds;
+  speed.num_runs = timing.num_runs;
+  return {speed};
+}
+
+// Tiles of 32 rows over 1024 keys of one head of 64, as in prefill: judged by fp32 arithmetic.
+std::vector<KernelSpeed> BenchAttention(Device& device, const Level& level, bool int8) {
+  constexpr int kHeadDim = 64;
+  constexpr int kKeys = 1024;
+  constexpr std::int64_t kTiles = 16;
+  const std::int64_t head_bytes = int8 ? 32 * kHeadDim + 64 : 64 * kHeadDim;
+  std::vector<std::int32_t> table(kKeys / 16);
+  for (std::size_t i = 0; i < table.size(); ++i) {
+    table[i] = static_cast<std::int32_t>(i);
+  }
+  const std::vector<unsigned char> cache(static_cast<std::size_t>(head_bytes) * table.size(), 0x3c);
+  const std::vector<float> q(kHeadDim, 0.01F);
+  const auto workers = static_cast<std::size_t>(device.pool().num_workers());
+  const auto scratch_floats = static_cast<std::size_t>(AttentionScratchFloats(kHeadDim));
+  std::vector<float> scratch(scratch_floats * workers);
+  std::vector<float> out(kHeadDim * kMaxAttentionRows * workers);
+  const Timing timing = MedianTime(0.2, [&] {
+    device.pool().For(kTiles, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
+      const auto w = static_cast<std::size_t>(worker);
+      AttentionTile tile;
+      tile.num_rows = kMaxAttentionRows;
+      tile.head_dim = kHeadDim;
+      tile.int8 = int8;
+      tile.scale = 0.125F;
+      tile.block_table = table.data();
+      tile.heads = cache.data();
+      tile.block_stride = head_bytes;
+      tile.scratch = scratch.data() + w * scratch_floats;
+      for (std::size_t r = 0; r < kMaxAttentionRows; ++r) {
+        tile.q[r] = q.data();
+        tile.out[r] = out.data() + (w * kMaxAttentionRows + r) * kHeadDim;
+        tile.first_key[r] = 0;
+        tile.last_key[r] = kKeys - 1;
+      }
+      for (std::int64_t i = begin; i < end; ++i) {
+        level.attention->attend(tile);
+      }
+    });
+  });
+  KernelSpeed speed;
+  speed.shape = fmt::format("{} rows, {} keys of {}", kMaxAttentionRows, kKeys, kHeadDim);
+  speed.bytes = static_cast<double>(cache.size()) * static_cast<double>(kTiles);
+  speed.ops = 4.0 * kKeys * kHeadDim * kMaxAttentionRows * static_cast<double>(kTiles);
+  speed.seconds = timing.seconds;
+  speed.num_runs = timing.num_runs;
+  speed.limit = KernelSpeed::Limit::kF32;
+  return {speed};
+}
+
+std::vector<KernelSpeed> BenchSampling(Device& device, const Level& level) {
+  constexpr std::int64_t kRows = 256;
+  constexpr std::int64_t kVocab = 49152;
+  const std::vector<float> logits(static_cast<std::size_t>(kRows * kVocab), 0.5F);
+  std::vector<std::int64_t> best(kRows);
+  const Timing timing = MedianTime(0.2, [&] {
+    device.pool().For(kRows, 1, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t m = begin; m < end; ++m) {
+        best[static_cast<std::size_t>(m)] =
+            level.sampling->arg_max(logits.data() + m * kVocab, kVocab);
+      }
+    });
+  });
+  KernelSpeed speed;
+  speed.shape = fmt::format("argmax {}x{}", kRows, kVocab);
+  speed.bytes = 4.0 * static_cast<double>(logits.size());
+  speed.seconds = timing.seconds;
+  speed.num_runs = timing.num_runs;
+  return {speed};
+}
+
+}  // namespace
+
+std::vector<KernelInfo> FloatKernelInfos() {
+  using Bench = std::vector<KernelSpeed> (*)(Device&, const Level&);
+  struct Operator {
+    const char* name;
+    const char* family;
+    const char* accepts;
+    Produce produce;
+    Bench bench;
+  };
+  static constexpr Operator kOperators[] = {
+      {"norm.add_rms", "norm", "any width", ProduceNorm,
+       [](Device& device, const Level& level) { return BenchRows(device, level, false); }},
+      {"swiglu", "norm", "any width", ProduceSwiGlu,
+       [](Device& device, const Level& level) { return BenchRows(device, level, true); }},
+      {"attention.bf16", "attention", "head_dim 16 n <= 256", ProduceAttention<false>,
+       [](Device& device, const Level& level) { return BenchAttention(device, level, false); }},
+      {"attention.int8", "attention", "head_dim 16 n <= 256", ProduceAttention<true>,
+       [](Device& device, const Level& level) { return BenchAttention(device, level, true); }},
+      {"sampling", "sampling", "any vocabulary", ProduceSampling, BenchSampling}};
+  std::vector<KernelInfo> infos;
+  for (const Operator& op : kOperators) {
+    for (const Level& level : kLevels) {
+      KernelInfo info;
+      info.name = fmt::format("{}.{}", op.name, Name(level.isa));
+      info.family = op.family;
+      info.isa = level.isa;
+      info.accepts = op.accepts;
+      info.check = [&op, &level](std::uint32_t seed) { return Check(op.produce, level, seed); };
+      if (level.isa != Isa::kRef) {
+        info.bench = [&op, &level](Device& device) { return op.bench(device, level); };
+      }
+      infos.push_back(std::move(info));
+    }
+  }
+  return infos;
+}
+
+}  // namespace nibble
