@@ -43,6 +43,20 @@ __attribute__((always_inline)) inline __m512i Magnitude(__m512 v) {
   return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
 }
 
+// 64 int32 in [-128, 127] to int8, in order.
+__attribute__((always_inline)) inline __m512i Narrow(const __m512i* q) {
+  const __m512i bytes =
+      _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+  // The packs work inside lanes of 128 bits: dword 4 * lane + i comes from vector i.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, bytes);
+}
+
+// Sums of four neighbouring bytes.
+__attribute__((always_inline)) inline __m512i SumFours(__m512i bytes) {
+  return _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), bytes);
+}
+
 template <bool kInt16>
 void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
                   std::int64_t row_end, const PackedActivations& packed) {
@@ -85,18 +99,31 @@ void QuantizeRows(const float* x, std::int64_t x_stride, std::int64_t row_begin,
       }
       std::int8_t* limbs =
           packed.limbs + (block * packed.block_rows + m) * kActivationBlock * (kInt16 ? 2 : 1);
-      for (int i = 0; i < 4; ++i) {
-        auto* low = reinterpret_cast<__m128i*>(limbs + (kInt16 ? kActivationBlock : 0) + 16 * i);
-        _mm_storeu_si128(low, _mm512_cvtepi32_epi8(q[i]));
-        if (kInt16) {
-          // q = 256 * high + low with low in [-128, 127]: high = (q + 128) >> 8.
-          const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q[i], _mm512_set1_epi32(128)), 8);
-          _mm_storeu_si128(reinterpret_cast<__m128i*>(limbs + 16 * i), _mm512_cvtepi32_epi8(high));
+      __m512i sums;
+      if (kInt16) {
+        // q = 256 * high + low with low in [-128, 127]: high = (q + 128) >> 8.
+        __m512i high[4];
+        for (int i = 0; i < 4; ++i) {
+          high[i] = _mm512_srai_epi32(_mm512_add_epi32(q[i], _mm512_set1_epi32(128)), 8);
+          q[i] = _mm512_sub_epi32(q[i], _mm512_slli_epi32(high[i], 8));
         }
+        const __m512i high_bytes = Narrow(high);
+        const __m512i low_bytes = Narrow(q);
+        _mm512_storeu_si512(limbs, high_bytes);
+        _mm512_storeu_si512(limbs + kActivationBlock, low_bytes);
+        sums = _mm512_add_epi32(_mm512_slli_epi32(SumFours(high_bytes), 8), SumFours(low_bytes));
+      } else {
+        const __m512i bytes = Narrow(q);
+        _mm512_storeu_si512(limbs, bytes);
+        sums = SumFours(bytes);
       }
+      // Lanes 0..7 hold the first half, 8..15 the second.
+      sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
+      sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_CDAB));
+      sums = _mm512_add_epi32(sums, _mm512_shuffle_i64x2(sums, sums, 0xb1));
+      const std::int32_t first = _mm_cvtsi128_si32(_mm512_castsi512_si128(sums));
+      const std::int32_t second = _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(sums, 2));
       ActivationBlock& info = packed.blocks[block * packed.block_rows + m];
-      const std::int32_t first = _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
-      const std::int32_t second = _mm512_reduce_add_epi32(_mm512_add_epi32(q[2], q[3]));
       info.minus_sum[0] = -first;
       info.minus_sum[1] = -second;
       info.minus_sum[2] = -(first + second);
