@@ -43,7 +43,16 @@ class Impl final : public TextOfModel {
     for (json::Value& message : input.messages) {
       marked = MarkStrings(message) || marked;
     }
-    NIBBLE_TRY(text, RenderChat(chat_, input));
+    marked = MarkStrings(input.tools) || marked;
+    json::Value extra(std::move(input.extra));
+    marked = MarkStrings(extra) || marked;
+    input.extra = std::move(*extra.AsObject());
+    auto rendered = RenderChat(chat_, input);
+    if (!rendered) {
+      // Whatever went wrong, this conversation does not fit this template: the client's to mend.
+      return Fail(ErrorCode::kInvalidArgument, rendered.error().message);
+    }
+    const std::string text = std::move(*rendered);
     if (!marked) {
       return tokenizer_.Encode(text,
                                {.add_special_tokens = add_special_tokens, .parse_special = true});

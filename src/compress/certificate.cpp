@@ -376,9 +376,12 @@ Result<void> HashCheckpoint(const Checkpoint& checkpoint, Certificate& certifica
   for (const WeightInfo& weight : checkpoint.weights()) {
     NIBBLE_TRY(parts, checkpoint.RawParts(weight));
     Sha256 hash;
-    for (const auto part : parts) {
-      hash.Update(part);
-    }
+    NIBBLE_TRY_VOID(GuardMappedReads(weight.file, [&]() -> Result<void> {
+      for (const auto part : parts) {
+        hash.Update(part);
+      }
+      return {};
+    }));
     certificate.tensors[weight.name] = hash.Hex();
   }
   for (const auto& entry : fs::directory_iterator(checkpoint.path())) {

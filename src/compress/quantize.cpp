@@ -10,6 +10,7 @@
 #include "base/sha256.h"
 #include "checkpoint/compressed_tensors_writer.h"
 #include "io/atomic_writer.h"
+#include "io/file.h"
 #include "solve/rtn.h"
 
 namespace nibble {
@@ -103,9 +104,12 @@ Result<std::string> DigestOf(const Checkpoint& checkpoint, const QuantizeProgres
   for (const WeightInfo& weight : checkpoint.weights()) {
     hash.Update(std::as_bytes(std::span(weight.name)));
     NIBBLE_TRY(parts, checkpoint.RawParts(weight));
-    for (const auto part : parts) {
-      hash.Update(part);
-    }
+    NIBBLE_TRY_VOID(GuardMappedReads(weight.file, [&]() -> Result<void> {
+      for (const auto part : parts) {
+        hash.Update(part);
+      }
+      return {};
+    }));
     done += weight.size_bytes;
     if (progress && !progress("hashing the source", done, total, {})) {
       return Fail(ErrorCode::kCancelled, "interrupted");

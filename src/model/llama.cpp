@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "kernels/ops.h"
+#include "kernels/sampling.h"
 
 namespace nibble {
 namespace {
@@ -50,8 +51,9 @@ std::size_t LlamaModel::ScratchBytes(const Device& device, const ModelConfig& co
                        .head_dim = config.head_dim,
                        .block_size_tokens = BlockSizeTokens(device)};
   return std::max(
-      LinearScratchBytes(device, limits.max_tokens, widest),
-      AttentionScratchBytes(device, kv, config.num_heads, limits.max_tokens, limits.max_sequences));
+      {LinearScratchBytes(device, limits.max_tokens, widest),
+       AttentionScratchBytes(device, kv, config.num_heads, limits.max_tokens, limits.max_sequences),
+       SamplingScratchBytes(device, config.vocab_size)});
 }
 
 Result<void> LlamaModel::Plan(const Checkpoint& checkpoint, const WeightPlan& weights,

@@ -10,6 +10,7 @@
 
 #include "base/sha256.h"
 #include "codec/encode.h"
+#include "io/file.h"
 
 namespace nibble {
 namespace {
@@ -36,9 +37,12 @@ Result<void> CheckHash(const Checkpoint& checkpoint, const WeightInfo& weight,
                        const std::string& expected) {
   NIBBLE_TRY(parts, checkpoint.RawParts(weight));
   Sha256 hash;
-  for (const auto part : parts) {
-    hash.Update(part);
-  }
+  NIBBLE_TRY_VOID(GuardMappedReads(weight.file, [&]() -> Result<void> {
+    for (const auto part : parts) {
+      hash.Update(part);
+    }
+    return {};
+  }));
   if (hash.Hex() != expected) {
     return Fail(
         ErrorCode::kCorruptFile,
