@@ -55,7 +55,7 @@ void Bpe::PairTable::Build(const std::vector<Merge>& merges) {
   }
 }
 
-Result<Bpe> Bpe::Build(StringTable names, std::vector<Merge> merges, BpeOptions options) {
+Result<Bpe> Bpe::Build(StringTable names, const std::vector<Merge>& merges, BpeOptions options) {
   Bpe bpe;
   bpe.names_ = std::move(names);
   bpe.options_ = std::move(options);

@@ -68,7 +68,7 @@ class Bpe {
   Bpe() = default;
   /// names: the vocabulary as the file spells it (in byte-level models, in the byte alphabet).
   /// Errors: kCorruptFile if the unknown token is not in it.
-  static Result<Bpe> Build(StringTable names, std::vector<Merge> merges, BpeOptions options);
+  static Result<Bpe> Build(StringTable names, const std::vector<Merge>& merges, BpeOptions options);
 
   /// Appends the tokens of one word. blocked: per id, tokens that ignore_merges may not produce
   /// (special tokens in a client's text); empty: none.

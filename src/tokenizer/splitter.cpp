@@ -64,7 +64,7 @@ class WordCutter {
     }
     const auto byte = static_cast<unsigned char>(text_[at]);
     if (byte < 0x80) {
-      return {kClassTable[byte], 1};
+      return {class_table[byte], 1};
     }
     const CodePoint c = DecodeAt(text_, at);
     return {ClassOf(c.value), c.size};

@@ -64,7 +64,7 @@ Result<std::unique_ptr<const Tokenizer::Impl>> BuildTokenizer(TokenizerSpec spec
   NIBBLE_TRY(decoder, Decoder::FromJson(spec.decoder));
   NIBBLE_TRY(affixes, AffixesFromJson(spec.post_processor));
   spec.bpe.byte_level = pre_tokenizer.byte_level();
-  NIBBLE_TRY(bpe, Bpe::Build(std::move(spec.vocab), std::move(spec.merges), std::move(spec.bpe)));
+  NIBBLE_TRY(bpe, Bpe::Build(std::move(spec.vocab), spec.merges, std::move(spec.bpe)));
   impl->normalizer = std::move(normalizer);
   impl->pre_tokenizer = std::move(pre_tokenizer);
   impl->decoder = std::move(decoder);

@@ -127,7 +127,7 @@ bool HasLongRun(std::string_view utf8) {
 
 }  // namespace
 
-const std::uint8_t* const kClassTable = kTable.data();
+const std::uint8_t* const class_table = kTable.data();
 
 std::uint8_t ClassOfSlow(char32_t c) { return Compute(c); }
 

@@ -19,11 +19,11 @@ inline constexpr std::uint8_t kAsciiPunct = 64;  // !-/ :-@ [-` {-~
 inline constexpr std::uint8_t kWord = 128;       // \w: Alphabetic, M, Nd, Pc, Join_Control
 
 std::uint8_t ClassOfSlow(char32_t c);
-extern const std::uint8_t* const kClassTable;  // of the code points below kClassTableSize
+extern const std::uint8_t* const class_table;  // of the code points below kClassTableSize
 inline constexpr char32_t kClassTableSize = 0x800;
 
 inline std::uint8_t ClassOf(char32_t c) {
-  return c < kClassTableSize ? kClassTable[c] : ClassOfSlow(c);
+  return c < kClassTableSize ? class_table[c] : ClassOfSlow(c);
 }
 
 /// One code point of valid UTF-8.
