@@ -20,7 +20,7 @@ import time
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden" / "models"
 NIBBLE = pathlib.Path(os.environ["NIBBLE_BINARY"]) if "NIBBLE_BINARY" in os.environ else None
-START_SECONDS = 60
+START_SECONDS = 300  # a busy machine; a server that dies is noticed at once
 REQUEST_SECONDS = 120
 
 
