@@ -22,6 +22,25 @@ constexpr std::array<std::uint32_t, 4> Philox(std::array<std::uint32_t, 2> key,
   return counter;
 }
 
+/// Philox as a standard engine, for made-up data of checks and benchmarks: the same numbers on
+/// every machine.
+class PhiloxEngine {
+ public:
+  using result_type = std::uint32_t;
+  explicit constexpr PhiloxEngine(std::uint64_t seed) : seed_(seed) {}
+  static constexpr result_type min() { return 0; }
+  static constexpr result_type max() { return 0xffffffffU; }
+  constexpr result_type operator()() {
+    return Philox(
+        {static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32)},
+        {static_cast<std::uint32_t>(next_), static_cast<std::uint32_t>(next_++ >> 32), 0, 1})[0];
+  }
+
+ private:
+  std::uint64_t seed_;
+  std::uint64_t next_ = 0;
+};
+
 /// Uniform in [0, 1) with 24 bits, for sampling position `position` of choice `choice` under
 /// `seed`.
 constexpr float UniformAt(std::uint64_t seed, std::uint32_t choice, std::uint64_t position) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "base/random.h"
 #include "kernels/attention_kernel.h"
 #include "kernels/isa.h"
 #include "kernels/kernel_table.h"
@@ -48,7 +49,7 @@ void Append(Output& out, const T* values, std::size_t count) {
   out.insert(out.end(), bytes, bytes + count * sizeof(T));
 }
 
-std::vector<float> Normal(std::mt19937& random, std::size_t count, float stddev = 1.0F) {
+std::vector<float> Normal(PhiloxEngine& random, std::size_t count, float stddev = 1.0F) {
   std::normal_distribution<float> normal(0.0F, stddev);
   std::vector<float> values(count);
   std::ranges::generate(values, [&] { return normal(random); });
@@ -62,7 +63,7 @@ constexpr std::size_t kWidths[] = {1, 15, 16, 17, 64, 576, 1000};
 using Produce = std::vector<Output> (*)(const Level& level, std::uint32_t seed);
 
 std::vector<Output> ProduceNorm(const Level& level, std::uint32_t seed) {
-  std::mt19937 random(seed);
+  PhiloxEngine random(seed);
   std::vector<Output> outputs;
   for (const std::size_t width : kWidths) {
     auto residual = Normal(random, width + kRoom);
@@ -79,7 +80,7 @@ std::vector<Output> ProduceNorm(const Level& level, std::uint32_t seed) {
 }
 
 std::vector<Output> ProduceSwiGlu(const Level& level, std::uint32_t seed) {
-  std::mt19937 random(seed);
+  PhiloxEngine random(seed);
   std::vector<Output> outputs;
   for (const std::size_t width : kWidths) {
     const auto gate = Normal(random, width, 30.0F);
@@ -103,7 +104,7 @@ std::vector<Output> ProduceAttention(const Level& level, std::uint32_t seed) {
     int tokens;
     int window;
   };
-  std::mt19937 random(seed);
+  PhiloxEngine random(seed);
   std::vector<Output> outputs;
   for (const Shape& shape :
        {Shape{64, 3, 290, 0}, {16, 1, 1, 0}, {80, 7, 40, 9}, {128, 4, 33, 0}, {256, 2, 257, 100}}) {
@@ -170,7 +171,7 @@ std::vector<Output> ProduceAttention(const Level& level, std::uint32_t seed) {
 }
 
 std::vector<Output> ProduceSampling(const Level& level, std::uint32_t seed) {
-  std::mt19937 random(seed);
+  PhiloxEngine random(seed);
   std::vector<Output> outputs;
   for (const std::size_t vocab : {1, 16, 63, 64, 65, 1000, 4999}) {
     auto logits = Normal(random, vocab, 4.0F);

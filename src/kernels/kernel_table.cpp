@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/clock.h"
+
 namespace nibble {
 namespace {
 
 double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration<double>(SystemClock().Now().time_since_epoch()).count();
 }
 
 }  // namespace

@@ -65,11 +65,18 @@ def alone(server):
     return [answer(server, request) for request in PROBES]
 
 
-def together(server, company_seed):
+def crowd(server):
+    """Eight choices that start at once and grow to ten blocks each: whatever the timing, a small pool runs out."""
+    response = server.complete(prompt=[5, 6, 7], n=8, max_tokens=150, ignore_eos=True, temperature=1.0, seed=7)
+    assert response.status == 200, response.body
+
+
+def together(server, company_seed, crowds=0):
     company = requests(company_seed, BATCH - NUM_PROMPTS + 8)
     order = list(range(NUM_PROMPTS + len(company)))
     random.Random(company_seed).shuffle(order)
-    answers = in_parallel([lambda i=i: answer(server, (PROBES + company)[i]) for i in order])
+    work = [lambda i=i: answer(server, (PROBES + company)[i]) for i in order]
+    answers = in_parallel([lambda: crowd(server)] * crowds + work)[crowds:]
     by_index = dict(zip(order, answers))
     return [by_index[i] for i in range(NUM_PROMPTS)]
 
@@ -102,7 +109,7 @@ def main():
 
         with Server(model, *common, "--max-num-seqs", BATCH, "--threads", 1,
                     "--num-gpu-blocks-override", args.blocks) as server:
-            good &= compare(f"{args.blocks} blocks, 1 thread", together(server, 2), expected)
+            good &= compare(f"{args.blocks} blocks, 1 thread", together(server, 2, crowds=3), expected)
             preemptions = server.metrics()["vllm:num_preemptions_total"]
             print(f"  preemptions: {preemptions:.0f}")
             good &= preemptions > 0
