@@ -162,8 +162,10 @@ static void RunPanels(const LinearCall& call, std::int64_t panel, std::int64_t p
     const std::int64_t left = call.x.num_rows - row0;
     const std::int64_t rows = left < kRowBlock ? left : kRowBlock;
     for (std::int64_t p = 0; p < panels; ++p) {
-      for (std::int64_t i = 0; i < rows * kPanelOutputs; ++i) {
-        scratch.sums[p][0][i] = 0.0F;
+      for (std::int64_t row = 0; row < rows; ++row) {
+        for (std::int64_t c = 0; c < kPanelOutputs; ++c) {
+          scratch.sums[p][row][c] = 0.0F;
+        }
       }
     }
     for (std::int64_t unit = 0; unit < layout.num_units; unit += kChunk) {
