@@ -1,13 +1,21 @@
 # Flags of every target of ours. Sums of floats have a fixed order and fixed roundings in this program
 # (docs/adr/0002-one-arithmetic.md), so the compiler may not contract a * b + c on its own.
 add_library(nibble_options INTERFACE)
-target_compile_options(nibble_options INTERFACE
+set(NIBBLE_CXX_OPTIONS
   -Wall -Wextra -Wshadow -Wconversion
   # Warnings are errors with the compiler that CI has; a newer one on a user's machine invents new ones.
   $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Werror>
   -Wno-missing-field-initializers  # every field has a default: {.rows = 3} is complete
   $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>  # GCC 12 reports it inside std::variant, falsely
   -ffp-contract=off -fno-strict-aliasing -fstack-protector-strong $<$<CXX_COMPILER_ID:GNU>:-ftrivial-auto-var-init=zero>)
+target_compile_options(nibble_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${NIBBLE_CXX_OPTIONS}>")
+
+if(NIBBLE_CUDA)
+  # --fmad=false: as above, a product and a sum are fused only where it is written (docs/adr/0007).
+  # -DNDEBUG: an assert in a kernel would serialize its wgmma instructions.
+  target_compile_options(nibble_options INTERFACE
+    "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-DNDEBUG;--fmad=false;--expt-relaxed-constexpr;-Xcompiler=-Wall>")
+endif()
 
 option(NIBBLE_ASAN "Address and undefined-behaviour sanitizers" OFF)
 option(NIBBLE_TSAN "Thread sanitizer" OFF)

@@ -1,7 +1,13 @@
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <charconv>
 #include <cstring>
+#include <fstream>
+#include <limits>
+#include <optional>
+#include <string>
 
 #include "device/device.h"
 
@@ -9,6 +15,17 @@ namespace nibble {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+std::optional<std::uint64_t> ReadNumber(const char* path) {
+  std::ifstream file(path);
+  std::string word;
+  std::uint64_t value = 0;
+  if (!(file >> word)) {
+    return std::nullopt;
+  }
+  const auto parsed = std::from_chars(word.data(), word.data() + word.size(), value);
+  return parsed.ec == std::errc{} ? std::optional(value) : std::nullopt;
+}
 
 class CpuDevice final : public Device {
  public:
@@ -21,9 +38,19 @@ class CpuDevice final : public Device {
   bool IsComplete(Event) override { return true; }
   void Wait(Event) override {}
   bool CanCaptureSteps() const override { return false; }
+  std::uint64_t AvailableBytes() const override { return AvailableMemoryBytes(); }
+  std::uint64_t TotalBytes() const override {
+    return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+           static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  }
+  Result<void> FinishWrites() override { return {}; }
+  Result<void> Read(std::byte* host, const std::byte* device, std::size_t bytes) override {
+    std::memcpy(host, device, bytes);
+    return {};
+  }
 
  protected:
-  Result<std::span<std::byte>> Map(std::size_t bytes) override {
+  Result<std::span<std::byte>> Map(std::size_t bytes, Place) override {
     // Large ranges start on a huge page; the slack in front is given back at once.
     const bool large = bytes >= kHugePage;
     const std::size_t page = large ? kHugePage : std::size_t{4096};
@@ -49,7 +76,9 @@ class CpuDevice final : public Device {
     return std::span<std::byte>(begin, rounded);
   }
 
-  void Unmap(std::span<std::byte> memory) override { munmap(memory.data(), memory.size()); }
+  void Unmap(std::span<std::byte> memory, Place) override { munmap(memory.data(), memory.size()); }
+  std::byte* OpenWrite(std::byte* destination, std::size_t) override { return destination; }
+  void CloseWrite(std::byte*, std::byte*, std::size_t) override {}
 
  private:
   ThreadPool pool_;
@@ -57,6 +86,27 @@ class CpuDevice final : public Device {
 };
 
 }  // namespace
+
+std::uint64_t AvailableMemoryBytes() {
+  std::uint64_t available = std::numeric_limits<std::uint64_t>::max();
+  std::ifstream meminfo("/proc/meminfo");
+  std::string key;
+  std::string unit;
+  std::uint64_t kib = 0;
+  while (meminfo >> key >> kib) {
+    std::getline(meminfo, unit);
+    if (key == "MemAvailable:") {
+      available = kib * 1024;
+      break;
+    }
+  }
+  const auto limit = ReadNumber("/sys/fs/cgroup/memory.max");
+  const auto used = ReadNumber("/sys/fs/cgroup/memory.current");
+  if (limit && used && *limit > *used) {
+    available = std::min(available, *limit - *used);
+  }
+  return available;
+}
 
 std::unique_ptr<Device> MakeCpuDevice(int num_threads) {
   return std::make_unique<CpuDevice>(num_threads);

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "base/check.h"
 #include "base/text.h"
 
 namespace nibble {
@@ -59,23 +60,57 @@ DeviceBuffer::DeviceBuffer(DeviceBuffer&& other) noexcept
     : device_(std::exchange(other.device_, nullptr)),
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
-      mapped_(std::exchange(other.mapped_, 0)) {}
+      mapped_(std::exchange(other.mapped_, 0)),
+      host_(other.host_) {}
 
 DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
   std::swap(device_, other.device_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   std::swap(mapped_, other.mapped_);
+  std::swap(host_, other.host_);
   return *this;
 }
 
 DeviceBuffer::~DeviceBuffer() {
   if (data_ != nullptr) {
-    device_->Unmap({data_, mapped_});
+    device_->Unmap({data_, mapped_}, host_ ? Device::Place::kHost : Device::Place::kDevice);
   }
 }
 
+DeviceWrite::DeviceWrite(DeviceWrite&& other) noexcept
+    : device_(std::exchange(other.device_, nullptr)),
+      staging_(other.staging_),
+      destination_(other.destination_),
+      bytes_(other.bytes_) {}
+
+DeviceWrite::~DeviceWrite() {
+  if (device_ != nullptr) {
+    device_->CloseWrite(staging_, destination_, bytes_);
+  }
+}
+
+DeviceWrite Device::Write(std::byte* destination, std::size_t bytes) {
+  return {this, OpenWrite(destination, bytes), destination, bytes};
+}
+
+void Device::BeginCapture() { NIBBLE_CHECK(false, "this device captures no steps"); }
+
+Result<CapturedStep> Device::EndCapture() {
+  return Fail(ErrorCode::kInternal, "this device captures no steps");
+}
+
+void Device::Replay(CapturedStep) { NIBBLE_CHECK(false, "this device captures no steps"); }
+
 Result<DeviceBuffer> Device::Allocate(std::string_view line, std::size_t bytes) {
+  return AllocateAt(line, bytes, Place::kDevice);
+}
+
+Result<DeviceBuffer> Device::AllocateHost(std::string_view line, std::size_t bytes) {
+  return AllocateAt(line, bytes, Place::kHost);
+}
+
+Result<DeviceBuffer> Device::AllocateAt(std::string_view line, std::size_t bytes, Place place) {
   if (ledger_.sealed()) {
     return Fail(ErrorCode::kInternal,
                 fmt::format("allocation of {} for {} after the engine was ready",
@@ -85,7 +120,7 @@ Result<DeviceBuffer> Device::Allocate(std::string_view line, std::size_t bytes) 
   if (bytes == 0) {
     return buffer;
   }
-  auto mapped = Map(bytes);
+  auto mapped = Map(bytes, place);
   if (!mapped) {
     return Fail(mapped.error().code,
                 fmt::format("no memory for {} ({}): {}", line,
@@ -99,6 +134,7 @@ Result<DeviceBuffer> Device::Allocate(std::string_view line, std::size_t bytes) 
   buffer.data_ = mapped->data();
   buffer.size_ = bytes;
   buffer.mapped_ = mapped->size();
+  buffer.host_ = place == Place::kHost;
   return buffer;
 }
 

@@ -1,0 +1,330 @@
+#include "device/cuda_device.h"
+
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <array>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/check.h"
+#include "base/text.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::size_t kStagingBytes = std::size_t{4} << 20;
+constexpr std::size_t kNumEvents = 64;  // more than steps can be in flight
+
+Error CudaError(cudaError_t error, const char* what) {
+  return {error == cudaErrorMemoryAllocation ? ErrorCode::kOutOfMemory : ErrorCode::kUnavailable,
+          fmt::format("{}: {} (CUDA error {})", what, cudaGetErrorString(error),
+                      static_cast<int>(error))};
+}
+
+class CudaDeviceImpl final : public CudaDevice {
+ public:
+  CudaDeviceImpl(int ordinal, int num_threads)
+      : ordinal_(ordinal),
+        pool_(num_threads > 0 ? num_threads : UsableCpuCount(), ThreadPool::Pinning::kCores) {}
+
+  ~CudaDeviceImpl() override {
+    cudaSetDevice(ordinal_);
+    cudaDeviceSynchronize();
+    kernel_state().reset();
+    for (cudaGraphExec_t graph : graphs_) {
+      cudaGraphExecDestroy(graph);
+    }
+    ReleaseStaging();
+    for (cudaEvent_t event : events_) {
+      if (event != nullptr) {
+        cudaEventDestroy(event);
+      }
+    }
+    for (cudaStream_t stream : {stream_, copy_stream_}) {
+      if (stream != nullptr) {
+        cudaStreamDestroy(stream);
+      }
+    }
+  }
+
+  Result<void> Open() {
+    const auto attribute = [&](cudaDeviceAttr name) {
+      int value = 0;
+      cudaDeviceGetAttribute(&value, name, ordinal_);
+      return value;
+    };
+    if (const cudaError_t error = cudaSetDevice(ordinal_); error != cudaSuccess) {
+      return tl::unexpected(CudaError(error, "opening the CUDA device"));
+    }
+    num_sms_ = attribute(cudaDevAttrMultiProcessorCount);
+    compute_capability_ = attribute(cudaDevAttrComputeCapabilityMajor) * 10 +
+                          attribute(cudaDevAttrComputeCapabilityMinor);
+    if (compute_capability_ < 80) {
+      return Fail(
+          ErrorCode::kUnavailable,
+          fmt::format("CUDA device {} has compute capability {}.{}; nibble needs 8.0 (A100) "
+                      "or newer",
+                      ordinal_, compute_capability_ / 10, compute_capability_ % 10));
+    }
+    cudaError_t error = cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
+    if (error == cudaSuccess) {
+      error = cudaStreamCreateWithFlags(&copy_stream_, cudaStreamNonBlocking);
+    }
+    for (cudaEvent_t& event : events_) {
+      if (error == cudaSuccess) {
+        error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+      }
+    }
+    if (error != cudaSuccess) {
+      return tl::unexpected(CudaError(error, "opening the CUDA device"));
+    }
+    return {};
+  }
+
+  ThreadPool& pool() override { return pool_; }
+  CUstream_st* stream() const override { return stream_; }
+  int num_sms() const override { return num_sms_; }
+  int compute_capability() const override { return compute_capability_; }
+  bool capturing() const override { return capturing_; }
+
+  void NoteError(int error, const char* what) override {
+    if (error != cudaSuccess) {
+      const std::lock_guard lock(mutex_);
+      if (failure_.empty()) {
+        failure_ = CudaError(static_cast<cudaError_t>(error), what).message;
+      }
+    }
+  }
+
+  Result<void> Health() override {
+    NoteError(cudaPeekAtLastError(), "a kernel");
+    const std::lock_guard lock(mutex_);
+    return failure_.empty() ? Result<void>{} : Fail(ErrorCode::kUnavailable, failure_);
+  }
+
+  std::uint64_t AvailableBytes() const override {
+    std::size_t free = 0;
+    std::size_t total = 0;
+    cudaSetDevice(ordinal_);
+    return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
+  }
+  std::uint64_t TotalBytes() const override {
+    std::size_t free = 0;
+    std::size_t total = 0;
+    cudaSetDevice(ordinal_);
+    return cudaMemGetInfo(&free, &total) == cudaSuccess ? total : 0;
+  }
+
+  Event Record() override {
+    ++recorded_;
+    NoteError(cudaEventRecord(events_[recorded_ % kNumEvents], stream_), "recording an event");
+    return Event{recorded_};
+  }
+  bool IsComplete(Event event) override {
+    return IsOld(event) || cudaEventQuery(EventAt(event)) != cudaErrorNotReady;
+  }
+  void Wait(Event event) override {
+    if (!IsOld(event)) {
+      NoteError(cudaEventSynchronize(EventAt(event)), "a step");
+    }
+  }
+
+  Result<void> FinishWrites() override {
+    NoteError(cudaStreamSynchronize(copy_stream_), "copying to the device");
+    const std::lock_guard lock(mutex_);
+    NIBBLE_CHECK(open_writes_ == 0, "FinishWrites while a write is open");
+    ReleaseStaging();
+    return failure_.empty() ? Result<void>{} : Fail(ErrorCode::kUnavailable, failure_);
+  }
+
+  Result<void> Read(std::byte* host, const std::byte* device, std::size_t bytes) override {
+    NoteError(cudaStreamSynchronize(stream_), "reading from the device");
+    NoteError(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), "reading from the device");
+    return Health();
+  }
+
+  bool CanCaptureSteps() const override { return true; }
+  void BeginCapture() override {
+    capturing_ = true;
+    NoteError(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+              "beginning to record a step");
+  }
+  Result<CapturedStep> EndCapture() override {
+    capturing_ = false;
+    cudaGraph_t graph = nullptr;
+    cudaError_t error = cudaStreamEndCapture(stream_, &graph);
+    cudaGraphExec_t executable = nullptr;
+    if (error == cudaSuccess) {
+      error = cudaGraphInstantiate(&executable, graph, 0);
+      cudaGraphDestroy(graph);
+    }
+    NoteError(error, "recording a step");
+    if (error != cudaSuccess) {
+      return tl::unexpected(CudaError(error, "recording a step"));
+    }
+    graphs_.push_back(executable);
+    return CapturedStep{static_cast<std::int32_t>(graphs_.size() - 1)};
+  }
+  void Replay(CapturedStep step) override {
+    NoteError(cudaGraphLaunch(graphs_[static_cast<std::size_t>(step)], stream_),
+              "replaying a step");
+  }
+
+ protected:
+  Result<std::span<std::byte>> Map(std::size_t bytes, Place place) override {
+    void* data = nullptr;
+    cudaSetDevice(ordinal_);
+    const cudaError_t error = place == Place::kHost
+                                  ? cudaHostAlloc(&data, bytes, cudaHostAllocDefault)
+                                  : cudaMalloc(&data, bytes);
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // not sticky: the next call must not find it
+      return tl::unexpected(
+          CudaError(error, place == Place::kHost ? "cudaHostAlloc" : "cudaMalloc"));
+    }
+    if (place == Place::kHost) {
+      std::memset(data, 0, bytes);
+    } else {
+      NoteError(cudaMemsetAsync(data, 0, bytes, stream_), "clearing memory");
+      NoteError(cudaStreamSynchronize(stream_), "clearing memory");
+    }
+    return std::span(static_cast<std::byte*>(data), bytes);
+  }
+
+  void Unmap(std::span<std::byte> memory, Place place) override {
+    cudaSetDevice(ordinal_);
+    cudaStreamSynchronize(stream_);
+    if (place == Place::kHost) {
+      cudaFreeHost(memory.data());
+    } else {
+      cudaFree(memory.data());
+    }
+  }
+
+  std::byte* OpenWrite(std::byte*, std::size_t bytes) override {
+    NIBBLE_CHECK(bytes <= kStagingBytes, "a write larger than a staging buffer");
+    cudaSetDevice(ordinal_);
+    std::unique_lock lock(mutex_);
+    ++open_writes_;
+    if (free_.empty() && num_staging_ < static_cast<std::size_t>(pool_.num_workers()) * 2) {
+      Staging staging;
+      ++num_staging_;
+      lock.unlock();
+      if (cudaHostAlloc(&staging.data, kStagingBytes, cudaHostAllocDefault) == cudaSuccess &&
+          cudaEventCreateWithFlags(&staging.event, cudaEventDisableTiming) == cudaSuccess) {
+        lock.lock();
+        open_.push_back(staging);
+        return static_cast<std::byte*>(staging.data);
+      }
+      lock.lock();
+      NIBBLE_CHECK(num_staging_ > 1, "no pinned memory for a single staging buffer");
+      --num_staging_;
+    }
+    has_staging_.wait(lock, [&] { return !free_.empty(); });
+    Staging staging = free_.front();
+    free_.pop_front();
+    open_.push_back(staging);
+    lock.unlock();
+    cudaEventSynchronize(staging.event);  // its last content has left
+    return static_cast<std::byte*>(staging.data);
+  }
+
+  void CloseWrite(std::byte* data, std::byte* destination, std::size_t bytes) override {
+    std::unique_lock lock(mutex_);
+    std::size_t at = 0;
+    while (open_[at].data != data) {
+      ++at;
+    }
+    const Staging staging = open_[at];
+    open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(at));
+    lock.unlock();
+    cudaError_t error =
+        cudaMemcpyAsync(destination, data, bytes, cudaMemcpyHostToDevice, copy_stream_);
+    if (error == cudaSuccess) {
+      error = cudaEventRecord(staging.event, copy_stream_);
+    }
+    NoteError(error, "copying to the device");
+    lock.lock();
+    free_.push_back(staging);
+    --open_writes_;
+    lock.unlock();
+    has_staging_.notify_one();
+  }
+
+ private:
+  struct Staging {
+    void* data = nullptr;
+    cudaEvent_t event = nullptr;
+  };
+
+  bool IsOld(Event event) const {
+    return static_cast<std::uint64_t>(event) + kNumEvents <= recorded_;
+  }
+  cudaEvent_t EventAt(Event event) const {
+    return events_[static_cast<std::uint64_t>(event) % kNumEvents];
+  }
+  void ReleaseStaging() {
+    for (const Staging& staging : free_) {
+      cudaFreeHost(staging.data);
+      cudaEventDestroy(staging.event);
+    }
+    free_.clear();
+    num_staging_ = 0;
+  }
+
+  const int ordinal_;
+  ThreadPool pool_;
+  int num_sms_ = 0;
+  int compute_capability_ = 0;
+  bool capturing_ = false;
+  cudaStream_t stream_ = nullptr;
+  cudaStream_t copy_stream_ = nullptr;
+  std::array<cudaEvent_t, kNumEvents> events_{};
+  std::uint64_t recorded_ = 0;
+  std::vector<cudaGraphExec_t> graphs_;
+
+  std::mutex mutex_;  // of everything below
+  std::condition_variable has_staging_;
+  std::deque<Staging> free_;
+  std::vector<Staging> open_;
+  std::size_t num_staging_ = 0;
+  int open_writes_ = 0;
+  std::string failure_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Device>> MakeCudaDevice(int ordinal, int num_threads) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorInsufficientDriver) {
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    return Fail(ErrorCode::kUnavailable,
+                driver == 0
+                    ? "no NVIDIA driver is installed (libcuda.so.1 was not found); run with "
+                      "--device cpu"
+                    : fmt::format("the NVIDIA driver speaks CUDA {}.{}; nibble needs 13.0: "
+                                  "update the driver, or run with --device cpu",
+                                  driver / 1000, driver % 1000 / 10));
+  }
+  if (error != cudaSuccess) {
+    return Fail(
+        ErrorCode::kUnavailable,
+        fmt::format("CUDA does not start: {}; run with --device cpu", cudaGetErrorString(error)));
+  }
+  if (ordinal < 0 || ordinal >= count) {
+    return Fail(ErrorCode::kUnavailable,
+                fmt::format("there is no CUDA device {}: this machine has {}", ordinal, count));
+  }
+  auto device = std::make_unique<CudaDeviceImpl>(ordinal, num_threads);
+  NIBBLE_TRY_VOID(device->Open());
+  return std::unique_ptr<Device>(std::move(device));
+}
+
+}  // namespace nibble
