@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "base/check.h"
+#include "kernels/cuda/backend.h"
 #include "kernels/isa.h"
 #include "kernels/linear_table.h"
 #include "kernels/pack.h"
@@ -143,6 +144,10 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
   if (outputs.empty() || num_tokens == 0) {
     return;
   }
+  if (context.device->kind() == DeviceKind::kCuda) {
+    cuda::Linear(context, x, x_stride, num_tokens, outputs);
+    return;
+  }
   const std::int64_t cols = outputs.front().weight->spec.cols;
   for (const LinearOutput& output : outputs) {
     NIBBLE_CHECK(output.weight->spec.cols == cols, "products of a launch share their input");
@@ -155,6 +160,9 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
 
 std::size_t LinearScratchBytes(const Device& device, std::int64_t max_tokens,
                                std::int64_t max_in_features) {
+  if (device.kind() == DeviceKind::kCuda) {
+    return 0;
+  }
   // Asking for the number of workers changes nothing.
   const auto workers = static_cast<std::size_t>(const_cast<Device&>(device).pool().num_workers());
   return workers * static_cast<std::size_t>(kLinearKernelScratchBytes) +
@@ -164,6 +172,10 @@ std::size_t LinearScratchBytes(const Device& device, std::int64_t max_tokens,
 
 void Embedding(KernelContext& context, const PackedWeight& table, std::span<const TokenId> ids,
                float* out) {
+  if (context.device->kind() == DeviceKind::kCuda) {
+    cuda::Embedding(context, table, ids, out);
+    return;
+  }
   const auto layout = LayoutOf(table.spec);
   NIBBLE_CHECK(layout.has_value(), "a packed weight without a layout");
   const auto* data = reinterpret_cast<const std::uint8_t*>(table.data);

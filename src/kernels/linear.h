@@ -26,7 +26,8 @@ Result<std::size_t> PackedSizeBytes(const Device& device, const WeightSpec& spec
 /// Writes rows [row_begin, row_begin + rows.spec.rows) of `weight` from canonical form. row_begin
 /// is a multiple of 16; the last call may end at an odd row. rows.spec must equal weight.spec but
 /// for the number of rows. Calls for disjoint rows may run in parallel.
-Result<void> PackRows(const QuantizedTensor& rows, std::int64_t row_begin, PackedWeight& weight);
+Result<void> PackRows(Device& device, const QuantizedTensor& rows, std::int64_t row_begin,
+                      PackedWeight& weight);
 
 /// One product of a launch: y[m, 0..rows) = x[m, :] W^T for every token row m. No bias.
 struct LinearOutput {

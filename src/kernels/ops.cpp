@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/cuda/backend.h"
 #include "kernels/isa.h"
 #include "kernels/ops_kernel.h"
 #include "kernels/ref/lanes.h"
@@ -48,6 +49,10 @@ void ForRows(KernelContext& context, std::int64_t num_tokens, std::int64_t width
 
 void AddRmsNorm(KernelContext& context, float* residual, const float* delta, const float* weight,
                 float eps, float* out, std::int64_t num_tokens, std::int64_t width) {
+  if (context.device->kind() == DeviceKind::kCuda) {
+    cuda::AddRmsNorm(context, residual, delta, weight, eps, out, num_tokens, width);
+    return;
+  }
   const auto run = Kernels().add_rms_norm;
   ForRows(context, num_tokens, width, [&](std::int64_t m) {
     run(residual + m * width, delta == nullptr ? nullptr : delta + m * width, weight, eps,
@@ -57,6 +62,10 @@ void AddRmsNorm(KernelContext& context, float* residual, const float* delta, con
 
 void AddBias(KernelContext& context, float* x, std::int64_t stride, const float* bias,
              std::int64_t num_tokens, std::int64_t width) {
+  if (context.device->kind() == DeviceKind::kCuda) {
+    cuda::AddBias(context, x, stride, bias, num_tokens, width);
+    return;
+  }
   const auto run = Kernels().add_bias;
   ForRows(context, num_tokens, width, [&](std::int64_t m) { run(x + m * stride, bias, width); });
 }
@@ -64,6 +73,10 @@ void AddBias(KernelContext& context, float* x, std::int64_t stride, const float*
 void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride, const float* up,
             std::int64_t up_stride, float* out, std::int64_t out_stride, std::int64_t num_tokens,
             std::int64_t width) {
+  if (context.device->kind() == DeviceKind::kCuda) {
+    cuda::SwiGlu(context, gate, gate_stride, up, up_stride, out, out_stride, num_tokens, width);
+    return;
+  }
   const auto run = Kernels().swiglu;
   // exp and a division make an element worth about four of the others.
   ForRows(context, num_tokens, 4 * width, [&](std::int64_t m) {

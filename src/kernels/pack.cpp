@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/cuda/backend.h"
 #include "kernels/linear.h"
 #include "tensor/float16.h"
 
@@ -207,14 +208,18 @@ Result<PackedLayout> LayoutOf(const WeightSpec& spec) {
 }
 
 Result<std::size_t> PackedSizeBytes(const Device& device, const WeightSpec& spec) {
-  if (device.kind() != DeviceKind::kCpu) {
-    return Fail(ErrorCode::kUnsupported, "weights can only be packed for the CPU");
+  if (device.kind() == DeviceKind::kCuda) {
+    return cuda::PackedSizeBytes(spec);
   }
   NIBBLE_TRY(layout, LayoutOf(spec));
   return static_cast<std::size_t>(layout.num_panels * layout.panel_bytes);
 }
 
-Result<void> PackRows(const QuantizedTensor& rows, std::int64_t row_begin, PackedWeight& weight) {
+Result<void> PackRows(Device& device, const QuantizedTensor& rows, std::int64_t row_begin,
+                      PackedWeight& weight) {
+  if (device.kind() == DeviceKind::kCuda) {
+    return cuda::PackRows(device, rows, row_begin, weight);
+  }
   NIBBLE_TRY(layout, LayoutOf(weight.spec));
   NIBBLE_TRY_VOID(Validate(rows));
   WeightSpec expected = weight.spec;

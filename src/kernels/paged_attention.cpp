@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "kernels/attention_kernel.h"
+#include "kernels/cuda/backend.h"
 #include "kernels/isa.h"
 
 namespace nibble {
@@ -27,7 +28,13 @@ const AttentionKernels& Kernels() {
 }
 
 // docs/formats/kv_block.md
+// The CPU's blocks hold 16 tokens, those of CUDA 64: the size tells whose layout it is.
+bool IsCuda(const KvCacheSpec& spec) { return spec.block_size_tokens != kKvBlockTokens; }
+
 std::int64_t HeadBytes(const KvCacheSpec& spec) {
+  if (IsCuda(spec)) {
+    return cuda::HeadBytes(spec);
+  }
   const std::int64_t values = 2 * kKvBlockTokens * spec.head_dim;
   return spec.dtype == KvDType::kInt8 ? values + 2 * kKvBlockTokens * std::int64_t{2} : 2 * values;
 }
@@ -69,6 +76,12 @@ Result<void> Validate(const KvCacheSpec& spec) {
     return fail(fmt::format("KV cache of {} layers and {} KV heads: both must be at least 1",
                             spec.num_layers, spec.num_kv_heads));
   }
+  if (IsCuda(spec)) {
+    return cuda::Validate(spec);
+  }
+  if (spec.dtype == KvDType::kF16) {
+    return fail("the CPU's cache holds bfloat16 or int8, not float16");
+  }
   if (spec.head_dim < 16 || spec.head_dim > kMaxHeadDim || spec.head_dim % 16 != 0) {
     return fail(fmt::format("head_dim {}: the attention kernels take multiples of 16 up to {}",
                             spec.head_dim, kMaxHeadDim));
@@ -86,6 +99,10 @@ std::int64_t BlockSizeTokens(const Device& device) {
 
 void RopeAndCache(KernelContext& context, const KvCache& cache, std::int64_t layer,
                   const RopeAndCacheArgs& args, std::span<const AttentionSequence> sequences) {
+  if (context.device->kind() == DeviceKind::kCuda) {
+    cuda::RopeAndCache(context, cache, layer, args, sequences);
+    return;
+  }
   const auto run = Kernels().rope_and_cache;
   const LayerView view = Layer(cache, layer);
   const std::int64_t head_dim = cache.spec.head_dim;
@@ -138,6 +155,10 @@ void RopeAndCache(KernelContext& context, const KvCache& cache, std::int64_t lay
 
 void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t layer,
                     const PagedAttentionArgs& args, std::span<const AttentionSequence> sequences) {
+  if (context.device->kind() == DeviceKind::kCuda) {
+    cuda::PagedAttention(context, cache, layer, args, sequences);
+    return;
+  }
   const auto run = Kernels().attend;
   const LayerView view = Layer(cache, layer);
   const std::int64_t head_dim = cache.spec.head_dim;
@@ -204,6 +225,9 @@ void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t l
 std::size_t AttentionScratchBytes(const Device& device, const KvCacheSpec& spec,
                                   std::int64_t /*num_heads*/, std::int64_t /*max_rows*/,
                                   std::int64_t max_sequences) {
+  if (device.kind() == DeviceKind::kCuda) {
+    return 0;  // part of the step's buffers
+  }
   // pool() is not const, as running work on it changes it; its size never changes.
   const int num_workers = const_cast<Device&>(device).pool().num_workers();
   return RoundUp((static_cast<std::size_t>(max_sequences) + 1) * sizeof(std::int64_t)) +

@@ -10,7 +10,7 @@
 
 namespace nibble {
 
-enum class KvDType : std::uint8_t { kBF16, kInt8 };
+enum class KvDType : std::uint8_t { kBF16, kInt8, kF16 };
 
 /// Shape of the paged cache of one model on one device. The layout inside a block is the backend's
 /// business (CPU: docs/formats/kv_block.md); the scheduler only learns block_size_tokens.

@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/random.h"
+#include "kernels/cuda/backend.h"
 #include "kernels/isa.h"
 #include "kernels/sampling_kernel.h"
 
@@ -386,6 +387,10 @@ void Sample(KernelContext& context, float* logits, std::int64_t logits_stride,
             std::span<SampleResult> results) {
   NIBBLE_CHECK(rows.size() == results.size(), "one result a row");
   NIBBLE_CHECK(vocab_size > 0, "empty vocabulary");
+  if (context.device->kind() == DeviceKind::kCuda) {
+    cuda::Sample(context, logits, logits_stride, vocab_size, rows);
+    return;
+  }
   ThreadPool& pool = context.device->pool();
   const std::size_t bytes = Scratch::Bytes(vocab_size);
   NIBBLE_CHECK(context.scratch_bytes >= bytes * static_cast<std::size_t>(pool.num_workers()),
@@ -405,6 +410,9 @@ void Sample(KernelContext& context, float* logits, std::int64_t logits_stride,
 }
 
 std::size_t SamplingScratchBytes(const Device& device, std::int64_t vocab_size) {
+  if (device.kind() == DeviceKind::kCuda) {
+    return 0;
+  }
   // pool() is not const, as running work on it changes it; its size never changes.
   const int num_workers = const_cast<Device&>(device).pool().num_workers();
   return Scratch::Bytes(vocab_size) * static_cast<std::size_t>(num_workers);

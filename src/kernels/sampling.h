@@ -51,6 +51,7 @@ struct SampleResult {
 /// row. Ties go to the lowest id: top_k keeps exactly k tokens. top_p keeps the shortest prefix of
 /// the tokens in falling order whose share of what min_p and top_k left is at least top_p.
 /// A NaN logit counts as -inf. If no logit is above -inf, the token is 0 and its logprob -inf.
+/// On CUDA `results` are filled by CollectSamples (kernels/step.h), not here.
 /// Token ids outside the vocabulary are ignored, a target there is not scored. Several rows may
 /// share one row of logits. Errors: none; scratch as SamplingScratchBytes says.
 void Sample(KernelContext& context, float* logits, std::int64_t logits_stride,

@@ -76,12 +76,12 @@ struct Packed {
   PackedWeight weight;
 };
 
-inline Result<Packed> PackAll(const Device& device, const QuantizedTensor& tensor) {
+inline Result<Packed> PackAll(Device& device, const QuantizedTensor& tensor) {
   NIBBLE_TRY(bytes, PackedSizeBytes(device, tensor.spec));
   Packed packed;
   packed.memory.resize(bytes);
   packed.weight = {.spec = tensor.spec, .data = packed.memory.data(), .size_bytes = bytes};
-  NIBBLE_TRY_VOID(PackRows(tensor, 0, packed.weight));
+  NIBBLE_TRY_VOID(PackRows(device, tensor, 0, packed.weight));
   return packed;
 }
 
@@ -97,7 +97,7 @@ class LinearRunner {
                 .scratch = scratch_.data() + skip,
                 .scratch_bytes = scratch_.size() - skip};
   }
-  const Device& device() const { return *device_; }
+  Device& device() { return *device_; }
   KernelContext& context() { return context_; }
 
   std::vector<float> Run(const PackedWeight& weight, const std::vector<float>& x,

@@ -54,15 +54,15 @@ TEST(Pack, PartsOfRowsGiveTheBytesOfTheWhole) {
     part.spec.rows = end - begin;
     part.codes.assign(whole.codes.begin() + begin * 192, whole.codes.begin() + end * 192);
     part.scales.assign(whole.scales.begin() + begin * 3, whole.scales.begin() + end * 3);
-    const auto done = PackRows(part, begin, weight);
+    const auto done = PackRows(*device, part, begin, weight);
     ASSERT_TRUE(done) << done.error().message;
   }
   EXPECT_EQ(memory, packed->memory);
   QuantizedTensor misplaced = RandomWeight(Int4(16, 192, 64), 1);
-  EXPECT_FALSE(PackRows(misplaced, 8, weight));
-  EXPECT_FALSE(PackRows(misplaced, 32, weight));
+  EXPECT_FALSE(PackRows(*device, misplaced, 8, weight));
+  EXPECT_FALSE(PackRows(*device, misplaced, 32, weight));
   misplaced.spec.group_size = 32;
-  EXPECT_FALSE(PackRows(misplaced, 0, weight));
+  EXPECT_FALSE(PackRows(*device, misplaced, 0, weight));
 }
 
 // bf16 scales far below what f16 holds survive exactly through the factor of the row.

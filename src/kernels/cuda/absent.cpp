@@ -1,0 +1,69 @@
+// The build without CUDA: no device says kCuda, so nothing here is ever called, but for questions
+// about a cache that is not the CPU's.
+#include <fmt/format.h>
+
+#include <cstdlib>
+
+#include "base/check.h"
+#include "kernels/cuda/backend.h"
+
+namespace nibble::cuda {
+namespace {
+[[noreturn]] void Absent() {
+  NIBBLE_CHECK(false, "a CUDA kernel in a build without CUDA");
+  std::abort();
+}
+}  // namespace
+
+Result<std::size_t> PackedSizeBytes(const WeightSpec&) { Absent(); }
+Result<void> PackRows(Device&, const QuantizedTensor&, std::int64_t, PackedWeight&) { Absent(); }
+void Linear(KernelContext&, const float*, std::int64_t, std::int64_t,
+            std::span<const LinearOutput>) {
+  Absent();
+}
+void Embedding(KernelContext&, const PackedWeight&, std::span<const TokenId>, float*) { Absent(); }
+void AddRmsNorm(KernelContext&, float*, const float*, const float*, float, float*, std::int64_t,
+                std::int64_t) {
+  Absent();
+}
+void AddBias(KernelContext&, float*, std::int64_t, const float*, std::int64_t, std::int64_t) {
+  Absent();
+}
+void SwiGlu(KernelContext&, const float*, std::int64_t, const float*, std::int64_t, float*,
+            std::int64_t, std::int64_t, std::int64_t) {
+  Absent();
+}
+std::int64_t HeadBytes(const KvCacheSpec& spec) {
+  return 4 * spec.block_size_tokens * spec.head_dim;
+}
+Result<void> Validate(const KvCacheSpec& spec) {
+  return Fail(
+      ErrorCode::kUnsupported,
+      fmt::format("KV blocks of {} tokens: the CPU's kernels take 16", spec.block_size_tokens));
+}
+void RopeAndCache(KernelContext&, const KvCache&, std::int64_t, const RopeAndCacheArgs&,
+                  std::span<const AttentionSequence>) {
+  Absent();
+}
+void PagedAttention(KernelContext&, const KvCache&, std::int64_t, const PagedAttentionArgs&,
+                    std::span<const AttentionSequence>) {
+  Absent();
+}
+void Sample(KernelContext&, float*, std::int64_t, std::int64_t, std::span<const SampleRow>) {
+  Absent();
+}
+void PlanSteps(Device&, const StepLimits&) { Absent(); }
+Result<void> PrepareSteps(Device&, const StepLimits&) { Absent(); }
+Result<void> BeginStep(KernelContext&, const KvCache&, const StepInputs&) { Absent(); }
+StepSlot EndStep(KernelContext&) { Absent(); }
+void CollectSamples(KernelContext&, StepSlot, std::span<SampleResult>) { Absent(); }
+void GatherRows(KernelContext&, const float*, std::int64_t, std::span<const std::int32_t>, float*,
+                std::int64_t) {
+  Absent();
+}
+void HostActivations(KernelContext&, const float*, std::int64_t, std::int64_t, std::int64_t,
+                     std::vector<float>&) {
+  Absent();
+}
+
+}  // namespace nibble::cuda

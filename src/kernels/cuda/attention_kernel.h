@@ -1,0 +1,85 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/ops_kernel.h"
+
+struct CUstream_st;
+
+namespace nibble::cuda {
+
+// Attention over the paged cache: plain data and launchers, each returns a cudaError_t.
+// Bytes: docs/formats/kv_block.md; arithmetic: attention.cuh.
+
+constexpr int kKvBlock = 64;   // tokens of a block
+constexpr int kKvSplit = 256;  // keys of a split, by absolute position
+constexpr int kMaxGroup = 8;   // query heads of a KV head that one product takes
+
+enum class KvType : std::uint8_t { kF16, kBF16 };
+
+/// One layer of the cache.
+struct KvView {
+  std::uint8_t* data = nullptr;  // block 0, head 0
+  std::int64_t block_bytes = 0;
+  std::int64_t head_bytes = 0;  // keys, then values
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  KvType type = KvType::kBF16;
+};
+
+/// Sequences of a step, in device memory.
+struct SequenceView {
+  const std::int32_t* first_row = nullptr;  // [sequences]
+  const std::int32_t* num_rows = nullptr;
+  const std::int32_t* first_position = nullptr;
+  const std::int32_t* block_tables = nullptr;  // [sequences][table_stride]
+  int table_stride = 0;
+};
+
+/// Rotates q in place, rotates k, and writes k and v of every row to its slot.
+struct RopeArgs {
+  float* q = nullptr;
+  const float* k = nullptr;
+  const float* v = nullptr;
+  std::int64_t q_stride = 0, k_stride = 0, v_stride = 0;
+  int num_heads = 0;
+  const float* q_norm = nullptr;
+  const float* k_norm = nullptr;
+  float norm_eps = 0.0F;
+  const float* cos_sin = nullptr;
+  const TokenRecord* tokens = nullptr;
+  int num_tokens = 0;
+  KvView cache;
+};
+int LaunchRopeAndCache(const RopeArgs& args, CUstream_st* stream);
+
+struct AttentionArgs {
+  const float* q = nullptr;  // [tokens, num_heads * head_dim]
+  std::int64_t q_stride = 0;
+  std::uint16_t* out = nullptr;  // fp16
+  std::int64_t out_stride = 0;   // values
+  int num_heads = 0;
+  float scale_log2 = 0.0F;  // scale * log2(e)
+  int window = 0;           // keys that a query sees; 0: all
+  KvView cache;
+  SequenceView sequences;
+  // Decode: items (sequence, split), the splits of a sequence in order beside each other.
+  const std::int32_t* items = nullptr;       // [max_items][2]
+  const std::int32_t* num_items = nullptr;   // in device memory: a recorded step serves any context
+  const std::int32_t* first_item = nullptr;  // [sequences]
+  int max_items = 0;
+  float* partial = nullptr;         // [max_items][num_heads][head_dim + 2]
+  std::int32_t* arrived = nullptr;  // [sequences][num_kv_heads * groups], zero between steps
+  // Prefill: tiles (sequence, first row of the tile in tokens).
+  const std::int32_t* tiles = nullptr;  // [num_tiles][2]
+  int num_tiles = 0;
+};
+/// Sequences of one row.
+int LaunchDecodeAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream);
+/// Sequences of many rows; a tile has 64 rows, of 64 / (heads per KV head) tokens.
+int LaunchPrefillAttention(const AttentionArgs& args, CUstream_st* stream);
+constexpr int kPrefillRows = 64;
+
+bool HasAttention(int head_dim);
+
+}  // namespace nibble::cuda

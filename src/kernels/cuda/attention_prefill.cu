@@ -1,0 +1,305 @@
+// Attention of sequences with many queries. A block takes 64 rows, (token, query head) pairs that
+// share a KV head, 16 a warp, and walks the keys split by split; 64-key blocks stream through a
+// ring of shared memory. Per split all scores stay in registers until its maximum is known: the
+// arithmetic of attention.cuh. 4 * rows * keys * head_dim operations; judge by FLOP/s.
+
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/launch.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = (kWarps + 1) * 32;
+constexpr int kStages = 4;
+constexpr int kBlocks = kKvSplit / kKvBlock;
+
+template <int kHeadDim>
+constexpr int TileBytes() {
+  return kKvBlock * kHeadDim * 2;
+}
+
+template <int kHeadDim, KvType kType>
+__global__ __launch_bounds__(kThreads) void PrefillKernel(
+    const __grid_constant__ AttentionArgs args) {
+  constexpr int kTileBytes = TileBytes<kHeadDim>();
+  constexpr int kSteps = kHeadDim / 16;
+  constexpr int kDimTiles = kHeadDim / 8;
+  extern __shared__ __align__(1024) std::uint8_t smem[];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const std::uint32_t queries = SmemAddress(smem);  // [64][head_dim] fp16, chunks swapped
+  const std::uint32_t ring = queries + kPrefillRows * kHeadDim * 2;
+  const std::uint32_t full = ring + kStages * kTileBytes;
+  const std::uint32_t empty = full + 8 * kStages;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kStages; ++s) {
+      BarrierInit(full + 8 * s, 1);
+      BarrierInit(empty + 8 * s, kWarps);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  LaunchDependents();
+  WaitForPrevious();
+
+  // Long tiles first: the last tiles of a prompt see the most keys.
+  const int tile = args.num_tiles - 1 - static_cast<int>(blockIdx.x);
+  const int kv_head = static_cast<int>(blockIdx.y);
+  const int sequence = args.tiles[tile * 2];
+  const int first_token = args.tiles[tile * 2 + 1];
+  const int group = args.num_heads / args.cache.num_kv_heads;
+  const int tokens_of_tile = kPrefillRows / group;
+  const int num_tokens = min(tokens_of_tile, args.sequences.num_rows[sequence] - first_token);
+  const int first_row = args.sequences.first_row[sequence] + first_token;
+  const int first_position = args.sequences.first_position[sequence] + first_token;
+  const int last_position = first_position + num_tokens - 1;
+  const int num_rows = num_tokens * group;
+  const std::int32_t* table = args.sequences.block_tables +
+                              static_cast<std::int64_t>(sequence) * args.sequences.table_stride;
+  const int first_key = FirstKey(first_position, args.window);
+  const int split_begin = first_key / kKvSplit;
+  const int split_end = last_position / kKvSplit + 1;
+  const auto blocks_of = [&](int split, int& begin, int& end) {
+    begin = max(split * kBlocks, first_key / kKvBlock);
+    end = min((split + 1) * kBlocks, last_position / kKvBlock + 1);
+  };
+  int stage = 0;
+
+  if (warp == kWarps) {  // copies
+    if (lane == 0) {
+      std::uint32_t phase = 1;
+      for (int split = split_begin; split < split_end; ++split) {
+        int begin;
+        int end;
+        blocks_of(split, begin, end);
+        for (int values = 0; values < 2; ++values) {
+          for (int b = begin; b < end; ++b) {
+            const std::uint8_t* from = args.cache.data + table[b] * args.cache.block_bytes +
+                                       kv_head * args.cache.head_bytes + values * kTileBytes;
+            BarrierWait(empty + 8 * stage, phase);
+            BarrierExpect(full + 8 * stage, kTileBytes);
+            asm volatile(
+                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+                "[%3];" ::"r"(ring + stage * kTileBytes),
+                "l"(from), "r"(kTileBytes), "r"(full + 8 * stage)
+                : "memory");
+            if (++stage == kStages) {
+              stage = 0;
+              phase ^= 1;
+            }
+          }
+        }
+      }
+    }
+    return;
+  }
+
+  // The warp's own 16 rows of the queries, as fp16.
+  for (int i = lane; i < 16 * kDimTiles; i += 32) {
+    const int r = warp * 16 + i / kDimTiles;
+    const int chunk = i % kDimTiles;
+    uint4 packed = make_uint4(0, 0, 0, 0);
+    if (r < num_rows) {
+      const float4* q =
+          reinterpret_cast<const float4*>(args.q + (first_row + r / group) * args.q_stride +
+                                          (kv_head * group + r % group) * kHeadDim + chunk * 8);
+      const float4 a = q[0];
+      const float4 b = q[1];
+      packed = make_uint4(AsBits(__floats2half2_rn(a.x, a.y)), AsBits(__floats2half2_rn(a.z, a.w)),
+                          AsBits(__floats2half2_rn(b.x, b.y)), AsBits(__floats2half2_rn(b.z, b.w)));
+    }
+    *reinterpret_cast<uint4*>(smem + ChunkAt<kHeadDim>(r, chunk)) = packed;
+  }
+  __syncwarp();
+
+  // Rows g and g + 8 of the warp.
+  int position[2];
+  int lowest_key[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int r = warp * 16 + g + h * 8;
+    position[h] = first_position + min(r, num_rows - 1) / group;
+    lowest_key[h] = FirstKey(position[h], args.window);
+  }
+  Merged merged[2];
+  float sum[kDimTiles][4] = {};
+  std::uint32_t phase = 0;
+  const auto next_stage = [&] {
+    __syncwarp();
+    if (lane == 0) {
+      BarrierArrive(empty + 8 * stage);
+    }
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  };
+  for (int split = split_begin; split < split_end; ++split) {
+    int begin;
+    int end;
+    blocks_of(split, begin, end);
+    float scores[kBlocks][8][4];
+    float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      const int block = split * kBlocks + b;
+      const bool walked = block >= begin && block < end;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          scores[b][n][j] = 0.0F;
+        }
+      }
+      if (walked) {
+        BarrierWait(full + 8 * stage, phase);
+        const std::uint32_t keys = ring + stage * kTileBytes;
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+          std::uint32_t a[4];
+          LoadMatrices(a, queries + ChunkAt<kHeadDim>(warp * 16 + lane % 16, s * 2 + lane / 16));
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {  // 16 keys a load
+            std::uint32_t k[4];
+            LoadMatrices(k, keys + ChunkAt<kHeadDim>(n * 16 + lane % 8 + lane / 16 * 8,
+                                                     s * 2 + lane / 8 % 2));
+            ToHalf2<kType>(k);
+            Mma16816(scores[b][2 * n], a, k[0], k[1]);
+            Mma16816(scores[b][2 * n + 1], a, k[2], k[3]);
+          }
+        }
+        next_stage();
+      }
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int key = block * kKvBlock + n * 8 + 2 * t + j % 2;
+          const bool seen = walked && key <= position[j / 2] && key >= lowest_key[j / 2];
+          scores[b][n][j] = seen ? scores[b][n][j] * args.scale_log2 : -INFINITY;
+          top[j / 2] = fmaxf(top[j / 2], scores[b][n][j]);
+        }
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffU, top[h], 1));
+      top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffU, top[h], 2));
+    }
+    // A row that sees nothing of this split: weights of zero, and no merge below.
+    const float shift[2] = {top[0] == -INFINITY ? 0.0F : top[0],
+                            top[1] == -INFINITY ? 0.0F : top[1]};
+    std::uint32_t weights[kBlocks][8][2];
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          weights[b][n][h] = AsBits(__floats2half2_rn(Exp2(scores[b][n][2 * h] - shift[h]),
+                                                      Exp2(scores[b][n][2 * h + 1] - shift[h])));
+        }
+      }
+    }
+    float o[kDimTiles][4] = {};
+    float l[4] = {0.0F, 0.0F, 0.0F, 0.0F};
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      const int block = split * kBlocks + b;
+      if (block >= begin && block < end) {
+        BarrierWait(full + 8 * stage, phase);
+        const std::uint32_t values = ring + stage * kTileBytes;
+#pragma unroll
+        for (int s = 0; s < kKvBlock / 16; ++s) {
+          const std::uint32_t a[4] = {weights[b][2 * s][0], weights[b][2 * s][1],
+                                      weights[b][2 * s + 1][0], weights[b][2 * s + 1][1]};
+          constexpr std::uint32_t kOnes = 0x3c003c00;
+          Mma16816(l, a, kOnes, kOnes);
+#pragma unroll
+          for (int n = 0; n < kDimTiles / 2; ++n) {  // 16 dimensions a load
+            std::uint32_t v[4];
+            LoadMatricesTransposed(
+                v, values +
+                       ChunkAt<kHeadDim>(s * 16 + lane % 8 + lane / 8 % 2 * 8, n * 2 + lane / 16));
+            ToHalf2<kType>(v);
+            Mma16816(o[2 * n], a, v[0], v[1]);
+            Mma16816(o[2 * n + 1], a, v[2], v[3]);
+          }
+        }
+        next_stage();
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (top[h] != -INFINITY) {
+        float keep;
+        float add;
+        Merge(merged[h], top[h], l[2 * h], keep, add);
+#pragma unroll
+        for (int n = 0; n < kDimTiles; ++n) {
+#pragma unroll
+          for (int j = 2 * h; j < 2 * h + 2; ++j) {
+            sum[n][j] = fmaf(sum[n][j], keep, o[n][j] * add);
+          }
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int r = warp * 16 + g + h * 8;
+    if (r < num_rows) {
+      const float inverse = 1.0F / merged[h].sum;
+      std::uint16_t* out = args.out + (first_row + r / group) * args.out_stride +
+                           (kv_head * group + r % group) * kHeadDim + 2 * t;
+#pragma unroll
+      for (int n = 0; n < kDimTiles; ++n) {
+        *reinterpret_cast<std::uint32_t*>(out + n * 8) =
+            AsBits(__floats2half2_rn(sum[n][2 * h] * inverse, sum[n][2 * h + 1] * inverse));
+      }
+    }
+  }
+}
+
+template <int kHeadDim, KvType kType>
+int LaunchPrefill(const AttentionArgs& args, cudaStream_t stream) {
+  constexpr int kSmem =
+      kPrefillRows * kHeadDim * 2 + kStages * TileBytes<kHeadDim>() + kStages * 16;
+  auto* kernel = PrefillKernel<kHeadDim, kType>;
+  static const cudaError_t configured =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);
+  if (configured != cudaSuccess) {
+    return configured;
+  }
+  return Launch(
+      kernel,
+      dim3(static_cast<unsigned>(args.num_tiles), static_cast<unsigned>(args.cache.num_kv_heads)),
+      kThreads, kSmem, stream, args);
+}
+
+}  // namespace
+
+int LaunchPrefillAttention(const AttentionArgs& args, CUstream_st* stream) {
+  const bool bf16 = args.cache.type == KvType::kBF16;
+  switch (args.cache.head_dim) {
+    case 16:
+      return bf16 ? LaunchPrefill<16, KvType::kBF16>(args, stream)
+                  : LaunchPrefill<16, KvType::kF16>(args, stream);
+    case 32:
+      return bf16 ? LaunchPrefill<32, KvType::kBF16>(args, stream)
+                  : LaunchPrefill<32, KvType::kF16>(args, stream);
+    case 64:
+      return bf16 ? LaunchPrefill<64, KvType::kBF16>(args, stream)
+                  : LaunchPrefill<64, KvType::kF16>(args, stream);
+    case 128:
+      return bf16 ? LaunchPrefill<128, KvType::kBF16>(args, stream)
+                  : LaunchPrefill<128, KvType::kF16>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,690 @@
+#include "kernels/cuda/backend.h"
+
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+
+#include "base/check.h"
+#include "device/cuda_device.h"
+#include "kernels/cuda/attention_kernel.h"
+#include "kernels/cuda/linear_kernel.h"
+#include "kernels/cuda/ops_kernel.h"
+#include "kernels/cuda/sampling_kernel.h"
+#include "kernels/cuda/weight_layout.h"
+#include "tensor/float16.h"
+
+namespace nibble::cuda {
+namespace {
+
+// What gated activations are stored as: divided by 32, so that products up to two million fit fp16.
+constexpr float kGatedScale = 1.0F / 32.0F;
+constexpr double kLog2E = 1.4426950408889634;
+
+constexpr std::size_t RoundUp(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Where a step's inputs lie: at the same offsets in device memory and in each staging buffer.
+struct InputLayout {
+  std::size_t first_row = 0, num_rows = 0, first_position = 0, first_item = 0;  // [sequences] int32
+  std::size_t header = 0;                                                       // Header
+  std::size_t tokens = 0;   // [tokens] TokenRecord
+  std::size_t records = 0;  // [samples] SampleRecord
+  std::size_t adjustments = 0;
+  std::size_t items = 0;   // [items][2] int32
+  std::size_t tiles = 0;   // [tiles][2] int32
+  std::size_t tables = 0;  // [sequences][table_width] int32
+  std::size_t bytes = 0;
+  std::int64_t max_samples = 0, max_adjustments = 0, max_items = 0, max_tiles = 0, table_width = 0;
+};
+
+struct Header {
+  SampleRecordResult* results = nullptr;
+  std::int32_t num_items = 0;
+  std::int32_t unused = 0;
+};
+
+InputLayout LayOut(const StepLimits& limits) {
+  InputLayout at;
+  const auto sequences = limits.max_sequences;
+  at.table_width = (limits.max_positions + kKvBlock - 1) / kKvBlock;
+  at.max_samples = limits.max_tokens + limits.max_sequences;
+  at.max_adjustments = std::min<std::int64_t>(sequences * (limits.max_positions + 2048), 1 << 19);
+  at.max_items = sequences * ((limits.max_positions + kKvSplit - 1) / kKvSplit);
+  const auto group = std::max<std::int64_t>(1, limits.num_heads / limits.num_kv_heads);
+  at.max_tiles = limits.max_tokens / std::max<std::int64_t>(1, kPrefillRows / group) + sequences;
+  const auto take = [&](std::int64_t count, std::size_t size) {
+    const std::size_t begin = at.bytes;
+    at.bytes = RoundUp(begin + static_cast<std::size_t>(count) * size);
+    return begin;
+  };
+  at.first_row = take(sequences, 4);
+  at.num_rows = take(sequences, 4);
+  at.first_position = take(sequences, 4);
+  at.first_item = take(sequences, 4);
+  at.header = take(1, sizeof(Header));
+  at.tokens = take(limits.max_tokens, sizeof(TokenRecord));  // ends the part that is always copied
+  at.records = take(at.max_samples, sizeof(SampleRecord));
+  at.adjustments = take(at.max_adjustments, sizeof(Adjustment));
+  at.items = take(at.max_items, 8);
+  at.tiles = take(at.max_tiles, 8);
+  at.tables = take(sequences * at.table_width, 4);
+  return at;
+}
+
+std::size_t PartialBytes(const StepLimits& limits, const InputLayout& at) {
+  return static_cast<std::size_t>(at.max_items * limits.num_heads * (limits.head_dim + 2)) *
+         sizeof(float);
+}
+std::size_t ArrivedBytes(const StepLimits& limits) {
+  return static_cast<std::size_t>(limits.max_sequences * limits.num_heads) * sizeof(std::int32_t);
+}
+std::size_t ResultBytes(const InputLayout& at) {
+  return RoundUp(static_cast<std::size_t>(at.max_samples) * sizeof(SampleRecordResult));
+}
+
+struct State {
+  StepLimits limits;
+  InputLayout at;
+  DeviceBuffer inputs, partial, arrived, slot_tokens;  // on the device
+  DeviceBuffer staging, results;                       // pinned, one piece a slot
+  std::vector<cudaEvent_t> copied;                     // by slot
+  int slot = -1;
+  // Of the step begun last.
+  const SampleRow* first_sample = nullptr;
+  const std::int32_t* first_logit_row = nullptr;
+  std::size_t num_samples = 0;
+  int num_tokens = 0;
+  int num_decode = 0;  // sequences of one row
+  int num_tiles = 0;
+  std::vector<Adjustment> adjustments;                    // of one row, while they are listed
+  std::array<std::pair<const void*, float>, 4> scales{};  // of fp16 activations, by address
+
+  ~State() {
+    for (cudaEvent_t event : copied) {
+      cudaEventDestroy(event);
+    }
+  }
+  int num_slots() const { return static_cast<int>(copied.size()); }
+  std::byte* staging_of(int index) const {
+    return staging.data() + static_cast<std::size_t>(index) * at.bytes;
+  }
+  SampleRecordResult* results_of(int index) const {
+    return reinterpret_cast<SampleRecordResult*>(results.data() +
+                                                 static_cast<std::size_t>(index) * ResultBytes(at));
+  }
+  template <typename T>
+  T* On(std::size_t offset) const {
+    return reinterpret_cast<T*>(inputs.data() + offset);
+  }
+  float ScaleOf(const void* x) const {
+    for (const auto& [address, scale] : scales) {
+      if (address == x) {
+        return scale;
+      }
+    }
+    return 1.0F;
+  }
+  void NoteScale(const void* x, float scale) {
+    for (auto& [address, kept] : scales) {
+      if (address == x || address == nullptr) {
+        address = x;
+        kept = scale;
+        return;
+      }
+    }
+    NIBBLE_CHECK(false, "too many scaled activations");
+  }
+};
+
+CudaDevice& DeviceOf(KernelContext& context) { return static_cast<CudaDevice&>(*context.device); }
+CudaDevice& AsCuda(Device& device) { return static_cast<CudaDevice&>(device); }
+
+State& StateOf(CudaDevice& device) {
+  NIBBLE_CHECK(device.kernel_state() != nullptr, "PrepareSteps comes first");
+  return *static_cast<State*>(device.kernel_state().get());
+}
+
+const std::uint16_t* Half(const float* x) { return reinterpret_cast<const std::uint16_t*>(x); }
+std::uint16_t* Half(float* x) { return reinterpret_cast<std::uint16_t*>(x); }
+
+WeightLayout MustLayOut(const WeightSpec& spec) {
+  const auto layout = LayoutOf(spec);
+  NIBBLE_CHECK(layout.has_value(), "a packed weight without a layout");
+  return *layout;
+}
+
+LinearPart PartOf(const PackedWeight& weight, const WeightLayout& layout) {
+  return {.weight = reinterpret_cast<const std::uint8_t*>(weight.data),
+          .factor = reinterpret_cast<const float*>(weight.data + layout.factor_offset()),
+          .rows = layout.rows,
+          .num_tiles = layout.num_tiles};
+}
+
+bool SameKind(const WeightLayout& a, const WeightLayout& b) {
+  return a.format == b.format && a.grid == b.grid && a.cols == b.cols &&
+         a.unit_cols == b.unit_cols && a.sub_cols == b.sub_cols;
+}
+
+void Run(CudaDevice& device, const LinearArgs& args) {
+  int error = 0;
+  if (args.num_tokens <= kMaxSmallTokens && device.compute_capability() >= 90) {
+    error = LaunchLinearSmall(args, device.num_sms(), device.stream());
+  } else if (device.compute_capability() == 90) {
+    error = LaunchLinearLarge(args, device.num_sms(), device.stream());
+  } else {
+    error = LaunchLinearTile(args, device.stream());
+  }
+  device.NoteError(error, "a linear kernel");
+}
+
+KvType TypeOf(KvDType dtype) { return dtype == KvDType::kF16 ? KvType::kF16 : KvType::kBF16; }
+
+KvView Layer(const KvCache& cache, std::int64_t layer) {
+  NIBBLE_CHECK(layer >= 0 && layer < cache.spec.num_layers, "layer beyond the cache");
+  const std::int64_t head_bytes = HeadBytes(cache.spec);
+  const std::int64_t block_bytes = cache.spec.num_kv_heads * head_bytes;
+  return {
+      .data = reinterpret_cast<std::uint8_t*>(cache.data) + layer * cache.num_blocks * block_bytes,
+      .block_bytes = block_bytes,
+      .head_bytes = head_bytes,
+      .num_kv_heads = static_cast<int>(cache.spec.num_kv_heads),
+      .head_dim = static_cast<int>(cache.spec.head_dim),
+      .type = TypeOf(cache.spec.dtype)};
+}
+
+// The lists of a SampleRow as one entry a token, for tokens of the vocabulary.
+void ListAdjustments(const SampleRow& row, std::int64_t vocab_size, std::vector<Adjustment>& out) {
+  const bool repetition = row.repetition_penalty != 1.0F;
+  const bool counted = row.presence_penalty != 0.0F || row.frequency_penalty != 0.0F;
+  out.clear();
+  std::unordered_map<std::int32_t, std::size_t> index;
+  Adjustment outside;
+  const auto entry = [&](TokenId token) -> Adjustment& {
+    if (Raw(token) < 0 || Raw(token) >= vocab_size) {
+      return outside;
+    }
+    const auto [found, is_new] = index.try_emplace(Raw(token), out.size());
+    if (is_new) {
+      out.push_back(Adjustment{.token = Raw(token)});
+    }
+    return out[found->second];
+  };
+  for (const auto& [token, bias] : row.logit_bias) {
+    entry(token).bias += bias;
+  }
+  if (repetition) {
+    for (const TokenId token : row.prompt) {
+      entry(token).seen = 1;
+    }
+  }
+  if (repetition || counted) {
+    for (const TokenId token : row.output) {
+      Adjustment& adjustment = entry(token);
+      adjustment.seen = 1;
+      ++adjustment.count;
+    }
+  }
+  for (const TokenId token : row.forbidden) {
+    entry(token).banned = 1;
+  }
+}
+
+SampleRecord RecordOf(const SampleRow& row) {
+  SampleRecord record{.temperature = row.temperature,
+                      .top_p = row.top_p,
+                      .min_p = row.min_p,
+                      .repetition_penalty = row.repetition_penalty,
+                      .presence_penalty = row.presence_penalty,
+                      .frequency_penalty = row.frequency_penalty,
+                      .top_k = row.top_k,
+                      .num_top = std::min(row.num_top_logprobs, kMaxTop),
+                      .target = Raw(row.target),
+                      .choice = row.choice};
+  record.seed[0] = static_cast<std::uint32_t>(row.seed);
+  record.seed[1] = static_cast<std::uint32_t>(row.seed >> 32);
+  record.position[0] = static_cast<std::uint32_t>(row.position);
+  record.position[1] = static_cast<std::uint32_t>(row.position >> 32);
+  return record;
+}
+
+void Copy(CudaDevice& device, State& state, std::size_t offset, std::size_t bytes) {
+  if (bytes > 0) {
+    device.NoteError(
+        cudaMemcpyAsync(state.inputs.data() + offset, state.staging_of(state.slot) + offset, bytes,
+                        cudaMemcpyHostToDevice, device.stream()),
+        "copying a step's inputs");
+  }
+}
+
+// Index of the first of `rows` among the rows that BeginStep was told of; appends them if they are
+// new.
+std::size_t RecordsOf(CudaDevice& device, State& state, std::span<const std::int32_t> rows) {
+  const auto at = static_cast<std::size_t>(rows.data() - state.first_logit_row);
+  if (state.first_logit_row != nullptr && rows.data() >= state.first_logit_row &&
+      at + rows.size() <= state.num_samples) {
+    return at;
+  }
+  NIBBLE_CHECK(!device.capturing(), "rows of logits that BeginStep does not know");
+  NIBBLE_CHECK(rows.size() <= static_cast<std::size_t>(state.at.max_samples),
+               "too many rows of logits");
+  device.NoteError(cudaStreamSynchronize(device.stream()), "a step");
+  auto* records = reinterpret_cast<SampleRecord*>(state.staging_of(state.slot) + state.at.records);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    records[i] = SampleRecord{.logit_row = rows[i]};
+  }
+  Copy(device, state, state.at.records, rows.size() * sizeof(SampleRecord));
+  return 0;
+}
+
+}  // namespace
+
+Result<std::size_t> PackedSizeBytes(const WeightSpec& spec) {
+  NIBBLE_TRY(layout, LayoutOf(spec));
+  return layout.size_bytes();
+}
+
+Result<void> PackRows(Device& device, const QuantizedTensor& rows, std::int64_t row_begin,
+                      PackedWeight& weight) {
+  NIBBLE_TRY(layout, LayoutOf(weight.spec));
+  NIBBLE_TRY_VOID(nibble::Validate(rows));
+  const std::int64_t row_end = row_begin + rows.spec.rows;
+  if (row_begin < 0 || row_begin % kTileRows != 0 || row_end > layout.rows ||
+      (row_end % kTileRows != 0 && row_end != layout.rows) || rows.spec.cols != layout.cols ||
+      weight.size_bytes < layout.size_bytes()) {
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        fmt::format("rows [{}, {}) of {} do not fit a packed {} [{}, {}]", row_begin, row_end,
+                    rows.spec.ToString(), weight.spec.ToString(), layout.rows, layout.cols));
+  }
+  const auto tiles = static_cast<std::size_t>((rows.spec.rows + kTileRows - 1) / kTileRows);
+  const std::size_t bytes = tiles * layout.tile_bytes();
+  const auto first_tile = static_cast<std::size_t>(row_begin / kTileRows);
+  std::vector<float> factors(tiles * kTileRows, 1.0F);
+  {
+    const DeviceWrite write = device.Write(weight.data + first_tile * layout.tile_bytes(), bytes);
+    PackTiles(rows, layout, write.data(), factors.data());
+  }
+  const DeviceWrite write =
+      device.Write(weight.data + layout.factor_offset() + first_tile * kTileRows * sizeof(float),
+                   factors.size() * sizeof(float));
+  std::memcpy(write.data(), factors.data(), factors.size() * sizeof(float));
+  return {};
+}
+
+void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::int64_t num_tokens,
+            std::span<const LinearOutput> outputs) {
+  CudaDevice& device = DeviceOf(context);
+  const State& state = StateOf(device);
+  for (std::size_t begin = 0; begin < outputs.size();) {
+    LinearArgs args{.layout = MustLayOut(outputs[begin].weight->spec),
+                    .x = Half(x),
+                    .x_stride = 2 * x_stride,
+                    .num_tokens = static_cast<int>(num_tokens),
+                    .x_scale = 1.0F / state.ScaleOf(x)};
+    std::size_t end = begin;
+    while (end < outputs.size() && args.num_parts < kMaxParts) {
+      const WeightLayout layout = MustLayOut(outputs[end].weight->spec);
+      if (!SameKind(layout, args.layout)) {
+        break;
+      }
+      LinearPart& part = args.parts[args.num_parts++];
+      part = PartOf(*outputs[end].weight, layout);
+      part.y = outputs[end].y;
+      part.y_stride = outputs[end].y_stride;
+      ++end;
+    }
+    Run(device, args);
+    begin = end;
+  }
+}
+
+void Embedding(KernelContext& context, const PackedWeight& table, std::span<const TokenId> ids,
+               float* out) {
+  CudaDevice& device = DeviceOf(context);
+  const State& state = StateOf(device);
+  NIBBLE_CHECK(static_cast<int>(ids.size()) == state.num_tokens, "BeginStep knows other tokens");
+  const WeightLayout layout = MustLayOut(table.spec);
+  const LinearPart part = PartOf(table, layout);
+  device.NoteError(LaunchEmbedding({.layout = layout,
+                                    .table = part.weight,
+                                    .factor = part.factor,
+                                    .tokens = state.On<TokenRecord>(state.at.tokens),
+                                    .slot_tokens = state.slot_tokens.as<std::int32_t>(),
+                                    .out = out,
+                                    .num_tokens = state.num_tokens},
+                                   device.stream()),
+                   "the embedding");
+}
+
+void AddRmsNorm(KernelContext& context, float* residual, const float* delta, const float* weight,
+                float eps, float* out, std::int64_t num_tokens, std::int64_t width) {
+  CudaDevice& device = DeviceOf(context);
+  device.NoteError(LaunchAddRmsNorm({.residual = residual,
+                                     .delta = delta,
+                                     .weight = weight,
+                                     .eps = eps,
+                                     .out = Half(out),
+                                     .out_stride = 2 * width,
+                                     .width = static_cast<int>(width),
+                                     .tokens = static_cast<int>(num_tokens)},
+                                    device.stream()),
+                   "a norm");
+}
+
+void AddBias(KernelContext& context, float* x, std::int64_t stride, const float* bias,
+             std::int64_t num_tokens, std::int64_t width) {
+  CudaDevice& device = DeviceOf(context);
+  device.NoteError(LaunchAddBias(x, stride, bias, static_cast<int>(num_tokens),
+                                 static_cast<int>(width), device.stream()),
+                   "a bias");
+}
+
+void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride, const float* up,
+            std::int64_t up_stride, float* out, std::int64_t out_stride, std::int64_t num_tokens,
+            std::int64_t width) {
+  CudaDevice& device = DeviceOf(context);
+  StateOf(device).NoteScale(out, kGatedScale);
+  device.NoteError(LaunchSwiGlu({.gate = gate,
+                                 .up = up,
+                                 .out = Half(out),
+                                 .gate_stride = gate_stride,
+                                 .up_stride = up_stride,
+                                 .out_stride = 2 * out_stride,
+                                 .scale = kGatedScale,
+                                 .tokens = static_cast<int>(num_tokens),
+                                 .width = static_cast<int>(width)},
+                                device.stream()),
+                   "a gate");
+}
+
+std::int64_t HeadBytes(const KvCacheSpec& spec) { return 2 * kKvBlock * spec.head_dim * 2; }
+
+Result<void> Validate(const KvCacheSpec& spec) {
+  if (!HasAttention(static_cast<int>(spec.head_dim))) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("head_dim {}: the CUDA attention kernels take 16, 32, 64 and 128",
+                            spec.head_dim));
+  }
+  if (spec.dtype != KvDType::kBF16 && spec.dtype != KvDType::kF16) {
+    return Fail(ErrorCode::kUnsupported, "the CUDA cache holds bfloat16 or float16");
+  }
+  return {};
+}
+
+void RopeAndCache(KernelContext& context, const KvCache& cache, std::int64_t layer,
+                  const RopeAndCacheArgs& args, std::span<const AttentionSequence>) {
+  CudaDevice& device = DeviceOf(context);
+  const State& state = StateOf(device);
+  device.NoteError(LaunchRopeAndCache({.q = args.q,
+                                       .k = args.k,
+                                       .v = args.v,
+                                       .q_stride = args.q_stride,
+                                       .k_stride = args.k_stride,
+                                       .v_stride = args.v_stride,
+                                       .num_heads = static_cast<int>(args.num_heads),
+                                       .q_norm = args.q_norm,
+                                       .k_norm = args.k_norm,
+                                       .norm_eps = args.norm_eps,
+                                       .cos_sin = args.rope.cos_sin,
+                                       .tokens = state.On<TokenRecord>(state.at.tokens),
+                                       .num_tokens = state.num_tokens,
+                                       .cache = Layer(cache, layer)},
+                                      device.stream()),
+                   "RoPE");
+}
+
+void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t layer,
+                    const PagedAttentionArgs& args, std::span<const AttentionSequence>) {
+  CudaDevice& device = DeviceOf(context);
+  const State& state = StateOf(device);
+  const InputLayout& at = state.at;
+  const AttentionArgs launch{
+      .q = args.q,
+      .q_stride = args.q_stride,
+      .out = Half(args.out),
+      .out_stride = 2 * args.out_stride,
+      .num_heads = static_cast<int>(args.num_heads),
+      .scale_log2 = static_cast<float>(static_cast<double>(args.scale) * kLog2E),
+      .window = args.sliding_window,
+      .cache = Layer(cache, layer),
+      .sequences = {.first_row = state.On<std::int32_t>(at.first_row),
+                    .num_rows = state.On<std::int32_t>(at.num_rows),
+                    .first_position = state.On<std::int32_t>(at.first_position),
+                    .block_tables = state.On<std::int32_t>(at.tables),
+                    .table_stride = static_cast<int>(at.table_width)},
+      .items = state.On<std::int32_t>(at.items),
+      .num_items = &state.On<Header>(at.header)->num_items,
+      .first_item = state.On<std::int32_t>(at.first_item),
+      .max_items = static_cast<int>(at.max_items),
+      .partial = state.partial.as<float>(),
+      .arrived = state.arrived.as<std::int32_t>(),
+      .tiles = state.On<std::int32_t>(at.tiles),
+      .num_tiles = state.num_tiles};
+  if (state.num_decode > 0) {
+    device.NoteError(LaunchDecodeAttention(launch, device.num_sms(), device.stream()),
+                     "decode attention");
+  }
+  if (state.num_tiles > 0) {
+    device.NoteError(LaunchPrefillAttention(launch, device.stream()), "prefill attention");
+  }
+}
+
+void Sample(KernelContext& context, float* logits, std::int64_t logits_stride,
+            std::int64_t vocab_size, std::span<const SampleRow> rows) {
+  CudaDevice& device = DeviceOf(context);
+  const State& state = StateOf(device);
+  const auto first = static_cast<std::size_t>(rows.data() - state.first_sample);
+  NIBBLE_CHECK(state.first_sample != nullptr && first + rows.size() <= state.num_samples,
+               "rows to sample that BeginStep does not know");
+  device.NoteError(LaunchSample({.logits = logits,
+                                 .logits_stride = logits_stride,
+                                 .vocab = static_cast<int>(vocab_size),
+                                 .rows = static_cast<int>(rows.size()),
+                                 .records = state.On<SampleRecord>(state.at.records) + first,
+                                 .adjustments = state.On<Adjustment>(state.at.adjustments),
+                                 .results = &state.On<Header>(state.at.header)->results,
+                                 .first_result = static_cast<int>(first),
+                                 .slot_tokens = state.slot_tokens.as<std::int32_t>()},
+                                device.stream()),
+                   "sampling");
+}
+
+void PlanSteps(Device& device, const StepLimits& limits) {
+  const InputLayout at = LayOut(limits);
+  const auto slots = static_cast<std::size_t>(limits.max_in_flight) + 1;
+  device.ledger().Plan("step", at.bytes + PartialBytes(limits, at) + ArrivedBytes(limits) +
+                                   static_cast<std::size_t>(limits.max_sequences) * 4);
+  device.ledger().Plan("step (host)", slots * (at.bytes + ResultBytes(at)));
+}
+
+Result<void> PrepareSteps(Device& device, const StepLimits& limits) {
+  auto state = std::make_shared<State>();
+  state->limits = limits;
+  state->at = LayOut(limits);
+  const auto slots = static_cast<std::size_t>(limits.max_in_flight) + 1;
+  NIBBLE_TRY(inputs, device.Allocate("step", state->at.bytes));
+  NIBBLE_TRY(partial, device.Allocate("step", PartialBytes(limits, state->at)));
+  NIBBLE_TRY(arrived, device.Allocate("step", ArrivedBytes(limits)));
+  NIBBLE_TRY(tokens, device.Allocate("step", static_cast<std::size_t>(limits.max_sequences) * 4));
+  NIBBLE_TRY(staging, device.AllocateHost("step (host)", slots * state->at.bytes));
+  NIBBLE_TRY(results, device.AllocateHost("step (host)", slots * ResultBytes(state->at)));
+  state->inputs = std::move(inputs);
+  state->partial = std::move(partial);
+  state->arrived = std::move(arrived);
+  state->slot_tokens = std::move(tokens);
+  state->staging = std::move(staging);
+  state->results = std::move(results);
+  for (std::size_t i = 0; i < slots; ++i) {
+    cudaEvent_t event = nullptr;
+    if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) {
+      return Fail(ErrorCode::kUnavailable, "CUDA gives no events");
+    }
+    state->copied.push_back(event);
+  }
+  AsCuda(device).kernel_state() = std::move(state);
+  return {};
+}
+
+Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepInputs& inputs) {
+  CudaDevice& device = DeviceOf(context);
+  State& state = StateOf(device);
+  const InputLayout& at = state.at;
+  const auto num_sequences = inputs.sequences.size();
+  NIBBLE_CHECK(static_cast<std::int64_t>(inputs.token_ids.size()) <= state.limits.max_tokens &&
+                   static_cast<std::int64_t>(num_sequences) <= state.limits.max_sequences &&
+                   static_cast<std::int64_t>(inputs.samples.size()) <= at.max_samples,
+               "a step larger than its buffers");
+  state.slot = (state.slot + 1) % state.num_slots();
+  device.NoteError(cudaEventSynchronize(state.copied[static_cast<std::size_t>(state.slot)]),
+                   "an earlier step");
+  std::byte* staging = state.staging_of(state.slot);
+  const auto array = [&](std::size_t offset) {
+    return reinterpret_cast<std::int32_t*>(staging + offset);
+  };
+  auto* tokens = reinterpret_cast<TokenRecord*>(staging + at.tokens);
+  std::int32_t num_items = 0;
+  std::size_t table_blocks = 0;
+  state.num_decode = 0;
+  state.num_tiles = 0;
+  const auto group = state.limits.num_heads / state.limits.num_kv_heads;
+  const auto tile_tokens = static_cast<std::int32_t>(kPrefillRows / group);
+  for (std::size_t s = 0; s < num_sequences; ++s) {
+    const AttentionSequence& sequence = inputs.sequences[s];
+    array(at.first_row)[s] = sequence.first_row;
+    array(at.num_rows)[s] = sequence.num_rows;
+    array(at.first_position)[s] = sequence.first_position;
+    array(at.first_item)[s] = num_items;
+    const std::int32_t end = sequence.first_position + sequence.num_rows;
+    const auto blocks = static_cast<std::size_t>((end + kKvBlock - 1) / kKvBlock);
+    table_blocks = std::max(table_blocks, blocks);
+    std::int32_t* table = array(at.tables) + s * static_cast<std::size_t>(at.table_width);
+    for (std::size_t b = 0; b < blocks; ++b) {
+      table[b] = Raw(sequence.block_table[b]);
+      NIBBLE_CHECK(table[b] >= 0 && table[b] < cache.num_blocks, "block beyond the cache");
+    }
+    for (std::int32_t i = 0; i < sequence.num_rows; ++i) {
+      const auto row = static_cast<std::size_t>(sequence.first_row + i);
+      const std::int32_t position = sequence.first_position + i;
+      tokens[row] = {.id = Raw(inputs.token_ids[row]),
+                     .from_slot = inputs.token_slots.empty() ? -1 : inputs.token_slots[row],
+                     .position = position,
+                     .kv_slot = table[position / kKvBlock] * kKvBlock + position % kKvBlock};
+    }
+    if (sequence.num_rows == 1) {
+      ++state.num_decode;
+      const std::int32_t window = state.limits.sliding_window;
+      const std::int32_t first = window > 0 ? std::max(0, sequence.first_position - window + 1) : 0;
+      for (std::int32_t split = first / kKvSplit; split <= sequence.first_position / kKvSplit;
+           ++split) {
+        array(at.items)[2 * num_items] = static_cast<std::int32_t>(s);
+        array(at.items)[2 * num_items + 1] = split;
+        ++num_items;
+      }
+    } else {
+      for (std::int32_t token = 0; token < sequence.num_rows; token += tile_tokens) {
+        array(at.tiles)[2 * state.num_tiles] = static_cast<std::int32_t>(s);
+        array(at.tiles)[2 * state.num_tiles + 1] = token;
+        ++state.num_tiles;
+      }
+    }
+  }
+  auto* records = reinterpret_cast<SampleRecord*>(staging + at.records);
+  auto* adjustments = reinterpret_cast<Adjustment*>(staging + at.adjustments);
+  std::int64_t num_adjustments = 0;
+  for (std::size_t i = 0; i < inputs.samples.size(); ++i) {
+    const SampleRow& row = inputs.samples[i];
+    records[i] = RecordOf(row);
+    records[i].logit_row = inputs.logit_rows[i];
+    records[i].slot = inputs.sample_slots.empty() ? -1 : inputs.sample_slots[i];
+    records[i].first_adjustment = static_cast<std::int32_t>(num_adjustments);
+    if (!row.logit_bias.empty() || !row.forbidden.empty() || !row.output.empty() ||
+        !row.prompt.empty()) {
+      ListAdjustments(row, state.limits.vocab_size, state.adjustments);
+      const auto added = static_cast<std::int64_t>(state.adjustments.size());
+      if (num_adjustments + added > at.max_adjustments) {
+        return Fail(
+            ErrorCode::kLimitExceeded,
+            fmt::format("a step may bias or penalize {} tokens in all", at.max_adjustments));
+      }
+      std::ranges::copy(state.adjustments, adjustments + num_adjustments);
+      records[i].num_adjustments = static_cast<std::int32_t>(added);
+      num_adjustments += added;
+    }
+  }
+  auto* header = reinterpret_cast<Header*>(staging + at.header);
+  header->results = state.results_of(state.slot);
+  header->num_items = num_items;
+  state.first_sample = inputs.samples.data();
+  state.first_logit_row = inputs.logit_rows.data();
+  state.num_samples = inputs.samples.size();
+  state.num_tokens = static_cast<int>(inputs.token_ids.size());
+
+  Copy(device, state, 0, at.tokens + inputs.token_ids.size() * sizeof(TokenRecord));
+  Copy(device, state, at.records, inputs.samples.size() * sizeof(SampleRecord));
+  Copy(device, state, at.adjustments,
+       static_cast<std::size_t>(num_adjustments) * sizeof(Adjustment));
+  Copy(device, state, at.items, static_cast<std::size_t>(num_items) * 8);
+  Copy(device, state, at.tiles, static_cast<std::size_t>(state.num_tiles) * 8);
+  const auto pitch = static_cast<std::size_t>(at.table_width) * sizeof(std::int32_t);
+  device.NoteError(cudaMemcpy2DAsync(state.inputs.data() + at.tables, pitch, staging + at.tables,
+                                     pitch, table_blocks * sizeof(std::int32_t), num_sequences,
+                                     cudaMemcpyHostToDevice, device.stream()),
+                   "copying a step's inputs");
+  device.NoteError(
+      cudaEventRecord(state.copied[static_cast<std::size_t>(state.slot)], device.stream()),
+      "copying a step's inputs");
+  return {};
+}
+
+StepSlot EndStep(KernelContext& context) { return StepSlot{StateOf(DeviceOf(context)).slot}; }
+
+void CollectSamples(KernelContext& context, StepSlot slot, std::span<SampleResult> results) {
+  const State& state = StateOf(DeviceOf(context));
+  const SampleRecordResult* found = state.results_of(static_cast<int>(slot));
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    SampleResult& result = results[i];
+    result.token = TokenId{found[i].token};
+    result.logprob = found[i].logprob;
+    result.rank = found[i].rank;
+    result.top.clear();
+    for (int k = 0; k < found[i].num_top; ++k) {
+      result.top.push_back(
+          {.token = TokenId{found[i].top_tokens[k]}, .logprob = found[i].top_logprobs[k]});
+    }
+  }
+}
+
+void GatherRows(KernelContext& context, const float* x, std::int64_t x_stride,
+                std::span<const std::int32_t> rows, float* out, std::int64_t width) {
+  CudaDevice& device = DeviceOf(context);
+  State& state = StateOf(device);
+  const std::size_t first = RecordsOf(device, state, rows);
+  device.NoteError(
+      LaunchGather(x, x_stride, state.On<SampleRecord>(state.at.records) + first, out,
+                   static_cast<int>(rows.size()), static_cast<int>(width), device.stream()),
+      "gathering rows");
+}
+
+void HostActivations(KernelContext& context, const float* x, std::int64_t x_stride,
+                     std::int64_t rows, std::int64_t width, std::vector<float>& host) {
+  CudaDevice& device = DeviceOf(context);
+  const float scale = 1.0F / StateOf(device).ScaleOf(x);
+  std::vector<std::uint16_t> raw(static_cast<std::size_t>(rows * x_stride * 2));
+  static_cast<void>(device.Read(reinterpret_cast<std::byte*>(raw.data()),
+                                reinterpret_cast<const std::byte*>(x), raw.size() * 2));
+  host.resize(static_cast<std::size_t>(rows * x_stride));
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t i = 0; i < width; ++i) {
+      host[static_cast<std::size_t>(r * x_stride + i)] =
+          F16ToFloat(raw[static_cast<std::size_t>(r * x_stride * 2 + i)]) * scale;
+    }
+  }
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,20 @@
+#include "kernels/cuda/linear_small.cuh"
+
+namespace nibble::cuda {
+
+int LaunchSmallF16(const LinearArgs& args, int num_sms, cudaStream_t stream) {
+  return LaunchSmallOf<Format::kF16, Grid::kSymmetric>(args, num_sms, stream);
+}
+
+int LaunchLinearSmall(const LinearArgs& args, int num_sms, cudaStream_t stream) {
+  switch (args.layout.format) {
+    case Format::kW4:
+      return LaunchSmallW4(args, num_sms, stream);
+    case Format::kW8:
+      return LaunchSmallW8(args, num_sms, stream);
+    default:
+      return LaunchSmallF16(args, num_sms, stream);
+  }
+}
+
+}  // namespace nibble::cuda

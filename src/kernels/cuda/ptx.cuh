@@ -1,0 +1,121 @@
+#pragma once
+
+// The instructions that CUDA C++ has no name for. Every wait has a deadline: a kernel that would
+// hang traps instead, and the step fails.
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace nibble::cuda {
+
+__device__ __forceinline__ std::uint32_t SmemAddress(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// --- dependent launches (Programmatic Dependent Launch, CUDA programming guide) ---
+
+/// Lets the next kernel of the stream start its prologue.
+__device__ __forceinline__ void LaunchDependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+/// Waits until all earlier kernels are done and their writes are visible. Every kernel calls it
+/// before it reads or writes anything that another kernel touches.
+__device__ __forceinline__ void WaitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// --- mbarrier ---
+
+__device__ __forceinline__ void BarrierInit(std::uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+}
+__device__ __forceinline__ void BarrierExpect(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void BarrierArrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ bool BarrierTry(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+__device__ __forceinline__ void BarrierWait(std::uint32_t barrier, std::uint32_t parity) {
+  if (BarrierTry(barrier, parity)) {
+    return;
+  }
+  const long long begin = clock64();
+  while (!BarrierTry(barrier, parity)) {
+    if (clock64() - begin > 4'000'000'000LL) {  // about 2 s
+      __trap();
+    }
+  }
+}
+
+// --- copies by the copy engine ---
+
+__device__ __forceinline__ std::uint64_t EvictFirst() {
+  std::uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+/// Source, destination and size in multiples of 16 bytes.
+__device__ __forceinline__ void BulkCopy(std::uint32_t smem, const void* global,
+                                         std::uint32_t bytes, std::uint32_t barrier,
+                                         std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], "
+      "%2, [%3], %4;" ::"r"(smem),
+      "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+// --- matrix products ---
+
+/// c += a b for a tile of 16 x 16 (a) and 16 x 8 (b), fp16 in, fp32 sums.
+__device__ __forceinline__ void Mma16816(float (&c)[4], const std::uint32_t (&a)[4],
+                                         std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// --- bits ---
+
+/// (a & b) | c
+__device__ __forceinline__ std::uint32_t AndOr(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+__device__ __forceinline__ half2 AsHalf2(std::uint32_t bits) {
+  return *reinterpret_cast<half2*>(&bits);
+}
+__device__ __forceinline__ std::uint32_t AsBits(half2 value) {
+  return *reinterpret_cast<std::uint32_t*>(&value);
+}
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,327 @@
+#include "kernels/cuda/weight_layout.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "tensor/float16.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kSteps = 4;  // MMA steps of 16 columns in a half
+constexpr int kLanes = 32;
+
+int CodeBytes(const WeightLayout& layout) {
+  const int values = kTileRows * layout.unit_cols;
+  switch (layout.format) {
+    case Format::kW4:
+      return values / 2;
+    case Format::kW8:
+      return values;
+    case Format::kF16:
+      return values * 2;
+  }
+  return 0;
+}
+
+// Bytes of scales, and of zero points or minima, for the columns that share a scale.
+int SubBytes(const WeightLayout& layout) {
+  if (layout.format == Format::kF16) {
+    return 0;
+  }
+  return layout.grid == Grid::kSymmetric ? kPairBytes : 2 * kPairBytes;
+}
+
+// The power of two that brings the largest value of a row to [1, 2): fp16 then has its full
+// precision for everything above 2^-14 of it.
+float RowFactor(float largest) {
+  if (!(largest > 0.0F) || !std::isfinite(largest)) {
+    return 1.0F;
+  }
+  return std::ldexp(1.0F, std::clamp(std::ilogb(largest), -120, 120));
+}
+
+// The column of MMA step `step` that element `e` (0..7: two of each A register) of a lane holds,
+// and its row in the tile.
+struct Place {
+  int row;
+  int col;
+};
+constexpr Place PlaceOf(int lane, int step, int e) {
+  const int g = lane / 4;
+  const int t = lane % 4;
+  return {.row = g + (e / 2 % 2) * 8, .col = step * 16 + 2 * t + (e / 4) * 8 + e % 2};
+}
+// Bit of a 4-bit code inside its word, so that one mask gives an A register (codec.cuh).
+constexpr int NibbleBit(int e) { return (e / 2) * 4 + (e % 2) * 16; }
+
+void StoreHalf(std::byte* at, float value) {
+  const std::uint16_t bits = FloatToF16(value);
+  std::memcpy(at, &bits, sizeof bits);
+}
+
+float LoadHalf(const std::byte* at) {
+  std::uint16_t bits = 0;
+  std::memcpy(&bits, at, sizeof bits);
+  return F16ToFloat(bits);
+}
+
+int Middle(const WeightLayout& layout) { return layout.format == Format::kW4 ? 8 : 128; }
+
+// Where the 16-bit value of `row` lies among the pairs (r, r + 8).
+int PairOffset(int row) { return row % 8 * 4 + row / 8 * 2; }
+
+struct TileRow {
+  const std::uint8_t* codes = nullptr;  // null: no such row
+  float inverse = 1.0F;                 // of the factor
+};
+
+// The codes of one half of a unit, in the order of the lanes.
+template <typename CodeAt>
+void StoreHalfCodes(const WeightLayout& layout, std::byte* half, const CodeAt& code_at) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int step = 0; step < kSteps; ++step) {
+      if (layout.format == Format::kW4) {
+        std::uint32_t word = 0;
+        for (int e = 0; e < 8; ++e) {
+          word |= code_at(PlaceOf(lane, step, e)) << NibbleBit(e);
+        }
+        std::memcpy(half + lane * 16 + step * 4, &word, sizeof word);
+      } else {
+        std::array<std::uint8_t, 8> bytes{};
+        for (int e = 0; e < 8; ++e) {
+          bytes[static_cast<std::size_t>(e)] =
+              static_cast<std::uint8_t>(code_at(PlaceOf(lane, step, e)));
+        }
+        std::memcpy(half + step / 2 * 512 + lane * 16 + step % 2 * 8, bytes.data(), bytes.size());
+      }
+    }
+  }
+}
+
+void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const WeightLayout& layout,
+                     std::byte* tile, float* factors) {
+  const WeightSpec& spec = rows.spec;
+  const std::int64_t groups = spec.num_groups();
+  const auto count = static_cast<int>(std::min<std::int64_t>(kTileRows, spec.rows - first));
+  const int shift = layout.grid == Grid::kSymmetric ? Middle(layout) - (1 << (spec.bits - 1)) : 0;
+  const int code_bytes = CodeBytes(layout);
+  std::array<TileRow, kTileRows> tile_rows;
+  for (int r = 0; r < kTileRows; ++r) {
+    factors[r] = 1.0F;
+    if (r >= count) {
+      continue;
+    }
+    const std::int64_t row = first + r;
+    float largest = 0.0F;
+    for (std::int64_t g = row * groups; g < (row + 1) * groups; ++g) {
+      largest = std::max(largest, std::fabs(rows.scales[static_cast<std::size_t>(g)]));
+      if (layout.grid == Grid::kMinima) {
+        largest = std::max(largest, std::fabs(rows.minima[static_cast<std::size_t>(g)]) / 16.0F);
+      }
+    }
+    factors[r] = RowFactor(largest);
+    tile_rows[static_cast<std::size_t>(r)] = {.codes = rows.codes.data() + row * spec.cols,
+                                              .inverse = 1.0F / factors[r]};
+  }
+  for (int u = 0; u < layout.num_units; ++u) {
+    std::byte* unit =
+        tile + static_cast<std::size_t>(u) * static_cast<std::size_t>(layout.unit_bytes);
+    const int k0 = u * layout.unit_cols;
+    const bool whole = k0 + layout.unit_cols <= layout.cols && count == kTileRows;
+    const auto group_of = [&](int r, int k) {
+      return static_cast<std::size_t>((first + r) * groups + k / spec.group_size);
+    };
+    // A column or row that does not exist is worth zero: the zero point as code, or a scale of 0.
+    const auto padding = [&](int r, int k) -> std::uint32_t {
+      if (layout.grid == Grid::kZeroPoints && r < count) {
+        return rows.zero_points[group_of(r, std::min<int>(k, layout.cols - 1))];
+      }
+      return layout.grid == Grid::kSymmetric ? static_cast<std::uint32_t>(Middle(layout)) : 0U;
+    };
+    for (int half = 0; half < layout.unit_cols / kHalfCols; ++half) {
+      const int k_half = k0 + half * kHalfCols;
+      std::byte* out = unit + half * (code_bytes / (layout.unit_cols / kHalfCols));
+      if (whole) {
+        StoreHalfCodes(layout, out, [&](Place place) {
+          return static_cast<std::uint32_t>(
+                     tile_rows[static_cast<std::size_t>(place.row)].codes[k_half + place.col]) +
+                 static_cast<std::uint32_t>(shift);
+        });
+      } else {
+        StoreHalfCodes(layout, out, [&](Place place) {
+          const int k = k_half + place.col;
+          return place.row < count && k < layout.cols
+                     ? static_cast<std::uint32_t>(
+                           tile_rows[static_cast<std::size_t>(place.row)].codes[k]) +
+                           static_cast<std::uint32_t>(shift)
+                     : padding(place.row, k);
+        });
+      }
+    }
+    for (int sub = 0; sub < layout.unit_cols / layout.sub_cols; ++sub) {
+      std::byte* extra = unit + code_bytes + sub * SubBytes(layout);
+      const int k = std::min(k0 + sub * layout.sub_cols, layout.cols - 1);
+      const bool exists = k0 + sub * layout.sub_cols < layout.cols;
+      for (int r = 0; r < kTileRows; ++r) {
+        const bool real = r < count && exists;
+        const float inverse = tile_rows[static_cast<std::size_t>(r)].inverse;
+        StoreHalf(extra + PairOffset(r), real ? rows.scales[group_of(r, k)] * inverse : 0.0F);
+        if (layout.grid == Grid::kMinima) {
+          StoreHalf(extra + kPairBytes + PairOffset(r),
+                    real ? rows.minima[group_of(r, k)] * inverse : 0.0F);
+        } else if (layout.grid == Grid::kZeroPoints) {
+          // What unpacking subtracts (codec.cuh): 4-bit codes of rows r + 8 stand 4 bits higher.
+          const float offset = layout.format == Format::kW4 && r >= 8 ? 64.0F : 1024.0F;
+          const float zero = r < count ? rows.zero_points[group_of(r, k)] : 0.0F;
+          StoreHalf(extra + kPairBytes + PairOffset(r), -(offset + zero));
+        }
+      }
+    }
+  }
+}
+
+void PackFloatTile(const QuantizedTensor& rows, std::int64_t first, const WeightLayout& layout,
+                   std::byte* tile, float* factors) {
+  const auto count = static_cast<int>(std::min<std::int64_t>(kTileRows, rows.spec.rows - first));
+  std::array<float, kTileRows> inverse{};
+  for (int r = 0; r < kTileRows; ++r) {
+    float largest = 0.0F;
+    for (int k = 0; r < count && k < layout.cols; ++k) {
+      largest = std::max(
+          largest, std::fabs(rows.values[static_cast<std::size_t>((first + r) * layout.cols + k)]));
+    }
+    factors[r] = RowFactor(largest);
+    inverse[static_cast<std::size_t>(r)] = 1.0F / factors[r];
+  }
+  for (int u = 0; u < layout.num_units; ++u) {
+    std::byte* unit =
+        tile + static_cast<std::size_t>(u) * static_cast<std::size_t>(layout.unit_bytes);
+    for (int step = 0; step < layout.unit_cols / 16; ++step) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        for (int e = 0; e < 8; ++e) {
+          const Place place = PlaceOf(lane, step, e);
+          const int k = u * layout.unit_cols + place.col;
+          const bool real = place.row < count && k < layout.cols;
+          StoreHalf(
+              unit + (step * kLanes + lane) * 16 + e * 2,
+              real ? rows.values[static_cast<std::size_t>((first + place.row) * layout.cols + k)] *
+                         inverse[static_cast<std::size_t>(place.row)]
+                   : 0.0F);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Result<WeightLayout> LayoutOf(const WeightSpec& spec) {
+  constexpr std::int64_t kLargest = std::int64_t{1} << 30;
+  const auto unsupported = [&](const char* what) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("no CUDA kernel runs {} weights of {} x {}: {}", spec.ToString(),
+                            spec.rows, spec.cols, what));
+  };
+  if (spec.rows <= 0 || spec.cols <= 0 || spec.rows > kLargest || spec.cols > kLargest ||
+      spec.cols % 8 != 0) {
+    return unsupported("the width must be a multiple of 8");
+  }
+  WeightLayout layout{.rows = static_cast<int>(spec.rows), .cols = static_cast<int>(spec.cols)};
+  layout.num_tiles = (layout.rows + kTileRows - 1) / kTileRows;
+  layout.unit_cols = spec.cols % 128 == 0 ? 128 : 64;
+  layout.sub_cols = layout.unit_cols;
+  if (spec.kind != CodecKind::kFloat) {
+    if (spec.kind == CodecKind::kCodebook || spec.bits < 2 || spec.bits > 8) {
+      return unsupported("2 to 8 bits, uniform or with minima, are supported");
+    }
+    const bool whole_row = spec.group_size >= spec.cols;
+    if (!whole_row && spec.group_size % 32 != 0) {
+      return unsupported("groups must be whole rows or multiples of 32 columns");
+    }
+    if (!whole_row && spec.group_size % layout.unit_cols != 0) {
+      layout.sub_cols = spec.group_size % 64 == 0 ? 64 : 32;
+    }
+    layout.format = spec.bits <= 4 ? Format::kW4 : Format::kW8;
+    layout.grid = spec.kind == CodecKind::kMinimum ? Grid::kMinima
+                  : spec.has_zero_points           ? Grid::kZeroPoints
+                                                   : Grid::kSymmetric;
+  }
+  layout.num_units = (layout.cols + layout.unit_cols - 1) / layout.unit_cols;
+  layout.unit_bytes = CodeBytes(layout) + layout.unit_cols / layout.sub_cols * SubBytes(layout);
+  return layout;
+}
+
+void PackTiles(const QuantizedTensor& rows, const WeightLayout& layout, std::byte* tiles,
+               float* factors) {
+  for (std::int64_t first = 0; first < rows.spec.rows; first += kTileRows) {
+    std::byte* tile = tiles + static_cast<std::size_t>(first / kTileRows) * layout.tile_bytes();
+    if (layout.format == Format::kF16) {
+      PackFloatTile(rows, first, layout, tile, factors + first);
+    } else {
+      PackIntegerTile(rows, first, layout, tile, factors + first);
+    }
+  }
+}
+
+void DequantizeTileRow(const WeightLayout& layout, const std::byte* weight, int row, float* out) {
+  const std::byte* tile = weight + static_cast<std::size_t>(row / kTileRows) * layout.tile_bytes();
+  const int r = row % kTileRows;
+  float factor = 1.0F;
+  std::memcpy(&factor,
+              weight + layout.factor_offset() + static_cast<std::size_t>(row) * sizeof factor,
+              sizeof factor);
+  const int code_bytes = CodeBytes(layout);
+  const auto round = [](float value) { return F16ToFloat(FloatToF16(value)); };
+  for (int u = 0; u < layout.num_units; ++u) {
+    const std::byte* unit =
+        tile + static_cast<std::size_t>(u) * static_cast<std::size_t>(layout.unit_bytes);
+    for (int lane = r % 8 * 4; lane < r % 8 * 4 + 4; ++lane) {
+      for (int step = 0; step < layout.unit_cols / 16; ++step) {
+        for (int e = 0; e < 8; ++e) {
+          const Place place = PlaceOf(lane, step, e);
+          const int k = u * layout.unit_cols + place.col;
+          if (place.row != r || k >= layout.cols) {
+            continue;
+          }
+          if (layout.format == Format::kF16) {
+            out[k] = LoadHalf(unit + (step * kLanes + lane) * 16 + e * 2) * factor;
+            continue;
+          }
+          const std::byte* half =
+              unit + step / kSteps * (code_bytes / (layout.unit_cols / kHalfCols));
+          const int s = step % kSteps;
+          std::uint32_t code = 0;
+          if (layout.format == Format::kW4) {
+            std::memcpy(&code, half + lane * 16 + s * 4, sizeof code);
+            code = code >> NibbleBit(e) & 15U;
+          } else {
+            code = std::to_integer<std::uint32_t>(half[s / 2 * 512 + lane * 16 + s % 2 * 8 + e]);
+          }
+          const std::byte* extra =
+              unit + code_bytes + place.col / layout.sub_cols * SubBytes(layout);
+          const float scale = LoadHalf(extra + PairOffset(r));
+          const auto value = static_cast<float>(code);
+          if (layout.grid == Grid::kMinima) {
+            out[k] = round(std::fma(value, scale, LoadHalf(extra + kPairBytes + PairOffset(r)))) *
+                     factor;
+          } else {
+            const float offset = layout.format == Format::kW4 && r >= 8 ? 64.0F : 1024.0F;
+            const float zero = layout.grid == Grid::kSymmetric
+                                   ? static_cast<float>(Middle(layout))
+                                   : -LoadHalf(extra + kPairBytes + PairOffset(r)) - offset;
+            out[k] = round((value - zero) * scale) * factor;
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,198 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/cuda/attention_kernel.h"
+#include "tests/kernels/cuda/cuda_fixture.h"
+
+namespace nibble::cuda {
+namespace {
+
+struct Case {
+  int head_dim;
+  int num_heads;
+  int num_kv_heads;
+  int window;
+  KvType type;
+};
+
+class CudaAttention : public CudaTest {};
+
+// One sequence of `length` tokens: its keys and values go to the cache through RoPE (of angle
+// zero), then every position attends, alone and in tiles.
+TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
+  const std::vector<Case> cases = {{128, 4, 4, 0, KvType::kBF16}, {128, 8, 2, 0, KvType::kF16},
+                                   {64, 9, 3, 0, KvType::kBF16},  {64, 8, 1, 100, KvType::kF16},
+                                   {32, 12, 1, 0, KvType::kBF16}, {16, 2, 2, 300, KvType::kBF16}};
+  for (const Case& c : cases) {
+    for (const int length : {1, 15, 64, 65, 255, 256, 257, 600, 1100}) {
+      const int q_width = c.num_heads * c.head_dim;
+      const int kv_width = c.num_kv_heads * c.head_dim;
+      const auto rows = static_cast<std::size_t>(length);
+      const auto q = Normal(rows * static_cast<std::size_t>(q_width), 1.0F, 1);
+      const auto k = Normal(rows * static_cast<std::size_t>(kv_width), 1.0F, 2);
+      const auto v = Normal(rows * static_cast<std::size_t>(kv_width), 1.0F, 3);
+      const DeviceBuffer q_buffer = Upload(q);
+      const DeviceBuffer k_buffer = Upload(k);
+      const DeviceBuffer v_buffer = Upload(v);
+      std::vector<float> cos_sin(rows * static_cast<std::size_t>(c.head_dim), 0.0F);
+      for (std::size_t p = 0; p < rows; ++p) {
+        std::fill_n(cos_sin.begin() + static_cast<std::ptrdiff_t>(p) * c.head_dim, c.head_dim / 2,
+                    1.0F);
+      }
+      const DeviceBuffer cos_sin_buffer = Upload(cos_sin);
+      const int blocks = (length + kKvBlock - 1) / kKvBlock;
+      std::vector<std::int32_t> table(static_cast<std::size_t>(blocks));
+      std::iota(table.begin(), table.end(), 0);
+      std::shuffle(table.begin(), table.end(), std::mt19937(5));
+      const std::int64_t head_bytes = 2LL * kKvBlock * c.head_dim * 2;
+      const DeviceBuffer cache =
+          Poisoned<std::uint8_t>(static_cast<std::size_t>(blocks * c.num_kv_heads * head_bytes));
+      // Padding of the last block must hold numbers, as the pool does.
+      const DeviceBuffer zero_cache = Upload(std::vector<std::uint8_t>(cache.size_bytes()));
+      const KvView view{.data = zero_cache.as<std::uint8_t>(),
+                        .block_bytes = c.num_kv_heads * head_bytes,
+                        .head_bytes = head_bytes,
+                        .num_kv_heads = c.num_kv_heads,
+                        .head_dim = c.head_dim,
+                        .type = c.type};
+      std::vector<TokenRecord> tokens(rows);
+      for (int p = 0; p < length; ++p) {
+        tokens[static_cast<std::size_t>(p)] = {
+            .position = p,
+            .kv_slot = table[static_cast<std::size_t>(p / kKvBlock)] * kKvBlock + p % kKvBlock};
+      }
+      const DeviceBuffer token_buffer = Upload(tokens);
+      ASSERT_EQ(LaunchRopeAndCache({.q = q_buffer.as<float>(),
+                                    .k = k_buffer.as<float>(),
+                                    .v = v_buffer.as<float>(),
+                                    .q_stride = q_width,
+                                    .k_stride = kv_width,
+                                    .v_stride = kv_width,
+                                    .num_heads = c.num_heads,
+                                    .cos_sin = cos_sin_buffer.as<float>(),
+                                    .tokens = token_buffer.as<TokenRecord>(),
+                                    .num_tokens = length,
+                                    .cache = view},
+                                   stream()),
+                0);
+      // Prefill: one sequence of all rows. Decode: every row a sequence of its own over the same
+      // blocks.
+      const int group = c.num_heads / c.num_kv_heads;
+      std::vector<std::int32_t> tiles;
+      for (int t = 0; t < length; t += kPrefillRows / group) {
+        tiles.insert(tiles.end(), {0, t});
+      }
+      std::vector<std::int32_t> first_row(rows), ones(rows, 1), first_item(rows), items, tables;
+      for (int p = 0; p < length; ++p) {
+        const auto i = static_cast<std::size_t>(p);
+        first_row[i] = p;
+        first_item[i] = static_cast<std::int32_t>(items.size() / 2);
+        const int first_key = c.window > 0 ? std::max(0, p - c.window + 1) : 0;
+        for (int s = first_key / kKvSplit; s <= p / kKvSplit; ++s) {
+          items.insert(items.end(), {p, s});
+        }
+        tables.insert(tables.end(), table.begin(), table.end());
+      }
+      const DeviceBuffer tiles_buffer = Upload(tiles);
+      const DeviceBuffer table_buffer = Upload(tables);
+      const DeviceBuffer whole = Upload(std::vector<std::int32_t>{0, length, 0});
+      const DeviceBuffer rows_buffer = Upload(first_row);
+      const DeviceBuffer ones_buffer = Upload(ones);
+      const DeviceBuffer items_buffer = Upload(items);
+      const DeviceBuffer first_item_buffer = Upload(first_item);
+      const DeviceBuffer count =
+          Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size() / 2)});
+      const DeviceBuffer partial =
+          Poisoned<float>(items.size() / 2 * static_cast<std::size_t>(c.num_heads) *
+                          static_cast<std::size_t>(c.head_dim + 2));
+      const DeviceBuffer arrived =
+          Upload(std::vector<std::int32_t>(rows * static_cast<std::size_t>(c.num_heads)));
+      const auto out_size = rows * static_cast<std::size_t>(q_width);
+      const DeviceBuffer prefill_out = Poisoned<std::uint16_t>(out_size);
+      const DeviceBuffer decode_out = Poisoned<std::uint16_t>(out_size);
+      const float scale = 1.0F / std::sqrt(static_cast<float>(c.head_dim));
+      AttentionArgs args{.q = q_buffer.as<float>(),
+                         .q_stride = q_width,
+                         .out = prefill_out.as<std::uint16_t>(),
+                         .out_stride = q_width,
+                         .num_heads = c.num_heads,
+                         .scale_log2 = scale * 1.44269504F,
+                         .window = c.window,
+                         .cache = view,
+                         .sequences = {.first_row = whole.as<std::int32_t>(),
+                                       .num_rows = whole.as<std::int32_t>() + 1,
+                                       .first_position = whole.as<std::int32_t>() + 2,
+                                       .block_tables = table_buffer.as<std::int32_t>(),
+                                       .table_stride = blocks},
+                         .tiles = tiles_buffer.as<std::int32_t>(),
+                         .num_tiles = static_cast<int>(tiles.size() / 2)};
+      ASSERT_EQ(LaunchPrefillAttention(args, stream()), 0);
+      args.out = decode_out.as<std::uint16_t>();
+      args.sequences.first_row = rows_buffer.as<std::int32_t>();
+      args.sequences.num_rows = ones_buffer.as<std::int32_t>();
+      args.sequences.first_position = rows_buffer.as<std::int32_t>();
+      args.items = items_buffer.as<std::int32_t>();
+      args.num_items = count.as<std::int32_t>();
+      args.first_item = first_item_buffer.as<std::int32_t>();
+      args.max_items = static_cast<int>(items.size() / 2);
+      args.partial = partial.as<float>();
+      args.arrived = arrived.as<std::int32_t>();
+      ASSERT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
+      const auto prefill = Download<std::uint16_t>(prefill_out, out_size);
+      const auto decode = Download<std::uint16_t>(decode_out, out_size);
+      std::size_t different = 0;
+      for (std::size_t i = 0; i < out_size; ++i) {
+        different += prefill[i] != decode[i] ? 1 : 0;
+      }
+      EXPECT_EQ(different, 0U) << "head_dim " << c.head_dim << " heads " << c.num_heads << "/"
+                               << c.num_kv_heads << " window " << c.window << " length " << length;
+      // Against double precision, on what the cache holds.
+      const auto cached = [&](float x) {
+        return static_cast<double>(c.type == KvType::kF16 ? F16ToFloat(FloatToF16(x))
+                                                          : BF16ToFloat(FloatToBF16(x)));
+      };
+      double worst = 0.0;
+      for (int p = 0; p < length; p += std::max(1, length / 7)) {
+        for (int h = 0; h < c.num_heads; ++h) {
+          const int first_key = c.window > 0 ? std::max(0, p - c.window + 1) : 0;
+          std::vector<double> w;
+          double max = -1e30;
+          for (int j = first_key; j <= p; ++j) {
+            double s = 0.0;
+            for (int d = 0; d < c.head_dim; ++d) {
+              s += static_cast<double>(F16ToFloat(
+                       FloatToF16(q[static_cast<std::size_t>(p * q_width + h * c.head_dim + d)]))) *
+                   cached(k[static_cast<std::size_t>(j * kv_width + h / group * c.head_dim + d)]);
+            }
+            w.push_back(s * static_cast<double>(scale));
+            max = std::max(max, w.back());
+          }
+          double total = 0.0;
+          for (double& s : w) {
+            s = std::exp(s - max);
+            total += s;
+          }
+          for (int d = 0; d < c.head_dim; ++d) {
+            double o = 0.0;
+            for (int j = first_key; j <= p; ++j) {
+              o += w[static_cast<std::size_t>(j - first_key)] / total *
+                   cached(v[static_cast<std::size_t>(j * kv_width + h / group * c.head_dim + d)]);
+            }
+            const double found = static_cast<double>(
+                F16ToFloat(prefill[static_cast<std::size_t>(p * q_width + h * c.head_dim + d)]));
+            worst = std::isnan(found) ? 1e9 : std::max(worst, std::fabs(found - o));
+          }
+        }
+      }
+      EXPECT_LT(worst, 2e-3) << "head_dim " << c.head_dim << " length " << length;
+      if (HasFailure()) {
+        return;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::cuda

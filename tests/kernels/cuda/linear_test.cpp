@@ -1,0 +1,203 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "kernels/cuda/linear_kernel.h"
+#include "kernels/cuda/weight_layout.h"
+#include "tests/kernels/cuda/cuda_fixture.h"
+#include "tests/kernels/linear_fixture.h"
+
+namespace nibble::cuda {
+namespace {
+
+WeightSpec Integer(std::int64_t rows, std::int64_t cols, int bits, std::int64_t group) {
+  return {
+      .rows = rows, .cols = cols, .kind = CodecKind::kUniform, .bits = bits, .group_size = group};
+}
+WeightSpec WithZeros(WeightSpec spec) {
+  spec.has_zero_points = true;
+  return spec;
+}
+WeightSpec WithMinima(WeightSpec spec) {
+  spec.kind = CodecKind::kMinimum;
+  return spec;
+}
+WeightSpec Float(std::int64_t rows, std::int64_t cols, DType dtype) {
+  return {.rows = rows, .cols = cols, .kind = CodecKind::kFloat, .float_dtype = dtype};
+}
+
+std::vector<WeightSpec> Specs() {
+  std::vector<WeightSpec> specs;
+  for (const std::int64_t cols : {64, 256, 576, 1024, 1536, 2176}) {
+    for (const int bits : {4, 8}) {
+      for (const std::int64_t group :
+           {std::int64_t{32}, std::int64_t{64}, std::int64_t{128}, cols}) {
+        if (cols % group == 0) {
+          specs.push_back(Integer(160, cols, bits, group));
+        }
+      }
+    }
+  }
+  specs.push_back(WithZeros(Integer(272, 1024, 4, 128)));
+  specs.push_back(WithZeros(Integer(48, 576, 4, 32)));
+  specs.push_back(WithZeros(Integer(33, 512, 8, 64)));
+  specs.push_back(WithMinima(Integer(272, 1024, 4, 32)));
+  specs.push_back(WithMinima(Integer(17, 576, 4, 64)));
+  specs.push_back(WithMinima(Integer(96, 512, 8, 128)));
+  specs.push_back(Integer(100, 200, 4, 200));  // padding of rows and columns
+  specs.push_back(Integer(7, 48, 3, 48));
+  specs.push_back(Float(160, 1024, DType::kF16));
+  specs.push_back(Float(100, 576, DType::kBF16));
+  specs.push_back(Float(40, 72, DType::kF32));
+  return specs;
+}
+
+/// A weight on the card, and its values as the kernels multiply them.
+struct Uploaded {
+  WeightLayout layout;
+  DeviceBuffer memory;
+  std::vector<float> values;  // [rows, cols]
+  LinearPart part;
+};
+
+class CudaLinear : public CudaTest {
+ protected:
+  Uploaded Put(const WeightSpec& spec, std::uint32_t seed) {
+    Uploaded out;
+    const QuantizedTensor tensor = RandomWeight(spec, seed);
+    const auto layout = LayoutOf(spec);
+    EXPECT_TRUE(layout) << layout.error().message;
+    out.layout = *layout;
+    std::vector<std::byte> packed(layout->size_bytes());
+    PackTiles(tensor, *layout, packed.data(),
+              reinterpret_cast<float*>(packed.data() + layout->factor_offset()));
+    out.values.resize(static_cast<std::size_t>(spec.rows * spec.cols));
+    for (int row = 0; row < layout->rows; ++row) {
+      DequantizeTileRow(*layout, packed.data(), row, out.values.data() + row * layout->cols);
+    }
+    const std::vector<float> exact = Dequantize(tensor);
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      EXPECT_NEAR(out.values[i], exact[i], std::fabs(exact[i]) * 0x1p-11F + 1e-7F);
+    }
+    out.memory = Upload(packed);
+    out.part = {
+        .weight = reinterpret_cast<const std::uint8_t*>(out.memory.data()),
+        .factor = reinterpret_cast<const float*>(out.memory.data() + layout->factor_offset()),
+        .rows = layout->rows,
+        .num_tiles = layout->num_tiles};
+    return out;
+  }
+
+  enum class Kernel { kSmall, kLarge, kTile };
+  std::vector<float> Run(Kernel kernel, LinearArgs args, std::size_t rows, Epilogue epilogue,
+                         float initial) {
+    const auto tokens = static_cast<std::size_t>(args.num_tokens);
+    const DeviceBuffer y = Upload(
+        std::vector<float>(tokens * rows, epilogue == Epilogue::kAdd ? initial : std::nanf("")));
+    args.epilogue = epilogue;
+    std::size_t column = 0;
+    for (int p = 0; p < args.num_parts; ++p) {
+      args.parts[p].y = y.as<float>() + column;
+      args.parts[p].y_stride = static_cast<std::int64_t>(rows);
+      column += static_cast<std::size_t>(args.parts[p].rows);
+    }
+    const int error =
+        kernel == Kernel::kSmall   ? LaunchLinearSmall(args, device().num_sms(), stream())
+        : kernel == Kernel::kLarge ? LaunchLinearLarge(args, device().num_sms(), stream())
+                                   : LaunchLinearTile(args, stream());
+    EXPECT_EQ(error, 0);
+    return Download<float>(y, tokens * rows);
+  }
+  bool HasHopper() { return device().compute_capability() == 90; }
+};
+
+TEST_F(CudaLinear, EveryKernelGivesTheSameBitsAndTheTruth) {
+  std::uint32_t seed = 1;
+  for (const WeightSpec& spec : Specs()) {
+    const Uploaded weight = Put(spec, ++seed);
+    const auto rows = static_cast<std::size_t>(spec.rows);
+    const auto cols = static_cast<std::size_t>(spec.cols);
+    for (const int tokens : {1, 2, 5, 8, 9, 16, 17, 31, 33, 64, 65, 127, 130, 257}) {
+      const std::vector<float> x =
+          Normal(cols * static_cast<std::size_t>(tokens), 1.0F, ++seed, 50.0F);
+      const std::vector<std::uint16_t> half = ToHalf(x);
+      const DeviceBuffer x_buffer = Upload(half);
+      LinearArgs args{.layout = weight.layout,
+                      .num_parts = 1,
+                      .x = x_buffer.as<std::uint16_t>(),
+                      .x_stride = static_cast<std::int64_t>(cols),
+                      .num_tokens = tokens};
+      args.parts[0] = weight.part;
+      const std::vector<float> truth = Run(Kernel::kTile, args, rows, Epilogue::kStore, 0.0F);
+      double worst = 0.0;
+      for (std::size_t m = 0; m < static_cast<std::size_t>(tokens); m += 1 + m / 3) {
+        for (std::size_t n = 0; n < rows; ++n) {
+          double sum = 0.0;
+          double magnitude = 0.0;
+          for (std::size_t k = 0; k < cols; ++k) {
+            const double product = static_cast<double>(weight.values[n * cols + k]) *
+                                   static_cast<double>(F16ToFloat(half[m * cols + k]));
+            sum += product;
+            magnitude += std::fabs(product);
+          }
+          // Guide: 8 (sqrt(K) 2^-24 sum |terms|).
+          const double bound =
+              8.0 * std::sqrt(static_cast<double>(cols)) * 0x1p-24 * magnitude + 1e-12;
+          worst =
+              std::max(worst, std::fabs(static_cast<double>(truth[m * rows + n]) - sum) / bound);
+        }
+      }
+      EXPECT_LT(worst, 1.0) << spec.ToString() << " " << spec.rows << "x" << spec.cols << ", "
+                            << tokens;
+      if (tokens <= kMaxSmallTokens && device().compute_capability() >= 90) {
+        const auto small = Run(Kernel::kSmall, args, rows, Epilogue::kStore, 0.0F);
+        EXPECT_EQ(std::memcmp(small.data(), truth.data(), truth.size() * 4), 0)
+            << "small " << spec.ToString() << " " << spec.rows << "x" << spec.cols << ", "
+            << tokens;
+      }
+      if (HasHopper()) {
+        const auto large = Run(Kernel::kLarge, args, rows, Epilogue::kStore, 0.0F);
+        EXPECT_EQ(std::memcmp(large.data(), truth.data(), truth.size() * 4), 0)
+            << "large " << spec.ToString() << " " << spec.rows << "x" << spec.cols << ", "
+            << tokens;
+      }
+      if (HasFailure()) {
+        return;
+      }
+    }
+  }
+}
+
+TEST_F(CudaLinear, PartsAndEpilogues) {
+  const std::int64_t cols = 1024;
+  const Uploaded a = Put(Integer(192, cols, 4, 128), 1);
+  const Uploaded b = Put(Integer(80, cols, 4, 128), 2);   // an odd number of tiles
+  const Uploaded c = Put(Integer(100, cols, 4, 128), 3);  // a last tile that is not full
+  for (const int tokens : {1, 3, 8, 24, 64, 130, 300}) {
+    const DeviceBuffer x = Upload(ToHalf(Normal(static_cast<std::size_t>(cols * tokens), 1.0F, 7)));
+    LinearArgs args{.layout = a.layout,
+                    .num_parts = 3,
+                    .x = x.as<std::uint16_t>(),
+                    .x_stride = cols,
+                    .num_tokens = tokens,
+                    .x_scale = 4.0F};
+    args.parts[0] = a.part;
+    args.parts[1] = b.part;
+    args.parts[2] = c.part;
+    for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kAdd}) {
+      const auto truth = Run(Kernel::kTile, args, 372, epilogue, 1.5F);
+      if (tokens <= kMaxSmallTokens) {
+        const auto small = Run(Kernel::kSmall, args, 372, epilogue, 1.5F);
+        EXPECT_EQ(std::memcmp(small.data(), truth.data(), truth.size() * 4), 0) << tokens;
+      }
+      if (HasHopper()) {
+        const auto large = Run(Kernel::kLarge, args, 372, epilogue, 1.5F);
+        EXPECT_EQ(std::memcmp(large.data(), truth.data(), truth.size() * 4), 0) << tokens;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::cuda
