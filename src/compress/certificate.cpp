@@ -326,7 +326,8 @@ Result<Certificate::GoldenLogits> ComputeGoldenLogits(std::span<const TokenId> p
         if (first + rows < static_cast<std::int64_t>(prompt.size())) {
           return {};
         }
-        const std::span<const float> logits(runner.ChunkLogits(rows - 1, 1), vocab);
+        NIBBLE_TRY(last_row, runner.ChunkLogits(rows - 1, 1));
+        const std::span<const float> logits(last_row, vocab);
         golden.sha256 = Sha256Hex(std::as_bytes(logits));
         std::vector<std::size_t> order(vocab);
         for (std::size_t i = 0; i < vocab; ++i) {

@@ -1,12 +1,8 @@
 #include "engine/model_runner.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
-#include <charconv>
-#include <fstream>
-#include <limits>
 #include <string>
 
 #include "base/text.h"
@@ -18,17 +14,6 @@ constexpr std::int64_t kMaxLogitRows = 64;
 // What the KV pool takes when nobody says: enough for a busy laptop, little enough to start at
 // once.
 constexpr std::uint64_t kDefaultKvBytes = std::uint64_t{512} << 20;
-
-std::optional<std::uint64_t> ReadNumber(const char* path) {
-  std::ifstream file(path);
-  std::string word;
-  std::uint64_t value = 0;
-  if (!(file >> word)) {
-    return std::nullopt;
-  }
-  const auto parsed = std::from_chars(word.data(), word.data() + word.size(), value);
-  return parsed.ec == std::errc{} ? std::optional(value) : std::nullopt;
-}
 
 std::string Lines(const MemoryLedger& ledger) {
   std::string text;
@@ -42,7 +27,8 @@ std::string Lines(const MemoryLedger& ledger) {
 // Blocks of the pool: what was asked for, else the default size but never less than one sequence's
 // worst case.
 Result<std::int64_t> ChooseBlocks(const RunnerConfig& config, const KvCacheSpec& spec,
-                                  const MemoryLedger& ledger, std::uint64_t available) {
+                                  const MemoryLedger& ledger, std::uint64_t available,
+                                  bool take_all) {
   const auto block_bytes = static_cast<std::uint64_t>(spec.BlockBytes());
   const std::int64_t one_sequence =
       (config.max_model_len + spec.block_size_tokens - 1) / spec.block_size_tokens;
@@ -56,7 +42,9 @@ Result<std::int64_t> ChooseBlocks(const RunnerConfig& config, const KvCacheSpec&
   if (config.kv_cache_bytes) {
     blocks = static_cast<std::int64_t>(*config.kv_cache_bytes / block_bytes);
   } else {
-    const auto wanted = static_cast<std::int64_t>(kDefaultKvBytes / block_bytes);
+    // A card is there to be filled; a machine's memory has other uses.
+    const auto wanted =
+        static_cast<std::int64_t>((take_all ? room : kDefaultKvBytes) / block_bytes);
     blocks = std::min(all, std::max(wanted, one_sequence));
   }
   if (static_cast<std::uint64_t>(blocks) * block_bytes > room) {
@@ -75,6 +63,33 @@ Result<std::int64_t> ChooseBlocks(const RunnerConfig& config, const KvCacheSpec&
   return blocks;
 }
 
+// What the plan may use: what was asked for, a card's share, or what the machine has free.
+std::uint64_t Available(const RunnerConfig& config, const Device& device) {
+  if (config.available_bytes > 0) {
+    return config.available_bytes;
+  }
+  if (device.kind() == DeviceKind::kCpu) {
+    return device.AvailableBytes();
+  }
+  // Of the whole card, less what others hold already (vLLM's gpu_memory_utilization).
+  const auto share = static_cast<std::uint64_t>(config.memory_utilization *
+                                                static_cast<double>(device.TotalBytes()));
+  const std::uint64_t taken = device.TotalBytes() - device.AvailableBytes();
+  return share > taken ? share - taken : 0;
+}
+
+// Rows that a recorded step is padded to: finer where a step is short.
+std::size_t BatchClass(std::size_t sequences) {
+  if (sequences <= 4) {
+    return sequences == 3 ? 4 : sequences;
+  }
+  const std::size_t grain = sequences <= 64    ? 8
+                            : sequences <= 128 ? 16
+                            : sequences <= 256 ? 32
+                                               : 64;
+  return (sequences + grain - 1) / grain * grain;
+}
+
 // Gives the range its pages, all workers at it.
 void TouchPages(Device& device, std::byte* data, std::size_t bytes) {
   constexpr std::int64_t kPiece = std::int64_t{8} << 20;
@@ -88,27 +103,6 @@ void TouchPages(Device& device, std::byte* data, std::size_t bytes) {
 
 }  // namespace
 
-std::uint64_t AvailableMemoryBytes() {
-  std::uint64_t available = std::numeric_limits<std::uint64_t>::max();
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key;
-  std::string unit;
-  std::uint64_t kib = 0;
-  while (meminfo >> key >> kib) {
-    std::getline(meminfo, unit);
-    if (key == "MemAvailable:") {
-      available = kib * 1024;
-      break;
-    }
-  }
-  const auto limit = ReadNumber("/sys/fs/cgroup/memory.max");
-  const auto used = ReadNumber("/sys/fs/cgroup/memory.current");
-  if (limit && used && *limit > *used) {
-    available = std::min(available, *limit - *used);
-  }
-  return available;
-}
-
 Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& checkpoint,
                                                          const RunnerConfig& config, Device& device,
                                                          const ExpectedHashes& hashes,
@@ -116,14 +110,29 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
   std::unique_ptr<ModelRunner> runner(new ModelRunner);
   runner->config_ = config;
   runner->device_ = &device;
+  runner->depth_ = device.CanCaptureSteps() ? 1 : 0;
   const ModelConfig& model = checkpoint.config();
+  const std::int64_t logit_rows =
+      device.CanCaptureSteps() ? std::max<std::int64_t>(kMaxLogitRows, config.max_num_sequences)
+                               : kMaxLogitRows;
   const ModelLimits limits{
       .max_tokens = config.max_batched_tokens,
       .max_sequences = config.max_num_sequences,
       .max_positions = config.max_model_len,
-      .max_logit_rows = std::min<std::int64_t>(kMaxLogitRows, config.max_batched_tokens)};
+      .max_logit_rows = std::min<std::int64_t>(logit_rows, config.max_batched_tokens)};
+  const StepLimits steps{
+      .max_tokens = limits.max_tokens,
+      .max_sequences = limits.max_sequences,
+      .max_positions = limits.max_positions,
+      .num_heads = model.num_heads,
+      .num_kv_heads = model.num_kv_heads,
+      .head_dim = model.head_dim,
+      .sliding_window = static_cast<std::int32_t>(model.sliding_window.value_or(0)),
+      .vocab_size = model.vocab_size,
+      .max_in_flight = runner->depth_ + 1};
   NIBBLE_TRY(weights, PlanWeights(checkpoint, device, config.tables));
   NIBBLE_TRY_VOID(LlamaModel::Plan(checkpoint, weights, limits, device));
+  PlanSteps(device, steps);
   MemoryLedger& ledger = device.ledger();
   const auto logits_bytes =
       static_cast<std::uint64_t>(limits.max_logit_rows * model.vocab_size) * sizeof(float);
@@ -133,8 +142,8 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
                          .head_dim = model.head_dim,
                          .dtype = config.kv_dtype,
                          .block_size_tokens = BlockSizeTokens(device)};
-  const std::uint64_t available =
-      config.available_bytes > 0 ? config.available_bytes : AvailableMemoryBytes();
+  NIBBLE_TRY_VOID(Validate(spec));
+  const std::uint64_t available = Available(config, device);
   if (ledger.planned_bytes() > available) {
     return Fail(ErrorCode::kOutOfMemory,
                 fmt::format("{} needs {} ({}) and {} are available; use a smaller or more "
@@ -144,99 +153,171 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
                             HumanBytes(static_cast<double>(ledger.planned_bytes())), Lines(ledger),
                             HumanBytes(static_cast<double>(available))));
   }
-  NIBBLE_TRY(num_blocks, ChooseBlocks(config, spec, ledger, available));
-  const std::size_t kv_bytes = static_cast<std::size_t>(num_blocks) * spec.BlockBytes();
+  NIBBLE_TRY(num_blocks, ChooseBlocks(config, spec, ledger, available, device.CanCaptureSteps()));
+  const std::int64_t spare = device.CanCaptureSteps() ? 1 : 0;
+  const std::size_t kv_bytes = static_cast<std::size_t>(num_blocks + spare) * spec.BlockBytes();
   ledger.Plan("kv_cache", kv_bytes);
   NIBBLE_TRY(kv_buffer, device.Allocate("kv_cache", kv_bytes));
   NIBBLE_TRY(logits, device.Allocate("logits", logits_bytes));
+  NIBBLE_TRY_VOID(PrepareSteps(device, steps));
   runner->kv_buffer_ = std::move(kv_buffer);
   runner->logits_ = std::move(logits);
-  runner->cache_ = {.spec = spec, .num_blocks = num_blocks, .data = runner->kv_buffer_.data()};
+  runner->num_blocks_ = num_blocks;
+  runner->spare_block_ = BlockId{static_cast<std::int32_t>(num_blocks)};
+  runner->cache_ = {
+      .spec = spec, .num_blocks = num_blocks + spare, .data = runner->kv_buffer_.data()};
   NIBBLE_TRY(loaded, LlamaModel::Load(checkpoint, weights, limits, config.activations, device,
                                       hashes, progress));
   runner->model_ = std::move(loaded);
-  if (config.touch_pages) {
+  if (config.touch_pages && device.kind() == DeviceKind::kCpu) {
     TouchPages(device, runner->kv_buffer_.data(), runner->kv_buffer_.size_bytes());
     TouchPages(device, runner->logits_.data(), runner->logits_.size_bytes());
   }
   return runner;
 }
 
-Result<Ticket> ModelRunner::Launch(const StepPlan& plan) {
-  NIBBLE_CHECK(!finished_, "a CPU step was launched before the last one was retired");
+void ModelRunner::Gather(const StepPlan& plan, InFlight& step) {
   token_ids_.clear();
+  token_slots_.clear();
   sequences_.clear();
-  score_rows_.clear();
-  StepResult result{.step = plan.step, .outputs = {}};
-  result.outputs.resize(plan.sequences.size());
+  logit_rows_.clear();
+  sample_rows_.clear();
+  sample_slots_.clear();
+  step.score_rows.clear();
+  step.result = {.step = plan.step, .outputs = {}};
+  step.result.outputs.resize(plan.sequences.size());
+  const auto score = [&](ScoreRow place, std::int32_t row, const SampleRow& sample,
+                         std::int32_t slot) {
+    step.score_rows.push_back(place);
+    logit_rows_.push_back(row);
+    sample_rows_.push_back(sample);
+    sample_slots_.push_back(slot);
+  };
   for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
     const StepSequence& sequence = plan.sequences[i];
     const auto first_row = static_cast<std::int32_t>(token_ids_.size());
     token_ids_.insert(token_ids_.end(), sequence.tokens.begin(), sequence.tokens.end());
+    token_slots_.resize(token_ids_.size(), -1);
+    if (sequence.token_from_device) {
+      token_slots_.back() = sequence.slot;
+    }
     sequences_.push_back({.first_row = first_row,
                           .num_rows = sequence.num_tokens,
                           .first_position = sequence.first_position,
                           .block_table = sequence.block_table.data()});
-    result.outputs[i].id = sequence.id;
+    step.result.outputs[i].id = sequence.id;
     for (std::size_t row = 0; row < sequence.prompt_targets.size(); ++row) {
       if (Raw(sequence.prompt_targets[row]) >= 0) {
-        SampleRow score;
-        score.target = sequence.prompt_targets[row];
-        score.num_top_logprobs = sequence.num_prompt_logprobs;
-        score_rows_.push_back({.sequence = i,
-                               .is_prompt = true,
-                               .batch_row = first_row + static_cast<std::int32_t>(row),
-                               .sample = score});
+        SampleRow target;
+        target.target = sequence.prompt_targets[row];
+        target.num_top_logprobs = sequence.num_prompt_logprobs;
+        score({.sequence = i, .is_prompt = true}, first_row + static_cast<std::int32_t>(row),
+              target, -1);
       }
     }
     if (sequence.sample) {
-      score_rows_.push_back({.sequence = i,
-                             .batch_row = first_row + sequence.num_tokens - 1,
-                             .sample = sequence.sampling});
+      score({.sequence = i}, first_row + sequence.num_tokens - 1, sequence.sampling, sequence.slot);
     }
   }
-  model_->Forward({.token_ids = token_ids_, .sequences = sequences_}, cache_);
-  RunSampling(score_rows_, result);
-  const Ticket ticket{next_ticket_++};
-  finished_.emplace(ticket, std::move(result));
-  return ticket;
 }
 
-void ModelRunner::RunSampling(const std::vector<ScoreRow>& rows, StepResult& result) {
-  std::vector<std::int32_t> batch_rows;
-  std::vector<SampleRow> samples;
-  std::vector<SampleResult> results;
-  const auto limit = static_cast<std::size_t>(max_logit_rows());
-  for (std::size_t begin = 0; begin < rows.size(); begin += limit) {
-    const std::size_t count = std::min(limit, rows.size() - begin);
-    batch_rows.clear();
-    samples.clear();
-    for (std::size_t i = 0; i < count; ++i) {
-      batch_rows.push_back(rows[begin + i].batch_row);
-      samples.push_back(rows[begin + i].sample);
-      samples.back().logits_row = static_cast<std::int32_t>(i);
-    }
-    results.assign(count, {});
-    model_->Logits(batch_rows, logits_.as<float>());
-    Sample(model_->context(), logits_.as<float>(), vocab_size(), vocab_size(), samples, results);
-    for (std::size_t i = 0; i < count; ++i) {
-      StepOutput& output = result.outputs[rows[begin + i].sequence];
-      if (rows[begin + i].is_prompt) {
-        output.prompt_scores.push_back(std::move(results[i]));
-      } else {
-        output.sampled = true;
-        output.sample = std::move(results[i]);
-      }
-    }
+void ModelRunner::PadTo(std::size_t rows) {
+  while (sequences_.size() < rows) {
+    logit_rows_.push_back(static_cast<std::int32_t>(token_ids_.size()));
+    sample_rows_.push_back({.temperature = 0.0F});
+    sample_slots_.push_back(-1);
+    sequences_.push_back({.first_row = static_cast<std::int32_t>(token_ids_.size()),
+                          .num_rows = 1,
+                          .first_position = 0,
+                          .block_table = &spare_block_});
+    token_ids_.push_back(TokenId{0});
+    token_slots_.push_back(-1);
   }
+}
+
+StepInputs ModelRunner::Inputs() const {
+  return {.token_ids = token_ids_,
+          .token_slots = token_slots_,
+          .sequences = sequences_,
+          .logit_rows = logit_rows_,
+          .samples = sample_rows_,
+          .sample_slots = sample_slots_};
+}
+
+void ModelRunner::RunKernels(InFlight& step) {
+  model_->Forward({.token_ids = token_ids_, .sequences = sequences_}, cache_);
+  const auto limit = static_cast<std::size_t>(max_logit_rows());
+  const std::span<const std::int32_t> rows(logit_rows_);
+  for (std::size_t i = 0; i < rows.size(); i += limit) {
+    const std::size_t count = std::min(limit, rows.size() - i);
+    model_->Logits(rows.subspan(i, count), logits_.as<float>());
+    for (std::size_t row = i; row < i + count; ++row) {
+      sample_rows_[row].logits_row = static_cast<std::int32_t>(row - i);
+    }
+    Sample(model_->context(), logits_.as<float>(), vocab_size(), vocab_size(),
+           std::span(sample_rows_).subspan(i, count), std::span(step.samples).subspan(i, count));
+  }
+}
+
+Result<void> ModelRunner::RunStep(const StepPlan& plan, InFlight& step) {
+  Gather(plan, step);
+  // Steps of decodes that all sample are worth recording: the same kernels on the same addresses.
+  const bool can_replay = device_->CanCaptureSteps() && sample_rows_.size() == sequences_.size() &&
+                          token_ids_.size() == sequences_.size();
+  if (!can_replay) {
+    step.samples.resize(sample_rows_.size());
+    NIBBLE_TRY_VOID(BeginStep(model_->context(), cache_, Inputs()));
+    RunKernels(step);
+    return {};
+  }
+  const std::size_t rows =
+      std::min(BatchClass(sequences_.size()), static_cast<std::size_t>(config_.max_num_sequences));
+  PadTo(rows);
+  step.samples.resize(rows);
+  NIBBLE_TRY_VOID(BeginStep(model_->context(), cache_, Inputs()));
+  auto found = captured_.find(rows);
+  if (found == captured_.end()) {
+    device_->BeginCapture();
+    RunKernels(step);
+    NIBBLE_TRY(captured, device_->EndCapture());
+    found = captured_.emplace(rows, captured).first;
+  }
+  device_->Replay(found->second);
+  return {};
+}
+
+Result<Ticket> ModelRunner::Launch(const StepPlan& plan) {
+  NIBBLE_CHECK(std::ssize(in_flight_) <= depth_, "more steps in flight than the device takes");
+  InFlight& step = in_flight_.emplace_back();
+  step.ticket = Ticket{next_ticket_++};
+  if (const auto run = RunStep(plan, step); !run) {
+    in_flight_.pop_back();
+    return tl::unexpected<Error>(run.error());
+  }
+  step.slot = EndStep(model_->context());
+  step.done = device_->Record();
+  return step.ticket;
 }
 
 Result<StepResult> ModelRunner::Retire(Ticket ticket) {
-  NIBBLE_CHECK(finished_ && finished_->first == ticket,
+  NIBBLE_CHECK(!in_flight_.empty() && in_flight_.front().ticket == ticket,
                "steps retire in the order of their launch");
-  StepResult result = std::move(finished_->second);
-  finished_.reset();
-  return result;
+  InFlight step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  device_->Wait(step.done);
+  NIBBLE_TRY_VOID(device_->Health());
+  step.samples.resize(step.score_rows.size());  // without padding
+  CollectSamples(model_->context(), step.slot, step.samples);
+  for (std::size_t i = 0; i < step.score_rows.size(); ++i) {
+    StepOutput& output = step.result.outputs[step.score_rows[i].sequence];
+    if (step.score_rows[i].is_prompt) {
+      output.prompt_scores.push_back(std::move(step.samples[i]));
+    } else {
+      output.sampled = true;
+      output.sample = std::move(step.samples[i]);
+    }
+  }
+  return std::move(step.result);
 }
 
 Result<void> ModelRunner::RunChunk(std::span<const TokenId> window, std::int64_t first_position,
@@ -259,10 +340,11 @@ Result<void> ModelRunner::RunChunk(std::span<const TokenId> window, std::int64_t
                                    .num_rows = static_cast<std::int32_t>(num_rows),
                                    .first_position = static_cast<std::int32_t>(first_position),
                                    .block_table = table.data()};
-  model_->Forward({.token_ids = window.subspan(static_cast<std::size_t>(first_position),
-                                               static_cast<std::size_t>(num_rows)),
-                   .sequences = {&sequence, 1}},
-                  cache_, observer);
+  const auto tokens =
+      window.subspan(static_cast<std::size_t>(first_position), static_cast<std::size_t>(num_rows));
+  NIBBLE_TRY_VOID(
+      BeginStep(model_->context(), cache_, {.token_ids = tokens, .sequences = {&sequence, 1}}));
+  model_->Forward({.token_ids = tokens, .sequences = {&sequence, 1}}, cache_, observer);
   return {};
 }
 
@@ -279,13 +361,19 @@ Result<void> ModelRunner::RunWindow(
   return {};
 }
 
-const float* ModelRunner::ChunkLogits(std::int64_t row, std::int64_t count) {
+Result<const float*> ModelRunner::ChunkLogits(std::int64_t row, std::int64_t count) {
   std::vector<std::int32_t> rows(static_cast<std::size_t>(count));
   for (std::int64_t i = 0; i < count; ++i) {
     rows[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(row + i);
   }
   model_->Logits(rows, logits_.as<float>());
-  return logits_.as<float>();
+  if (device_->kind() == DeviceKind::kCpu) {
+    return logits_.as<float>();
+  }
+  host_logits_.resize(static_cast<std::size_t>(count * vocab_size()));
+  NIBBLE_TRY_VOID(device_->Read(reinterpret_cast<std::byte*>(host_logits_.data()), logits_.data(),
+                                host_logits_.size() * sizeof(float)));
+  return host_logits_.data();
 }
 
 }  // namespace nibble

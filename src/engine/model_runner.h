@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -12,6 +14,7 @@
 #include "checkpoint/checkpoint.h"
 #include "device/device.h"
 #include "engine/step.h"
+#include "kernels/step.h"
 #include "model/llama.h"
 
 namespace nibble {
@@ -25,12 +28,15 @@ struct RunnerConfig {
   TableFormat tables = TableFormat::kAuto;
   std::optional<std::int64_t> num_blocks_override = {};  // exactly so many blocks
   std::optional<std::uint64_t> kv_cache_bytes = {};      // at most so many bytes
-  std::uint64_t available_bytes = 0;  // what the plan may use in all; 0: what the machine has free
+  std::uint64_t available_bytes = 0;  // what the plan may use in all; 0: what the device has free
+  double memory_utilization = 0.9;    // of a card's memory, where it is one (vLLM's meaning)
   bool touch_pages = true;            // give the pool its pages now, so that nothing fails later
 };
 
 /// Runs steps on one device: flat batch in, tokens out. On a CPU a step is done when Launch returns
-/// (depth 0), so Retire only hands over the result.
+/// (depth 0), so Retire only hands over the result. A device that captures steps runs one step
+/// ahead (depth 1); its steps of decodes alone are recorded once per class of batch size, padded
+/// with sequences of one token that write to a block nobody owns, and replayed.
 class ModelRunner final : public StepExecutor {
  public:
   /// Plans all memory (weights, rope, workspace, scratch, logits, kv_cache), refuses what does not
@@ -43,11 +49,11 @@ class ModelRunner final : public StepExecutor {
 
   Result<Ticket> Launch(const StepPlan& plan) override;
   Result<StepResult> Retire(Ticket ticket) override;
-  int depth() const override { return 0; }
+  int depth() const override { return depth_; }
 
   LlamaModel& model() { return *model_; }
   const RunnerConfig& config() const { return config_; }
-  std::int64_t num_blocks() const { return cache_.num_blocks; }
+  std::int64_t num_blocks() const { return num_blocks_; }
   std::int32_t block_size_tokens() const {
     return static_cast<std::int32_t>(cache_.spec.block_size_tokens);
   }
@@ -67,33 +73,49 @@ class ModelRunner final : public StepExecutor {
                         std::int64_t num_rows, const LinearObserver* observer = nullptr);
   /// Logits of rows [row, row + count) of the current chunk, fp32 [count, vocab_size], valid until
   /// the next call.
-  const float* ChunkLogits(std::int64_t row, std::int64_t count);
+  Result<const float*> ChunkLogits(std::int64_t row, std::int64_t count);
   std::int64_t max_logit_rows() const { return model_->limits().max_logit_rows; }
 
  private:
   ModelRunner() = default;
-  struct ScoreRow {  // one row of logits that this step needs
+  struct ScoreRow {  // one row of logits that a step needs: its place in the result
     std::size_t sequence = 0;
     bool is_prompt = false;
-    std::int32_t batch_row = 0;
-    SampleRow sample;
   };
-  void RunSampling(const std::vector<ScoreRow>& rows, StepResult& result);
+  // A step between Launch and Retire.
+  struct InFlight {
+    Ticket ticket{0};
+    StepResult result;
+    std::vector<ScoreRow> score_rows;
+    std::vector<SampleResult> samples;  // beside score_rows
+    StepSlot slot{0};
+    Event done{0};
+  };
+  void Gather(const StepPlan& plan, InFlight& step);
+  Result<void> RunStep(const StepPlan& plan, InFlight& step);
+  void RunKernels(InFlight& step);
+  void PadTo(std::size_t rows);
+  StepInputs Inputs() const;
 
   RunnerConfig config_;
   Device* device_ = nullptr;
   std::unique_ptr<LlamaModel> model_;
   DeviceBuffer kv_buffer_, logits_;
   KvCache cache_;
+  std::int64_t num_blocks_ = 0;
+  BlockId spare_block_{-1};  // behind the pool: where padding writes
+  int depth_ = 0;
   std::uint64_t next_ticket_ = 1;
-  std::optional<std::pair<Ticket, StepResult>> finished_;
+  std::deque<InFlight> in_flight_;
+  std::map<std::size_t, CapturedStep> captured_;  // by rows of the padded batch
   // Step inputs, reused.
   std::vector<TokenId> token_ids_;
+  std::vector<std::int32_t> token_slots_;
   std::vector<AttentionSequence> sequences_;
-  std::vector<ScoreRow> score_rows_;
+  std::vector<std::int32_t> logit_rows_;
+  std::vector<SampleRow> sample_rows_;
+  std::vector<std::int32_t> sample_slots_;
+  std::vector<float> host_logits_;  // of ChunkLogits, where logits lie elsewhere
 };
-
-/// Bytes of memory that the machine, and the cgroup around this process, still have to give.
-std::uint64_t AvailableMemoryBytes();
 
 }  // namespace nibble

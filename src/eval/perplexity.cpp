@@ -146,8 +146,12 @@ Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
         if (count <= 0) {
           break;
         }
-        const float* logits = model.ChunkLogits(row, count);
-        const float* truth = reference == nullptr ? nullptr : reference->ChunkLogits(row, count);
+        NIBBLE_TRY(logits, model.ChunkLogits(row, count));
+        const float* truth = nullptr;
+        if (reference != nullptr) {
+          NIBBLE_TRY(read, reference->ChunkLogits(row, count));
+          truth = read;
+        }
         const auto at = static_cast<std::size_t>(first + row);
         ScoreRows(pool, logits, truth, vocab, text.subspan(at + 1, static_cast<std::size_t>(count)),
                   std::span(positions).subspan(at, static_cast<std::size_t>(count)));

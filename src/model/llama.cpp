@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "kernels/ops.h"
 #include "kernels/sampling.h"
+#include "kernels/step.h"
 
 namespace nibble {
 namespace {
@@ -16,11 +18,28 @@ std::int64_t QSize(const ModelConfig& config) { return config.num_heads * config
 std::int64_t KvSize(const ModelConfig& config) { return config.num_kv_heads * config.head_dim; }
 std::int64_t QkvSize(const ModelConfig& config) { return QSize(config) + 2 * KvSize(config); }
 
-void Observe(const LinearObserver* observer, std::int64_t layer, std::string_view module,
-             const float* x, std::int64_t stride, std::int64_t rows, std::int64_t width) {
+// layer -1: a module outside the blocks.
+void Observe(KernelContext& context, const LinearObserver* observer, std::int64_t layer,
+             std::string_view module, const float* x, std::int64_t stride, std::int64_t rows,
+             std::int64_t width) {
   if (observer != nullptr) {
-    (*observer)(fmt::format("model.layers.{}.{}", layer, module), x, stride, rows, width);
+    const std::string name =
+        layer < 0 ? std::string(module) : fmt::format("model.layers.{}.{}", layer, module);
+    std::vector<float> host;
+    (*observer)(name, HostActivations(context, x, stride, rows, width, host), stride, rows, width);
   }
+}
+
+// Copies host values to a buffer of the device, in pieces.
+Result<void> Fill(Device& device, const DeviceBuffer& buffer, std::span<const float> values) {
+  constexpr std::size_t kPiece = std::size_t{1} << 18;
+  for (std::size_t begin = 0; begin < values.size(); begin += kPiece) {
+    const auto piece = values.subspan(begin, std::min(kPiece, values.size() - begin));
+    const DeviceWrite write =
+        device.Write(buffer.data() + begin * sizeof(float), piece.size_bytes());
+    std::memcpy(write.data(), piece.data(), piece.size_bytes());
+  }
+  return device.FinishWrites();
 }
 
 }  // namespace
@@ -98,8 +117,10 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Load(const Checkpoint& checkpoin
   NIBBLE_TRY_VOID(
       LoadWeights(checkpoint, weights, device, model->weights_.data(), hashes, progress));
   model->Bind(weights);
-  FillRopeTable(model->config_.rope, model->config_.head_dim, limits.max_positions,
-                model->rope_.as<float>());
+  std::vector<float> table(
+      static_cast<std::size_t>(limits.max_positions * model->config_.head_dim));
+  FillRopeTable(model->config_.rope, model->config_.head_dim, limits.max_positions, table.data());
+  NIBBLE_TRY_VOID(Fill(device, model->rope_, table));
   return model;
 }
 
@@ -178,9 +199,9 @@ void LlamaModel::Attend(std::int64_t index, std::int64_t rows, const ForwardBatc
   float* q = At(at_.qkv);
   float* k = q + QSize(config_);
   float* v = k + KvSize(config_);
-  Observe(observer, index, "self_attn.q_proj", At(at_.normed), hidden, rows, hidden);
-  Observe(observer, index, "self_attn.k_proj", At(at_.normed), hidden, rows, hidden);
-  Observe(observer, index, "self_attn.v_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(context_, observer, index, "self_attn.q_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(context_, observer, index, "self_attn.k_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(context_, observer, index, "self_attn.v_proj", At(at_.normed), hidden, rows, hidden);
   const LinearOutput qkv[] = {{&layer.q, q, stride}, {&layer.k, k, stride}, {&layer.v, v, stride}};
   Linear(context_, At(at_.normed), hidden, rows, qkv);
   if (layer.q_bias != nullptr) {
@@ -212,7 +233,7 @@ void LlamaModel::Attend(std::int64_t index, std::int64_t rows, const ForwardBatc
                   .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
                   .sliding_window = static_cast<std::int32_t>(config_.sliding_window.value_or(0))},
                  batch.sequences);
-  Observe(observer, index, "self_attn.o_proj", At(at_.attention), QSize(config_), rows,
+  Observe(context_, observer, index, "self_attn.o_proj", At(at_.attention), QSize(config_), rows,
           QSize(config_));
   const LinearOutput o[] = {{&layer.o, At(at_.delta), hidden}};
   Linear(context_, At(at_.attention), QSize(config_), rows, o);
@@ -228,8 +249,8 @@ void LlamaModel::FeedForward(std::int64_t index, std::int64_t rows,
   const std::int64_t inner = config_.intermediate_size;
   float* gate = At(at_.gate_up);
   float* up = gate + inner;
-  Observe(observer, index, "mlp.gate_proj", At(at_.normed), hidden, rows, hidden);
-  Observe(observer, index, "mlp.up_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(context_, observer, index, "mlp.gate_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(context_, observer, index, "mlp.up_proj", At(at_.normed), hidden, rows, hidden);
   const LinearOutput gate_up[] = {{&layer.gate, gate, 2 * inner}, {&layer.up, up, 2 * inner}};
   Linear(context_, At(at_.normed), hidden, rows, gate_up);
   if (layer.gate_bias != nullptr) {
@@ -237,7 +258,7 @@ void LlamaModel::FeedForward(std::int64_t index, std::int64_t rows,
     AddBias(context_, up, 2 * inner, layer.up_bias, rows, inner);
   }
   SwiGlu(context_, gate, 2 * inner, up, 2 * inner, At(at_.product), inner, rows, inner);
-  Observe(observer, index, "mlp.down_proj", At(at_.product), inner, rows, inner);
+  Observe(context_, observer, index, "mlp.down_proj", At(at_.product), inner, rows, inner);
   const LinearOutput down[] = {{&layer.down, At(at_.delta), hidden}};
   Linear(context_, At(at_.product), inner, rows, down);
   if (layer.down_bias != nullptr) {
@@ -268,16 +289,10 @@ void LlamaModel::Logits(std::span<const std::int32_t> rows, float* logits,
                "too many rows of logits");
   // Gathered to `delta`, which the last block no longer needs: only these rows are normed and
   // multiplied.
-  for (std::int64_t i = 0; i < count; ++i) {
-    std::memcpy(At(at_.delta) + i * hidden,
-                At(at_.residual) + rows[static_cast<std::size_t>(i)] * hidden,
-                static_cast<std::size_t>(hidden) * sizeof(float));
-  }
+  GatherRows(context_, At(at_.residual), hidden, rows, At(at_.delta), hidden);
   AddRmsNorm(context_, At(at_.delta), nullptr, final_norm_, config_.rms_norm_eps, At(at_.normed),
              count, hidden);
-  if (observer != nullptr) {
-    (*observer)("lm_head", At(at_.normed), hidden, count, hidden);
-  }
+  Observe(context_, observer, -1, "lm_head", At(at_.normed), hidden, count, hidden);
   const LinearOutput output[] = {{&head_, logits, config_.vocab_size}};
   Linear(context_, At(at_.normed), hidden, count, output);
 }

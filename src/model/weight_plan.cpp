@@ -53,12 +53,14 @@ Result<void> CheckHash(const Checkpoint& checkpoint, const WeightInfo& weight,
   return {};
 }
 
-Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, std::byte* arena) {
+Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, Device& device,
+                      std::byte* arena) {
   const PlannedWeight& planned = *task.weight;
   NIBBLE_TRY(rows, checkpoint.ReadRows(*planned.stored, task.row_begin, task.row_end));
   if (planned.is_vector) {
     const std::vector<float> values = Dequantize(rows);
-    std::memcpy(arena + planned.offset, values.data(), values.size() * sizeof(float));
+    const DeviceWrite write = device.Write(arena + planned.offset, values.size() * sizeof(float));
+    std::memcpy(write.data(), values.data(), values.size() * sizeof(float));
     return {};
   }
   if (rows.spec.kind == CodecKind::kFloat && planned.packed.kind != CodecKind::kFloat) {
@@ -67,7 +69,7 @@ Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, std::b
   }
   PackedWeight packed{
       .spec = planned.packed, .data = arena + planned.offset, .size_bytes = planned.size_bytes};
-  return PackRows(rows, task.row_begin, packed);
+  return PackRows(device, rows, task.row_begin, packed);
 }
 
 }  // namespace
@@ -148,7 +150,7 @@ Result<void> LoadWeights(const Checkpoint& checkpoint, const WeightPlan& plan, D
           const LoadTask& task = tasks[static_cast<std::size_t>(i)];
           const WeightInfo& stored = *task.weight->stored;
           const Result<void> done = task.hash ? CheckHash(checkpoint, stored, *hashes(stored.name))
-                                              : LoadRows(checkpoint, task, arena);
+                                              : LoadRows(checkpoint, task, device, arena);
           const std::lock_guard lock(mutex);
           if (!done && !first_error) {
             first_error =
@@ -166,6 +168,7 @@ Result<void> LoadWeights(const Checkpoint& checkpoint, const WeightPlan& plan, D
           }
         }
       });
+  NIBBLE_TRY_VOID(device.FinishWrites());
   if (first_error) {
     return tl::unexpected<Error>(*first_error);
   }
