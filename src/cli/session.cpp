@@ -32,7 +32,7 @@ void ModelFlags::DeclareEngine(OptionSet& options) {
               "blocks of the KV cache, exactly (16 tokens each)");
   options.Add("--kv-cache-memory-bytes", &kv_cache_memory_bytes,
               "size of the KV cache (default: 512 MiB at most)");
-  options.Choice("--kv-cache-dtype", &kv_cache_dtype, {"auto", "bfloat16", "int8"},
+  options.Choice("--kv-cache-dtype", &kv_cache_dtype, {"auto", "bfloat16", "float16", "int8"},
                  "storage of keys and values");
   options.Add("--enable-prefix-caching", &enable_prefix_caching,
               "reuse the KV blocks of equal prompt beginnings");
@@ -89,6 +89,18 @@ std::string DescribePlan(const Device& device) {
   return fmt::format("{} ({})", HumanBytes(static_cast<double>(ledger.planned_bytes())), text);
 }
 
+// auto: bfloat16 on a CPU, float16 on CUDA, whose products take fp16 (docs/adr/0007).
+static KvDType KvDTypeOf(const ModelFlags& flags) {
+  if (flags.kv_cache_dtype == "int8") {
+    return KvDType::kInt8;
+  }
+  if (flags.kv_cache_dtype == "float16" ||
+      (flags.kv_cache_dtype == "auto" && flags.device == "cuda")) {
+    return KvDType::kF16;
+  }
+  return KvDType::kBF16;
+}
+
 Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& options,
                               const Environment& environment) {
   const Clock::TimePoint begin = SystemClock().Now();
@@ -125,7 +137,7 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
                       .max_batched_tokens = static_cast<std::int32_t>(
                           std::max(flags.max_num_batched_tokens, flags.max_num_seqs)),
                       .max_model_len = static_cast<std::int32_t>(length),
-                      .kv_dtype = flags.kv_cache_dtype == "int8" ? KvDType::kInt8 : KvDType::kBF16,
+                      .kv_dtype = KvDTypeOf(flags),
                       .activations = activations.mode,
                       .tables = options.tables,
                       .num_blocks_override = flags.num_gpu_blocks_override};

@@ -370,6 +370,7 @@ Result<const float*> ModelRunner::ChunkLogits(std::int64_t row, std::int64_t cou
   if (device_->kind() == DeviceKind::kCpu) {
     return logits_.as<float>();
   }
+  EndStep(model_->context());  // no operator waits for another
   host_logits_.resize(static_cast<std::size_t>(count * vocab_size()));
   NIBBLE_TRY_VOID(device_->Read(reinterpret_cast<std::byte*>(host_logits_.data()), logits_.data(),
                                 host_logits_.size() * sizeof(float)));

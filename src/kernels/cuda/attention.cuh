@@ -3,10 +3,11 @@
 // What decoding and prefill share, so that a query's result does not depend on which computed it:
 //
 //   q, k, v in fp16 (k and v from the cache, exactly);  s = q k, one chain of MMAs over head_dim
-//   per split of 256 absolute positions, over the keys that the query sees:
+//   per split of 128 absolute positions, over the keys that the query sees:
 //     t = s * scale * log2 e;  m = max t;  p = fp16(2^(t - m))
 //     o = sum p v,  l = sum p:  one chain of MMAs each, 16 keys a step, in order
 //   splits in order:  M' = max(M, m);  O = fma(O, 2^(M - M'), o * 2^(m - M')),  L alike
+//   four splits are a unit of 512 positions; units are merged in order in the same way
 //   out = fp16(O * (1 / L))
 //
 // mma.m16n8k16 gives the same bits with its operands exchanged, so keys may be rows (decode) or
@@ -34,18 +35,6 @@ __device__ __forceinline__ int ChunkAt(int token, int chunk) {
   return token * kHeadDim * 2 + (chunk ^ (token & SwapMask<kHeadDim>())) * 16;
 }
 
-__device__ __forceinline__ void LoadMatrices(std::uint32_t (&r)[4], std::uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address));
-}
-__device__ __forceinline__ void LoadMatricesTransposed(std::uint32_t (&r)[4],
-                                                       std::uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address));
-}
-
 /// Two numbers of the cache as fp16. bf16 to fp16 is exact above 2^-14, and rounds below.
 template <KvType kType>
 __device__ __forceinline__ std::uint32_t ToHalf2(std::uint32_t pair) {
@@ -63,6 +52,13 @@ __device__ __forceinline__ void ToHalf2(std::uint32_t (&r)[4]) {
       pair = ToHalf2<kType>(pair);
     }
   }
+}
+
+/// RoPE of the pair (d, d + head_dim / 2).
+__device__ __forceinline__ void Rotate(float& low, float& high, float cosine, float sine) {
+  const float a = low;
+  low = a * cosine - high * sine;
+  high = high * cosine + a * sine;
 }
 
 struct Merged {

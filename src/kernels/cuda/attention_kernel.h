@@ -12,7 +12,8 @@ namespace nibble::cuda {
 // Bytes: docs/formats/kv_block.md; arithmetic: attention.cuh.
 
 constexpr int kKvBlock = 64;   // tokens of a block
-constexpr int kKvSplit = 256;  // keys of a split, by absolute position
+constexpr int kKvSplit = 128;  // keys of a split, by absolute position
+constexpr int kKvUnit = 512;   // keys of a unit: four splits, one work item of decoding
 constexpr int kMaxGroup = 8;   // query heads of a KV head that one product takes
 
 enum class KvType : std::uint8_t { kF16, kBF16 };
@@ -53,6 +54,18 @@ struct RopeArgs {
 };
 int LaunchRopeAndCache(const RopeArgs& args, CUstream_st* stream);
 
+/// A unit of a sequence with one query, in device memory.
+struct DecodeItem {
+  std::int32_t sequence = 0;
+  std::int32_t row = 0;
+  std::int32_t length = 0;      // keys in the cache, the query's own included
+  std::int32_t first_key = 0;   // that the query sees
+  std::int32_t unit = 0;        // by absolute position
+  std::int32_t num_units = 0;   // of the sequence
+  std::int32_t first_item = 0;  // of the sequence
+  std::int32_t unused = 0;
+};
+
 struct AttentionArgs {
   const float* q = nullptr;  // [tokens, num_heads * head_dim]
   std::int64_t q_stride = 0;
@@ -63,10 +76,17 @@ struct AttentionArgs {
   int window = 0;           // keys that a query sees; 0: all
   KvView cache;
   SequenceView sequences;
-  // Decode: items (sequence, split), the splits of a sequence in order beside each other.
-  const std::int32_t* items = nullptr;       // [max_items][2]
-  const std::int32_t* num_items = nullptr;   // in device memory: a recorded step serves any context
-  const std::int32_t* first_item = nullptr;  // [sequences]
+  // Decode with RoPE: if k is given, q is rotated as it is read, and the one new key and value of
+  // every sequence are rotated and written to the cache here (no norms; at most 8 query heads a KV
+  // head).
+  const float* k = nullptr;
+  const float* v = nullptr;
+  std::int64_t k_stride = 0, v_stride = 0;
+  const float* cos_sin = nullptr;
+  const TokenRecord* tokens = nullptr;
+  // Decode: the units of a sequence in order beside each other.
+  const DecodeItem* items = nullptr;        // [max_items]
+  const std::int32_t* num_items = nullptr;  // in device memory: a recorded step serves any context
   int max_items = 0;
   float* partial = nullptr;         // [max_items][num_heads][head_dim + 2]
   std::int32_t* arrived = nullptr;  // [sequences][num_kv_heads * groups], zero between steps
@@ -76,9 +96,9 @@ struct AttentionArgs {
 };
 /// Sequences of one row.
 int LaunchDecodeAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream);
-/// Sequences of many rows; a tile has 64 rows, of 64 / (heads per KV head) tokens.
+/// Sequences of many rows; a tile has 128 rows, of 128 / (heads per KV head) tokens.
 int LaunchPrefillAttention(const AttentionArgs& args, CUstream_st* stream);
-constexpr int kPrefillRows = 64;
+constexpr int kPrefillRows = 128;
 
 bool HasAttention(int head_dim);
 

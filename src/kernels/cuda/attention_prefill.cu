@@ -9,7 +9,7 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 8;
 constexpr int kThreads = (kWarps + 1) * 32;
 constexpr int kStages = 4;
 constexpr int kBlocks = kKvSplit / kKvBlock;
@@ -20,8 +20,8 @@ constexpr int TileBytes() {
 }
 
 template <int kHeadDim, KvType kType>
-__global__ __launch_bounds__(kThreads) void PrefillKernel(
-    const __grid_constant__ AttentionArgs args) {
+__global__ __launch_bounds__(kThreads,
+                             1) void PrefillKernel(const __grid_constant__ AttentionArgs args) {
   constexpr int kTileBytes = TileBytes<kHeadDim>();
   constexpr int kSteps = kHeadDim / 16;
   constexpr int kDimTiles = kHeadDim / 8;
@@ -30,8 +30,12 @@ __global__ __launch_bounds__(kThreads) void PrefillKernel(
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4;
   const int t = lane % 4;
-  const std::uint32_t queries = SmemAddress(smem);  // [64][head_dim] fp16, chunks swapped
+  const std::uint32_t queries = SmemAddress(smem);  // [128][head_dim] fp16, chunks swapped
   const std::uint32_t ring = queries + kPrefillRows * kHeadDim * 2;
+  // The merged units, each thread its own fragments: [warp][dims / 8][lane] of four floats.
+  auto* const before = reinterpret_cast<float4*>(smem + kPrefillRows * kHeadDim * 2 +
+                                                 kStages * kTileBytes + kStages * 16) +
+                       warp * kDimTiles * 32 + lane;
   const std::uint32_t full = ring + kStages * kTileBytes;
   const std::uint32_t empty = full + 8 * kStages;
   if (threadIdx.x == 0) {
@@ -81,11 +85,7 @@ __global__ __launch_bounds__(kThreads) void PrefillKernel(
                                        kv_head * args.cache.head_bytes + values * kTileBytes;
             BarrierWait(empty + 8 * stage, phase);
             BarrierExpect(full + 8 * stage, kTileBytes);
-            asm volatile(
-                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-                "[%3];" ::"r"(ring + stage * kTileBytes),
-                "l"(from), "r"(kTileBytes), "r"(full + 8 * stage)
-                : "memory");
+            BulkCopyShared(ring + stage * kTileBytes, from, kTileBytes, full + 8 * stage);
             if (++stage == kStages) {
               stage = 0;
               phase ^= 1;
@@ -126,6 +126,8 @@ __global__ __launch_bounds__(kThreads) void PrefillKernel(
   }
   Merged merged[2];
   float sum[kDimTiles][4] = {};
+  Merged units[2];  // those before
+  const int first_unit = first_key / kKvUnit;
   std::uint32_t phase = 0;
   const auto next_stage = [&] {
     __syncwarp();
@@ -247,6 +249,44 @@ __global__ __launch_bounds__(kThreads) void PrefillKernel(
         }
       }
     }
+    const int unit = split * kKvSplit / kKvUnit;
+    const bool unit_ends = split + 1 == split_end || (split + 1) * kKvSplit / kKvUnit != unit;
+    if (unit_ends && split_end * kKvSplit > (first_unit + 1) * kKvUnit) {  // not the only one
+      float keep[2] = {1.0F, 1.0F};
+      float add[2] = {0.0F, 0.0F};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        if (merged[h].max != -INFINITY) {  // else the row sees nothing of this unit
+          Merge(units[h], merged[h].max, merged[h].sum, keep[h], add[h]);
+        }
+        merged[h] = Merged();
+      }
+      const bool first = unit == first_unit;
+      const bool last = split + 1 == split_end;
+#pragma unroll
+      for (int n = 0; n < kDimTiles; ++n) {
+        const float4 old = first ? make_float4(0.0F, 0.0F, 0.0F, 0.0F) : before[n * 32];
+        const float4 joined = make_float4(
+            fmaf(old.x, keep[0], sum[n][0] * add[0]), fmaf(old.y, keep[0], sum[n][1] * add[0]),
+            fmaf(old.z, keep[1], sum[n][2] * add[1]), fmaf(old.w, keep[1], sum[n][3] * add[1]));
+        if (last) {
+          sum[n][0] = joined.x;
+          sum[n][1] = joined.y;
+          sum[n][2] = joined.z;
+          sum[n][3] = joined.w;
+        } else {
+          before[n * 32] = joined;
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            sum[n][j] = 0.0F;
+          }
+        }
+      }
+      if (last) {
+        merged[0] = units[0];
+        merged[1] = units[1];
+      }
+    }
   }
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -266,8 +306,8 @@ __global__ __launch_bounds__(kThreads) void PrefillKernel(
 
 template <int kHeadDim, KvType kType>
 int LaunchPrefill(const AttentionArgs& args, cudaStream_t stream) {
-  constexpr int kSmem =
-      kPrefillRows * kHeadDim * 2 + kStages * TileBytes<kHeadDim>() + kStages * 16;
+  constexpr int kSmem = kPrefillRows * kHeadDim * 2 + kStages * TileBytes<kHeadDim>() +
+                        kStages * 16 + kPrefillRows * kHeadDim * 4;
   auto* kernel = PrefillKernel<kHeadDim, kType>;
   static const cudaError_t configured =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);

@@ -8,6 +8,7 @@
 #include <bit>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 
@@ -31,12 +32,12 @@ constexpr std::size_t RoundUp(std::size_t bytes) { return (bytes + 255) / 256 * 
 
 // Where a step's inputs lie: at the same offsets in device memory and in each staging buffer.
 struct InputLayout {
-  std::size_t first_row = 0, num_rows = 0, first_position = 0, first_item = 0;  // [sequences] int32
-  std::size_t header = 0;                                                       // Header
-  std::size_t tokens = 0;   // [tokens] TokenRecord
-  std::size_t records = 0;  // [samples] SampleRecord
+  std::size_t first_row = 0, num_rows = 0, first_position = 0;  // [sequences] int32
+  std::size_t header = 0;                                       // Header
+  std::size_t tokens = 0;                                       // [tokens] TokenRecord
+  std::size_t records = 0;                                      // [samples] SampleRecord
   std::size_t adjustments = 0;
-  std::size_t items = 0;   // [items][2] int32
+  std::size_t items = 0;   // [items] DecodeItem
   std::size_t tiles = 0;   // [tiles][2] int32
   std::size_t tables = 0;  // [sequences][table_width] int32
   std::size_t bytes = 0;
@@ -55,7 +56,7 @@ InputLayout LayOut(const StepLimits& limits) {
   at.table_width = (limits.max_positions + kKvBlock - 1) / kKvBlock;
   at.max_samples = limits.max_tokens + limits.max_sequences;
   at.max_adjustments = std::min<std::int64_t>(sequences * (limits.max_positions + 2048), 1 << 19);
-  at.max_items = sequences * ((limits.max_positions + kKvSplit - 1) / kKvSplit);
+  at.max_items = sequences * ((limits.max_positions + kKvUnit - 1) / kKvUnit);
   const auto group = std::max<std::int64_t>(1, limits.num_heads / limits.num_kv_heads);
   at.max_tiles = limits.max_tokens / std::max<std::int64_t>(1, kPrefillRows / group) + sequences;
   const auto take = [&](std::int64_t count, std::size_t size) {
@@ -66,12 +67,11 @@ InputLayout LayOut(const StepLimits& limits) {
   at.first_row = take(sequences, 4);
   at.num_rows = take(sequences, 4);
   at.first_position = take(sequences, 4);
-  at.first_item = take(sequences, 4);
   at.header = take(1, sizeof(Header));
   at.tokens = take(limits.max_tokens, sizeof(TokenRecord));  // ends the part that is always copied
   at.records = take(at.max_samples, sizeof(SampleRecord));
   at.adjustments = take(at.max_adjustments, sizeof(Adjustment));
-  at.items = take(at.max_items, 8);
+  at.items = take(at.max_items, sizeof(DecodeItem));
   at.tiles = take(at.max_tiles, 8);
   at.tables = take(sequences * at.table_width, 4);
   return at;
@@ -102,6 +102,10 @@ struct State {
   int num_tokens = 0;
   int num_decode = 0;  // sequences of one row
   int num_tiles = 0;
+  // The operator called last, if its kernel can take in the next one. Everything else flushes it.
+  std::optional<NormArgs> norm;
+  std::optional<LinearArgs> linear;
+  std::optional<RopeArgs> rope;
   std::vector<Adjustment> adjustments;                    // of one row, while they are listed
   std::array<std::pair<const void*, float>, 4> scales{};  // of fp16 activations, by address
 
@@ -171,16 +175,44 @@ bool SameKind(const WeightLayout& a, const WeightLayout& b) {
          a.unit_cols == b.unit_cols && a.sub_cols == b.sub_cols;
 }
 
+/// 227 KB of shared memory a block and copies by tensor map: data-centre cards from Hopper on.
+bool HasBigBlocks(const CudaDevice& device) {
+  return device.compute_capability() >= 90 && device.compute_capability() < 120;
+}
+
 void Run(CudaDevice& device, const LinearArgs& args) {
   int error = 0;
-  if (args.num_tokens <= kMaxSmallTokens && device.compute_capability() >= 90) {
+  const bool small = args.num_tokens <= kMaxSmallTokens;
+  const bool copies = args.layout.cols % 8 == 0;  // of x, by tensor map
+  if (HasBigBlocks(device) && small) {
     error = LaunchLinearSmall(args, device.num_sms(), device.stream());
-  } else if (device.compute_capability() == 90) {
-    error = LaunchLinearLarge(args, device.num_sms(), device.stream());
+  } else if (HasBigBlocks(device) && copies && args.num_tokens <= kMaxMediumTokens) {
+    error = LaunchLinearMedium(args, device.num_sms(), device.stream());
+  } else if (device.compute_capability() == 90 && copies) {
+    error = LaunchLinearLarge(args, device.stream());
   } else {
     error = LaunchLinearTile(args, device.stream());
   }
   device.NoteError(error, "a linear kernel");
+}
+
+// Launches what waits. The operators that wait, and what they become:
+//   AddRmsNorm of few rows   + Linear of its output           the product norms its input itself
+//   Linear                   + AddBias of an output           a bias in its epilogue
+//   Linear of one output     + AddRmsNorm that adds it        it adds to the residual itself
+//   Linear of two outputs    + SwiGlu of them                 it gates them itself
+//   RopeAndCache of decodes  + PagedAttention of its layer    attention rotates what it reads
+// Each gives the bits of the operators one by one.
+void Flush(CudaDevice& device, State& state) {
+  if (state.norm) {
+    device.NoteError(LaunchAddRmsNorm(*std::exchange(state.norm, {}), device.stream()), "a norm");
+  }
+  if (state.linear) {
+    Run(device, *std::exchange(state.linear, {}));
+  }
+  if (state.rope) {
+    device.NoteError(LaunchRopeAndCache(*std::exchange(state.rope, {}), device.stream()), "RoPE");
+  }
 }
 
 KvType TypeOf(KvDType dtype) { return dtype == KvDType::kF16 ? KvType::kF16 : KvType::kBF16; }
@@ -320,7 +352,12 @@ Result<void> PackRows(Device& device, const QuantizedTensor& rows, std::int64_t 
 void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::int64_t num_tokens,
             std::span<const LinearOutput> outputs) {
   CudaDevice& device = DeviceOf(context);
-  const State& state = StateOf(device);
+  State& state = StateOf(device);
+  std::optional<NormArgs> norm;
+  if (state.norm && state.norm->out == Half(x)) {
+    norm = std::exchange(state.norm, {});
+  }
+  Flush(device, state);
   for (std::size_t begin = 0; begin < outputs.size();) {
     LinearArgs args{.layout = MustLayOut(outputs[begin].weight->spec),
                     .x = Half(x),
@@ -339,7 +376,19 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
       part.y_stride = outputs[end].y_stride;
       ++end;
     }
-    Run(device, args);
+    const bool all = begin == 0 && end == outputs.size();
+    if (norm && all) {
+      args.residual = norm->residual;
+      args.norm_weight = norm->weight;
+      args.norm_eps = norm->eps;
+    } else if (norm) {
+      device.NoteError(LaunchAddRmsNorm(*std::exchange(norm, {}), device.stream()), "a norm");
+    }
+    if (all) {
+      state.linear = args;
+    } else {
+      Run(device, args);
+    }
     begin = end;
   }
 }
@@ -347,7 +396,8 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
 void Embedding(KernelContext& context, const PackedWeight& table, std::span<const TokenId> ids,
                float* out) {
   CudaDevice& device = DeviceOf(context);
-  const State& state = StateOf(device);
+  State& state = StateOf(device);
+  Flush(device, state);
   NIBBLE_CHECK(static_cast<int>(ids.size()) == state.num_tokens, "BeginStep knows other tokens");
   const WeightLayout layout = MustLayOut(table.spec);
   const LinearPart part = PartOf(table, layout);
@@ -365,21 +415,49 @@ void Embedding(KernelContext& context, const PackedWeight& table, std::span<cons
 void AddRmsNorm(KernelContext& context, float* residual, const float* delta, const float* weight,
                 float eps, float* out, std::int64_t num_tokens, std::int64_t width) {
   CudaDevice& device = DeviceOf(context);
-  device.NoteError(LaunchAddRmsNorm({.residual = residual,
-                                     .delta = delta,
-                                     .weight = weight,
-                                     .eps = eps,
-                                     .out = Half(out),
-                                     .out_stride = 2 * width,
-                                     .width = static_cast<int>(width),
-                                     .tokens = static_cast<int>(num_tokens)},
-                                    device.stream()),
-                   "a norm");
+  State& state = StateOf(device);
+  if (state.linear && delta != nullptr && state.linear->num_parts == 1 &&
+      state.linear->parts[0].y == delta && state.linear->parts[0].y_stride == width &&
+      state.linear->parts[0].rows == width && state.linear->num_tokens == num_tokens) {
+    LinearArgs args = *std::exchange(state.linear, {});
+    args.epilogue = Epilogue::kAdd;
+    args.parts[0].y = residual;
+    Run(device, args);
+    delta = nullptr;
+  }
+  Flush(device, state);
+  if (delta == nullptr && out == nullptr) {
+    return;
+  }
+  const NormArgs args{.residual = residual,
+                      .delta = delta,
+                      .weight = weight,
+                      .eps = eps,
+                      .out = Half(out),
+                      .out_stride = 2 * width,
+                      .width = static_cast<int>(width),
+                      .tokens = static_cast<int>(num_tokens)};
+  if (delta == nullptr && num_tokens <= kMaxNormTokens && args.width <= kMaxNormWidth &&
+      HasBigBlocks(device)) {
+    state.norm = args;
+    return;
+  }
+  device.NoteError(LaunchAddRmsNorm(args, device.stream()), "a norm");
 }
 
 void AddBias(KernelContext& context, float* x, std::int64_t stride, const float* bias,
              std::int64_t num_tokens, std::int64_t width) {
   CudaDevice& device = DeviceOf(context);
+  State& state = StateOf(device);
+  if (state.linear) {
+    for (LinearPart& part : std::span(state.linear->parts)) {
+      if (part.y == x && part.rows == width && part.y_stride == stride && part.bias == nullptr) {
+        part.bias = bias;
+        return;
+      }
+    }
+  }
+  Flush(device, state);
   device.NoteError(LaunchAddBias(x, stride, bias, static_cast<int>(num_tokens),
                                  static_cast<int>(width), device.stream()),
                    "a bias");
@@ -389,7 +467,22 @@ void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride,
             std::int64_t up_stride, float* out, std::int64_t out_stride, std::int64_t num_tokens,
             std::int64_t width) {
   CudaDevice& device = DeviceOf(context);
-  StateOf(device).NoteScale(out, kGatedScale);
+  State& state = StateOf(device);
+  state.NoteScale(out, kGatedScale);
+  const bool tile_kernel = device.compute_capability() != 90 &&
+                           !(device.compute_capability() > 90 && num_tokens <= kMaxSmallTokens);
+  if (state.linear && !tile_kernel && state.linear->num_parts == 2 &&
+      state.linear->parts[0].y == gate && state.linear->parts[1].y == up &&
+      state.linear->parts[0].rows == width && state.linear->parts[1].rows == width) {
+    LinearArgs args = *std::exchange(state.linear, {});
+    args.epilogue = Epilogue::kSwiGlu;
+    args.product = Half(out);
+    args.product_stride = 2 * out_stride;
+    args.product_scale = kGatedScale;
+    Run(device, args);
+    return;
+  }
+  Flush(device, state);
   device.NoteError(LaunchSwiGlu({.gate = gate,
                                  .up = up,
                                  .out = Half(out),
@@ -420,52 +513,68 @@ Result<void> Validate(const KvCacheSpec& spec) {
 void RopeAndCache(KernelContext& context, const KvCache& cache, std::int64_t layer,
                   const RopeAndCacheArgs& args, std::span<const AttentionSequence>) {
   CudaDevice& device = DeviceOf(context);
-  const State& state = StateOf(device);
-  device.NoteError(LaunchRopeAndCache({.q = args.q,
-                                       .k = args.k,
-                                       .v = args.v,
-                                       .q_stride = args.q_stride,
-                                       .k_stride = args.k_stride,
-                                       .v_stride = args.v_stride,
-                                       .num_heads = static_cast<int>(args.num_heads),
-                                       .q_norm = args.q_norm,
-                                       .k_norm = args.k_norm,
-                                       .norm_eps = args.norm_eps,
-                                       .cos_sin = args.rope.cos_sin,
-                                       .tokens = state.On<TokenRecord>(state.at.tokens),
-                                       .num_tokens = state.num_tokens,
-                                       .cache = Layer(cache, layer)},
-                                      device.stream()),
-                   "RoPE");
+  State& state = StateOf(device);
+  Flush(device, state);
+  const RopeArgs launch{.q = args.q,
+                        .k = args.k,
+                        .v = args.v,
+                        .q_stride = args.q_stride,
+                        .k_stride = args.k_stride,
+                        .v_stride = args.v_stride,
+                        .num_heads = static_cast<int>(args.num_heads),
+                        .q_norm = args.q_norm,
+                        .k_norm = args.k_norm,
+                        .norm_eps = args.norm_eps,
+                        .cos_sin = args.rope.cos_sin,
+                        .tokens = state.On<TokenRecord>(state.at.tokens),
+                        .num_tokens = state.num_tokens,
+                        .cache = Layer(cache, layer)};
+  if (state.num_tiles == 0 && args.q_norm == nullptr &&
+      args.num_heads <= kMaxGroup * cache.spec.num_kv_heads) {
+    state.rope = launch;
+    return;
+  }
+  device.NoteError(LaunchRopeAndCache(launch, device.stream()), "RoPE");
 }
 
 void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t layer,
                     const PagedAttentionArgs& args, std::span<const AttentionSequence>) {
   CudaDevice& device = DeviceOf(context);
-  const State& state = StateOf(device);
+  State& state = StateOf(device);
   const InputLayout& at = state.at;
-  const AttentionArgs launch{
-      .q = args.q,
-      .q_stride = args.q_stride,
-      .out = Half(args.out),
-      .out_stride = 2 * args.out_stride,
-      .num_heads = static_cast<int>(args.num_heads),
-      .scale_log2 = static_cast<float>(static_cast<double>(args.scale) * kLog2E),
-      .window = args.sliding_window,
-      .cache = Layer(cache, layer),
-      .sequences = {.first_row = state.On<std::int32_t>(at.first_row),
-                    .num_rows = state.On<std::int32_t>(at.num_rows),
-                    .first_position = state.On<std::int32_t>(at.first_position),
-                    .block_tables = state.On<std::int32_t>(at.tables),
-                    .table_stride = static_cast<int>(at.table_width)},
-      .items = state.On<std::int32_t>(at.items),
-      .num_items = &state.On<Header>(at.header)->num_items,
-      .first_item = state.On<std::int32_t>(at.first_item),
-      .max_items = static_cast<int>(at.max_items),
-      .partial = state.partial.as<float>(),
-      .arrived = state.arrived.as<std::int32_t>(),
-      .tiles = state.On<std::int32_t>(at.tiles),
-      .num_tiles = state.num_tiles};
+  std::optional<RopeArgs> rope;
+  if (state.rope && state.rope->q == args.q && state.rope->cache.data == Layer(cache, layer).data) {
+    rope = std::exchange(state.rope, {});
+  }
+  Flush(device, state);
+  AttentionArgs launch{.q = args.q,
+                       .q_stride = args.q_stride,
+                       .out = Half(args.out),
+                       .out_stride = 2 * args.out_stride,
+                       .num_heads = static_cast<int>(args.num_heads),
+                       .scale_log2 = static_cast<float>(static_cast<double>(args.scale) * kLog2E),
+                       .window = args.sliding_window,
+                       .cache = Layer(cache, layer),
+                       .sequences = {.first_row = state.On<std::int32_t>(at.first_row),
+                                     .num_rows = state.On<std::int32_t>(at.num_rows),
+                                     .first_position = state.On<std::int32_t>(at.first_position),
+                                     .block_tables = state.On<std::int32_t>(at.tables),
+                                     .table_stride = static_cast<int>(at.table_width)},
+                       .items = state.On<DecodeItem>(at.items),
+                       .num_items = &state.On<Header>(at.header)->num_items,
+                       .max_items = static_cast<int>(at.max_items),
+                       .partial = state.partial.as<float>(),
+                       .arrived = state.arrived.as<std::int32_t>(),
+                       .tiles = state.On<std::int32_t>(at.tiles),
+                       .num_tiles = state.num_tiles};
+  if (rope) {
+    launch.k = rope->k;
+    launch.v = rope->v;
+    launch.k_stride = rope->k_stride;
+    launch.v_stride = rope->v_stride;
+    launch.cos_sin = rope->cos_sin;
+    launch.tokens = rope->tokens;
+  }
   if (state.num_decode > 0) {
     device.NoteError(LaunchDecodeAttention(launch, device.num_sms(), device.stream()),
                      "decode attention");
@@ -478,7 +587,8 @@ void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t l
 void Sample(KernelContext& context, float* logits, std::int64_t logits_stride,
             std::int64_t vocab_size, std::span<const SampleRow> rows) {
   CudaDevice& device = DeviceOf(context);
-  const State& state = StateOf(device);
+  State& state = StateOf(device);
+  Flush(device, state);
   const auto first = static_cast<std::size_t>(rows.data() - state.first_sample);
   NIBBLE_CHECK(state.first_sample != nullptr && first + rows.size() <= state.num_samples,
                "rows to sample that BeginStep does not know");
@@ -548,6 +658,7 @@ Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepI
     return reinterpret_cast<std::int32_t*>(staging + offset);
   };
   auto* tokens = reinterpret_cast<TokenRecord*>(staging + at.tokens);
+  auto* items = reinterpret_cast<DecodeItem*>(staging + at.items);
   std::int32_t num_items = 0;
   std::size_t table_blocks = 0;
   state.num_decode = 0;
@@ -559,7 +670,6 @@ Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepI
     array(at.first_row)[s] = sequence.first_row;
     array(at.num_rows)[s] = sequence.num_rows;
     array(at.first_position)[s] = sequence.first_position;
-    array(at.first_item)[s] = num_items;
     const std::int32_t end = sequence.first_position + sequence.num_rows;
     const auto blocks = static_cast<std::size_t>((end + kKvBlock - 1) / kKvBlock);
     table_blocks = std::max(table_blocks, blocks);
@@ -579,12 +689,19 @@ Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepI
     if (sequence.num_rows == 1) {
       ++state.num_decode;
       const std::int32_t window = state.limits.sliding_window;
-      const std::int32_t first = window > 0 ? std::max(0, sequence.first_position - window + 1) : 0;
-      for (std::int32_t split = first / kKvSplit; split <= sequence.first_position / kKvSplit;
-           ++split) {
-        array(at.items)[2 * num_items] = static_cast<std::int32_t>(s);
-        array(at.items)[2 * num_items + 1] = split;
-        ++num_items;
+      const std::int32_t first_key =
+          window > 0 ? std::max(0, sequence.first_position - window + 1) : 0;
+      const std::int32_t first_unit = first_key / kKvUnit;
+      const std::int32_t num_units = sequence.first_position / kKvUnit - first_unit + 1;
+      const std::int32_t first_item = num_items;
+      for (std::int32_t unit = 0; unit < num_units; ++unit) {
+        items[num_items++] = {.sequence = static_cast<std::int32_t>(s),
+                              .row = sequence.first_row,
+                              .length = sequence.first_position + 1,
+                              .first_key = first_key,
+                              .unit = first_unit + unit,
+                              .num_units = num_units,
+                              .first_item = first_item};
       }
     } else {
       for (std::int32_t token = 0; token < sequence.num_rows; token += tile_tokens) {
@@ -629,7 +746,7 @@ Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepI
   Copy(device, state, at.records, inputs.samples.size() * sizeof(SampleRecord));
   Copy(device, state, at.adjustments,
        static_cast<std::size_t>(num_adjustments) * sizeof(Adjustment));
-  Copy(device, state, at.items, static_cast<std::size_t>(num_items) * 8);
+  Copy(device, state, at.items, static_cast<std::size_t>(num_items) * sizeof(DecodeItem));
   Copy(device, state, at.tiles, static_cast<std::size_t>(state.num_tiles) * 8);
   const auto pitch = static_cast<std::size_t>(at.table_width) * sizeof(std::int32_t);
   device.NoteError(cudaMemcpy2DAsync(state.inputs.data() + at.tables, pitch, staging + at.tables,
@@ -664,6 +781,7 @@ void GatherRows(KernelContext& context, const float* x, std::int64_t x_stride,
                 std::span<const std::int32_t> rows, float* out, std::int64_t width) {
   CudaDevice& device = DeviceOf(context);
   State& state = StateOf(device);
+  Flush(device, state);
   const std::size_t first = RecordsOf(device, state, rows);
   device.NoteError(
       LaunchGather(x, x_stride, state.On<SampleRecord>(state.at.records) + first, out,
@@ -674,6 +792,7 @@ void GatherRows(KernelContext& context, const float* x, std::int64_t x_stride,
 void HostActivations(KernelContext& context, const float* x, std::int64_t x_stride,
                      std::int64_t rows, std::int64_t width, std::vector<float>& host) {
   CudaDevice& device = DeviceOf(context);
+  Flush(device, StateOf(device));
   const float scale = 1.0F / StateOf(device).ScaleOf(x);
   std::vector<std::uint16_t> raw(static_cast<std::size_t>(rows * x_stride * 2));
   static_cast<void>(device.Read(reinterpret_cast<std::byte*>(raw.data()),

@@ -16,6 +16,7 @@ constexpr int kMaxParts = 4;
 struct LinearPart {
   const std::uint8_t* weight = nullptr;
   const float* factor = nullptr;  // [rows rounded up to 16]
+  const float* bias = nullptr;    // [rows], or null
   float* y = nullptr;             // [num_tokens, rows], fp32
   std::int64_t y_stride = 0;      // floats
   int rows = 0;
@@ -36,18 +37,31 @@ struct LinearArgs {
   const std::uint16_t* x = nullptr;  // fp16 [num_tokens, cols]
   std::int64_t x_stride = 0;         // values
   int num_tokens = 0;
-  float x_scale = 1.0F;              // a power of two: x holds the activations divided by it
+  float x_scale = 1.0F;  // a power of two: x holds the activations divided by it
+  /// LaunchLinearSmall, up to kMaxNormTokens tokens: x is computed from these instead, as
+  /// AddRmsNorm would have (ops_kernel.h).
+  const float* residual = nullptr;  // [num_tokens, cols], fp32
+  const float* norm_weight = nullptr;
+  float norm_eps = 0.0F;
   std::uint16_t* product = nullptr;  // kSwiGlu: [num_tokens, rows]
   std::int64_t product_stride = 0;   // values
   float product_scale = 1.0F;        // a power of two
 };
 
-/// Up to 8 tokens, sm_90 and newer. Returns a cudaError_t.
+// Each gives the same bits, and returns a cudaError_t.
+
+/// Up to 8 tokens; sm_90 with its 227 KB of shared memory, and its like.
 int LaunchLinearSmall(const LinearArgs& args, int num_sms, CUstream_st* stream);
 constexpr int kMaxSmallTokens = 8;
+constexpr int kMaxNormTokens = 2;
+constexpr int kMaxNormWidth = 8192;  // the normed input lies in shared memory
 
-/// Any number of tokens, sm_90a only. The layout's cols must be a multiple of 8.
-int LaunchLinearLarge(const LinearArgs& args, int num_sms, CUstream_st* stream);
+/// Any number of tokens, 32 at a time; the cards of the above. cols must be a multiple of 8.
+int LaunchLinearMedium(const LinearArgs& args, int num_sms, CUstream_st* stream);
+constexpr int kMaxMediumTokens = 96;  // above, LaunchLinearLarge takes less
+
+/// Any number of tokens, sm_90a only. cols must be a multiple of 8.
+int LaunchLinearLarge(const LinearArgs& args, CUstream_st* stream);
 
 /// Any number of tokens, any card: mma.sync, no asynchronous copies.
 int LaunchLinearTile(const LinearArgs& args, CUstream_st* stream);

@@ -1,196 +1,284 @@
 #pragma once
 
-// The products of linear_small.cuh for 9 tokens and more, on the tensor cores of Hopper (prefill)
+// The products of linear_small.cuh for many tokens, on the tensor cores of Hopper (prefill)
 //   y^T = W x^T: weights are the register operand A of wgmma, unpacked while the products before
-//   run; tokens are B, in shared memory. A block computes 128 outputs (two warpgroups of 64) of
-//   kTokens tokens; a third warpgroup copies. K in the order of the slices, each slice one chain,
-//   slices added in order: the bits of linear_small.cuh.
-// Few tokens give few blocks; then a cluster of 8 blocks takes a slice each, and their sums meet in
-// order through distributed shared memory.
-// A stage is one unit: 8 tiles' codes and scales, and 64 or 128 columns of x under the 128-byte
-// swizzle. 2 * rows * cols * tokens operations; judge by FLOP/s, below 64 tokens by GB/s of
-// weights.
+//   run; tokens are B, in shared memory. A block computes 128 outputs (two warpgroups of 64) of 128
+//   tokens; a third warpgroup copies. K in the order of the slices, each slice one chain, slices
+//   added in order: the bits of linear_small.cuh.
+// Blocks go in clusters of two along the outputs: each fetches half of the tokens and sends it to
+// both, as the L2 cache could not feed them otherwise. A stage is one unit: 8 tiles' codes and
+// scales, and 64 or 128 columns of x under the 128-byte swizzle; it is free when both blocks have
+// multiplied it. 2 * rows * cols * tokens operations; judge by FLOP/s.
 
-#include <cuda.h>
-
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/codec.cuh"
-#include "kernels/cuda/linear_kernel.h"
-#include "kernels/cuda/linear_small.cuh"
+#include "kernels/cuda/linear_output.cuh"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace nibble::cuda {
 
-constexpr int kLargeTiles = 8;                       // of a block
-constexpr int kLargeRows = kLargeTiles * kTileRows;  // 128 outputs
-constexpr int kLargeThreads = 384;
-constexpr int kLargePitch = kLargeRows + 4;  // floats between tokens in the epilogue
+/// Floats between tokens whose sums of `tiles` tiles lie in shared memory.
+constexpr int SumPitch(int tiles) { return tiles * kTileRows + 4; }
+
+/// The first kThreads threads: those that multiply.
+template <int kThreads>
+__device__ __forceinline__ void MultipliersSync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
+
+/// c += the product of one unit of this warp's tile with kTokens tokens. `codes_at` is the unit,
+/// `x` the shared memory of its columns (a box of 64 columns after the other). The products of the
+/// last half may still run when it returns; `previous_done` is called once those of the unit before
+/// are done. Which buffer of fragments is used is known at compile time: a branch would make the
+/// compiler move sums that the tensor cores still work on.
+template <Format kFormat, Grid kGrid, int kHalves, int kTokens, typename PreviousDone>
+__device__ __forceinline__ void MultiplyUnit(float (&c)[kTokens / 2],
+                                             std::uint32_t (&a)[kHalves][4][4],
+                                             const std::uint8_t* codes_at, int sub_shift,
+                                             std::uint32_t x, int lane,
+                                             PreviousDone previous_done) {
+  const std::uint8_t* scales_at = codes_at + kHalves * HalfCodes<kFormat>::kBytes;
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half) {
+    WgmmaWait<kHalves - 1>();  // the group that read this buffer is done
+    if (half == kHalves - 1) {
+      previous_done();
+    }
+    HalfCodes<kFormat> codes;
+    codes.Load(codes_at + half * HalfCodes<kFormat>::kBytes, lane);
+    LaneScales scales;
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      // No branch here: the compiler would wait for the products under way.
+      if (kFormat != Format::kF16 && step % 2 == 0) {
+        LoadScales<kGrid>(
+            scales_at + ((half * 64 + step * 16) >> sub_shift) * SubBytes<kFormat, kGrid>(), lane,
+            scales);
+      }
+      Fragment<kFormat, kGrid>(codes, step, scales, a[half][step]);
+    }
+    WgmmaFence();
+    const std::uint64_t descriptor = SwizzledDescriptor(x + half * kTokens * 128);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      Wgmma(c, a[half][step], descriptor + step * (32 >> 4));
+    }
+    WgmmaCommit();
+  }
+}
+
+/// This thread's accumulators to shared memory [kTokens][pitch]: `row` is the first of its warp's
+/// tile.
+template <int kTokens>
+__device__ __forceinline__ void StoreSums(const float (&c)[kTokens / 2], float* sums, int pitch,
+                                          int row, int lane) {
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    const int token = i / 4 * 8 + 2 * (lane % 4) + i % 2;
+    sums[token * pitch + row + lane / 4 + i / 2 % 2 * 8] = c[i];
+  }
+}
 
 struct LargeArgs {
   LinearArgs linear;
-  int first_block[kMaxParts + 1];  // of each part, in blocks of 128 outputs; kSwiGlu: of 64 pairs
+  int first_block[kMaxParts + 1];  // of each part; kSwiGlu: all blocks count as part 0
   int num_stages = 0;
+  int sub_shift = 0;  // log2 of the layout's sub_cols
 };
 
-__device__ __forceinline__ void TensorCopy(std::uint32_t smem, const CUtensorMap* map, int column,
-                                           int row, std::uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3}], [%4];" ::"r"(smem),
-      "l"(map), "r"(column), "r"(row), "r"(barrier)
-      : "memory");
+/// A block of kTiles tiles of one part, or, gated, the first half of them gate and the others up.
+template <int kTiles>
+struct BlockPlace {
+  int part = 0;
+  int first_tile = 0;
+  bool gated = false;
+
+  __device__ BlockPlace(const LargeArgs& args, int block)
+      : gated(args.linear.epilogue == Epilogue::kSwiGlu) {
+    while (part + 1 < args.linear.num_parts && block >= args.first_block[part + 1]) {
+      ++part;
+    }
+    first_tile = (block - args.first_block[part]) * (gated ? kTiles / 2 : kTiles);
+  }
+  __device__ bool HasTile(const LargeArgs& args, int i) const {
+    return first_tile + (gated ? i % (kTiles / 2) : i) <
+           args.linear.parts[gated ? i / (kTiles / 2) : part].num_tiles;
+  }
+  const __device__ std::uint8_t* Tile(const LargeArgs& args, int i, std::size_t tile_bytes) const {
+    return args.linear.parts[gated ? i / (kTiles / 2) : part].weight +
+           static_cast<std::size_t>(first_tile + (gated ? i % (kTiles / 2) : i)) * tile_bytes;
+  }
+  __device__ int CountTiles(const LargeArgs& args) const {
+    int count = 0;
+    for (int i = 0; i < kTiles; ++i) {
+      count += HasTile(args, i) ? 1 : 0;
+    }
+    return count;
+  }
+  /// Outputs of a token in fours.
+  __device__ int quads() const { return (gated ? kTiles / 2 : kTiles) * kTileRows / 4; }
+
+  /// Writes four outputs of one token: rows r..r + 3 of the block, whose sums are `sum` (gated: and
+  /// those of the other half, `up`).
+  __device__ void Write(const LargeArgs& args, int token, int r, float4 sum, float4 up) const {
+    const LinearArgs& linear = args.linear;
+    const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
+    const float ups[4] = {up.x, up.y, up.z, up.w};
+    const LinearPart& to = linear.parts[part];
+    if (token >= linear.num_tokens) {
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = first_tile * kTileRows + r + i;
+      if (row >= to.rows) {
+        return;
+      }
+      if (gated) {
+        const float gate = Output(linear.parts[0], row, sums[i], linear.x_scale);
+        linear.product[token * linear.product_stride + row] = __half_as_ushort(
+            __float2half_rn(SiluTimes(gate, Output(linear.parts[1], row, ups[i], linear.x_scale)) *
+                            linear.product_scale));
+        continue;
+      }
+      const float y = Output(to, row, sums[i], linear.x_scale);
+      float* out = to.y + token * to.y_stride + row;
+      *out = linear.epilogue == Epilogue::kAdd ? *out + y : y;
+    }
+  }
+};
+
+inline int Log2(int power) {
+  int log = 0;
+  while (1 << log < power) {
+    ++log;
+  }
+  return log;
 }
 
-__device__ __forceinline__ float LoadRemote(std::uint32_t address, std::uint32_t rank) {
-  std::uint32_t remote;
-  float value;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
-  return value;
-}
-__device__ __forceinline__ void ClusterSync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
+/// Fills first_block for blocks of `block_tiles` tiles; returns how many there are.
+inline int CountBlocks(LargeArgs& args, int block_tiles) {
+  const bool gated = args.linear.epilogue == Epilogue::kSwiGlu;
+  const int tiles = gated ? block_tiles / 2 : block_tiles;
+  for (int p = 0; p < kMaxParts; ++p) {
+    const bool counted = p < (gated ? 1 : args.linear.num_parts);
+    args.first_block[p + 1] =
+        args.first_block[p] + (counted ? (args.linear.parts[p].num_tiles + tiles - 1) / tiles : 0);
+  }
+  return args.first_block[kMaxParts];
 }
 
-template <Format kFormat, Grid kGrid, int kHalves, int kTokens, bool kSplit>
+constexpr int kLargeTokens = 128;
+constexpr int kLargeTiles = 8;
+constexpr int kLargeThreads = 384;  // two warpgroups multiply, one copies
+constexpr int kLargePitch = SumPitch(kLargeTiles);
+
+template <Format kFormat, Grid kGrid, int kHalves>
 __global__ __launch_bounds__(kLargeThreads,
                              1) void LinearLarge(const __grid_constant__ LargeArgs args,
                                                  const __grid_constant__ CUtensorMap x_map) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) std::uint8_t smem[];
-  const LinearArgs& linear = args.linear;
-  const WeightLayout& layout = linear.layout;
+  const WeightLayout& layout = args.linear.layout;
   const int num_units = layout.num_units;
   const std::size_t tile_bytes = layout.tile_bytes();
   // Per stage: x first (its boxes are aligned to 1024 bytes), then the units of 8 tiles.
-  constexpr int x_bytes = kHalves * kTokens * 128;
-  const int stage_bytes = (x_bytes + kLargeTiles * layout.unit_bytes + 1023) / 1024 * 1024;
+  constexpr int kBoxBytes = kLargeTokens * 128;
+  constexpr int kXBytes = kHalves * kBoxBytes;
+  const int stage_bytes = (kXBytes + kLargeTiles * layout.unit_bytes + 1023) / 1024 * 1024;
   const std::uint32_t base = SmemAddress(smem);
   const std::uint32_t full = base + args.num_stages * stage_bytes;
   const std::uint32_t empty = full + 8 * args.num_stages;
-
-  int part = 0;
-  const bool gated = linear.epilogue == Epilogue::kSwiGlu;
-  const int block = static_cast<int>(kSplit ? blockIdx.x / kNumSlices : blockIdx.x);
-  while (block >= args.first_block[part + 1]) {
-    ++part;
-  }
-  // Tiles 0..3 of a gated block are gate, 4..7 are up.
-  const int first_tile = (block - args.first_block[part]) * (gated ? kLargeTiles / 2 : kLargeTiles);
-  const int first_token = static_cast<int>(blockIdx.y) * kTokens;
-  const int slice_begin = kSplit ? static_cast<int>(blockIdx.x % kNumSlices) : 0;
-  const int slice_end = kSplit ? slice_begin + 1 : kNumSlices;
+  // An odd last block has a partner without tiles, which only copies and releases.
+  const BlockPlace<kLargeTiles> place(args, static_cast<int>(blockIdx.y * 2 + blockIdx.x % 2));
+  const int first_token = static_cast<int>(blockIdx.x / 2) * kLargeTokens;
+  const auto rank = static_cast<std::uint32_t>(blockIdx.x % 2);
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
-  int num_tiles = 0;  // that exist
-  for (int i = 0; i < kLargeTiles; ++i) {
-    num_tiles += first_tile + (gated ? i % 4 : i) < linear.parts[gated ? i / 4 : part].num_tiles;
-  }
 
   if (threadIdx.x == 0) {
     for (int s = 0; s < args.num_stages; ++s) {
       BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, 2);
+      BarrierInit(empty + 8 * s, 4);  // two warpgroups of each block
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  __syncthreads();
+  ClusterArrive();
+  ClusterWait();
   LaunchDependents();
 
   if (warpgroup == 2) {  // copies, by one thread
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 256) {
-      const std::uint64_t policy = EvictFirst();
-      WaitForPrevious();
-      int stage = 0;
-      std::uint32_t phase = 1;
-      for (int slice = slice_begin; slice < slice_end; ++slice) {
-        for (int unit = slice; unit < num_units; unit += kNumSlices) {
+    GiveRegisters<40>();
+    // Four warps share the stages: one could not start copies fast enough. A lane a tile, and one
+    // each for the boxes of x.
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int bytes = kXBytes + place.CountTiles(args) * layout.unit_bytes;
+    const bool has_tile = lane < kLargeTiles && place.HasTile(args, lane);
+    const std::uint8_t* const tile = has_tile ? place.Tile(args, lane, tile_bytes) : nullptr;
+    const int half = lane - kLargeTiles;
+    WaitForPrevious();
+    const int producer = static_cast<int>(threadIdx.x) / 32 % 4;
+    int stage = 0;
+    std::uint32_t phase = 1;
+    for (int slice = 0; slice < kNumSlices; ++slice) {
+      for (int unit = slice; unit < num_units; unit += kNumSlices) {
+        if (stage % 4 == producer) {
           const std::uint32_t at = base + stage * stage_bytes;
           const std::uint32_t barrier = full + 8 * stage;
           BarrierWait(empty + 8 * stage, phase);
-          BarrierExpect(barrier, x_bytes + num_tiles * layout.unit_bytes);
-          for (int h = 0; h < kHalves; ++h) {
-            TensorCopy(at + h * kTokens * 128, &x_map, unit * layout.unit_cols + h * kHalfCols,
-                       first_token, barrier);
+          if (lane == 0) {
+            BarrierExpect(barrier, bytes);
           }
-          for (int i = 0; i < kLargeTiles; ++i) {
-            const LinearPart& from = linear.parts[gated ? i / 4 : part];
-            const int tile = first_tile + (gated ? i % 4 : i);
-            if (tile < from.num_tiles) {
-              BulkCopy(at + x_bytes + i * layout.unit_bytes,
-                       from.weight + static_cast<std::size_t>(tile) * tile_bytes +
-                           static_cast<std::size_t>(unit) * layout.unit_bytes,
-                       layout.unit_bytes, barrier, policy);
-            }
+          __syncwarp();
+          if (half >= 0 && half < kHalves) {  // half of the tokens, for both
+            TensorCopyToBoth(at + half * kBoxBytes + rank * (kBoxBytes / 2), &x_map,
+                             unit * layout.unit_cols + half * kHalfCols,
+                             first_token + static_cast<int>(rank) * (kLargeTokens / 2), barrier);
           }
-          if (++stage == args.num_stages) {
-            stage = 0;
-            phase ^= 1;
+          if (has_tile) {
+            BulkCopyShared(at + kXBytes + lane * layout.unit_bytes,
+                           tile + static_cast<std::size_t>(unit) * layout.unit_bytes,
+                           layout.unit_bytes, barrier);
           }
+        }
+        if (++stage == args.num_stages) {
+          stage = 0;
+          phase ^= 1;
         }
       }
     }
+    // The partner sends to this block's memory until it has copied all.
+    ClusterArrive();
+    ClusterWait();
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  TakeRegisters<232>();
   WaitForPrevious();
   const int warp = static_cast<int>(threadIdx.x) / 32;  // also the tile of the block
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  constexpr int kCodeBytes = kHalves * HalfCodes<kFormat>::kBytes;
-  constexpr int kSums = kTokens / 2;
-  float total[kSums];
-  float c[kSums];
-  // Fragments: one buffer is multiplied while the other is unpacked. Which one is known at compile
-  // time: a branch here would make the compiler move sums that the tensor cores still work on.
+  float total[kLargeTokens / 2];
+  float c[kLargeTokens / 2];
   std::uint32_t a[kHalves][4][4];
-  const auto release = [&](int& done) {
-    if (done >= 0 && threadIdx.x % 128 == 0) {
-      BarrierArrive(empty + 8 * done);
-    }
-    done = -1;
-  };
   int issued = -1;  // stage whose last products may still run
+  const auto release = [&] {
+    if (issued >= 0 && threadIdx.x % 128 < 2) {
+      ArriveAt(empty + 8 * issued, threadIdx.x % 128);
+    }
+    issued = -1;
+  };
   int stage = 0;
   std::uint32_t phase = 0;
-  for (int slice = slice_begin; slice < slice_end && slice < num_units; ++slice) {
+  for (int slice = 0; slice < kNumSlices && slice < num_units; ++slice) {
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
+    for (int i = 0; i < kLargeTokens / 2; ++i) {
       c[i] = 0.0F;
     }
     for (int unit = slice; unit < num_units; unit += kNumSlices) {
       BarrierWait(full + 8 * stage, phase);
-      const std::uint8_t* codes_at =
-          smem + stage * stage_bytes + x_bytes + warp * layout.unit_bytes;
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        // The group before the newest read this buffer: it is done when at most one still runs.
-        WgmmaWait<kHalves - 1>();
-        if (half == 1 || kHalves == 1) {
-          release(issued);  // of the stage before this one
-        }
-        HalfCodes<kFormat> codes;
-        codes.Load(codes_at + half * HalfCodes<kFormat>::kBytes, lane);
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          LaneScales scales;
-          if constexpr (kFormat != Format::kF16) {
-            LoadScales<kGrid>(
-                codes_at + kCodeBytes +
-                    (half * 4 + step) * 16 / layout.sub_cols * SubBytes<kFormat, kGrid>(),
-                lane, scales);
-          }
-          Fragment<kFormat, kGrid>(codes, step, scales, a[half][step]);
-        }
-        WgmmaFence();
-        const std::uint64_t x =
-            SwizzledDescriptor(base + stage * stage_bytes + half * kTokens * 128);
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          Wgmma(c, a[half][step], x + step * (32 >> 4));
-        }
-        WgmmaCommit();
-      }
+      MultiplyUnit<kFormat, kGrid, kHalves, kLargeTokens>(
+          c, a, smem + stage * stage_bytes + kXBytes + warp * layout.unit_bytes, args.sub_shift,
+          base + stage * stage_bytes, lane, release);
       issued = stage;
       if (++stage == args.num_stages) {
         stage = 0;
@@ -198,119 +286,56 @@ __global__ __launch_bounds__(kLargeThreads,
       }
     }
     WgmmaWait<0>();
-    release(issued);
+    release();
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      total[i] = slice == slice_begin ? c[i] : total[i] + c[i];
+    for (int i = 0; i < kLargeTokens / 2; ++i) {
+      total[i] = slice == 0 ? c[i] : total[i] + c[i];
     }
   }
 
-  // All products of both warpgroups are done: the stages' memory holds the sums now.
-  const auto sync = [] { asm volatile("bar.sync 1, 256;" ::: "memory"); };
-  sync();
-  float* const sums = reinterpret_cast<float*>(smem);  // [kTokens][kLargePitch]
-#pragma unroll
-  for (int i = 0; i < kSums; ++i) {
-    const int token = i / 4 * 8 + 2 * (lane % 4) + i % 2;
-    const int row = warp * kTileRows + lane / 4 + i / 2 % 2 * 8;
-    sums[token * kLargePitch + row] = total[i];
-  }
-  if constexpr (kSplit) {
-    ClusterSync();
-  } else {
-    sync();
-  }
-  const int rank = kSplit ? static_cast<int>(blockIdx.x % kNumSlices) : 0;
-  constexpr int kOwnTokens = kSplit ? kTokens / kNumSlices : kTokens;
-  const int num_slices = kSplit ? min(kNumSlices, num_units) : 1;
-  const auto sum_at = [&](int token, int row) {
-    const int at = token * kLargePitch + row;
-    if constexpr (!kSplit) {
-      return sums[at];
-    } else {
-      const std::uint32_t address = base + at * static_cast<int>(sizeof(float));
-      float y = LoadRemote(address, 0);
-      for (int s = 1; s < num_slices; ++s) {
-        y += LoadRemote(address, static_cast<std::uint32_t>(s));
-      }
-      return y;
-    }
-  };
-  const int outputs = gated ? kLargeRows / 2 : kLargeRows;
-  for (int i = static_cast<int>(threadIdx.x); i < outputs * kOwnTokens; i += 256) {
-    const int local = rank * kOwnTokens + i / outputs;
-    const int token = first_token + local;
-    const int r = i % outputs;
-    const int row = first_tile * kTileRows + r;
-    if (token >= linear.num_tokens || row >= linear.parts[part].rows) {
-      continue;
-    }
-    if (gated) {
-      const float gate = sum_at(local, r) * linear.parts[0].factor[row] * linear.x_scale;
-      const float up =
-          sum_at(local, kLargeRows / 2 + r) * linear.parts[1].factor[row] * linear.x_scale;
-      linear.product[token * linear.product_stride + row] =
-          __half_as_ushort(__float2half_rn(SiluTimes(gate, up) * linear.product_scale));
-      continue;
-    }
-    const LinearPart& out = linear.parts[part];
-    const float y = sum_at(local, r) * out.factor[row] * linear.x_scale;
-    float* to = out.y + token * out.y_stride + row;
-    *to = linear.epilogue == Epilogue::kAdd ? *to + y : y;
-  }
-  if constexpr (kSplit) {
-    ClusterSync();  // nobody leaves while others read its sums
+  // Both blocks have multiplied and received everything: the stages' memory holds the sums now.
+  ClusterArrive();
+  ClusterWait();
+  float* const sums = reinterpret_cast<float*>(smem);
+  StoreSums<kLargeTokens>(total, sums, kLargePitch, warp * kTileRows, lane);
+  MultipliersSync<256>();
+  const int quads = place.quads();
+  for (int i = static_cast<int>(threadIdx.x); i < quads * kLargeTokens; i += 256) {
+    const float* sum = sums + i / quads * kLargePitch + i % quads * 4;
+    const float4 first = *reinterpret_cast<const float4*>(sum);
+    place.Write(
+        args, first_token + i / quads, i % quads * 4, first,
+        place.gated ? *reinterpret_cast<const float4*>(sum + kLargeTiles / 2 * kTileRows) : first);
   }
 #endif
 }
 
-/// An encoder of tensor maps (cuTensorMapEncodeTiled), from the driver.
-CUresult EncodeTensorMap(CUtensorMap* map, const void* data, std::uint64_t columns,
-                         std::uint64_t rows, std::uint64_t row_bytes, std::uint32_t box_rows);
-
-template <Format kFormat, Grid kGrid, int kHalves, int kTokens, bool kSplit>
+template <Format kFormat, Grid kGrid, int kHalves>
 int LaunchLarge(const LinearArgs& linear, cudaStream_t stream) {
-  const WeightLayout& layout = linear.layout;
-  const bool gated = linear.epilogue == Epilogue::kSwiGlu;
-  LargeArgs args{.linear = linear};
-  const int num_parts = gated ? 1 : linear.num_parts;
-  for (int p = 0; p < num_parts; ++p) {
-    const int tiles = gated ? kLargeTiles / 2 : kLargeTiles;
-    args.first_block[p + 1] = args.first_block[p] + (linear.parts[p].num_tiles + tiles - 1) / tiles;
-  }
-  for (int p = num_parts; p < kMaxParts; ++p) {
-    args.first_block[p + 1] = args.first_block[p];
-  }
+  LargeArgs args{.linear = linear, .sub_shift = Log2(linear.layout.sub_cols)};
+  const int blocks = CountBlocks(args, kLargeTiles);
   const int stage_bytes =
-      (kHalves * kTokens * 128 + kLargeTiles * layout.unit_bytes + 1023) / 1024 * 1024;
-  constexpr int kMost = 220 * 1024;
-  // A split block walks few stages: leave room for a second block on the SM.
-  const int sums = kTokens * kLargePitch * static_cast<int>(sizeof(float));
-  const int walked = (layout.num_units + kNumSlices - 1) / kNumSlices * (kSplit ? 1 : kNumSlices);
-  int stages = (kSplit ? 100 * 1024 : kMost) / stage_bytes;
-  stages = stages < 3 ? 3 : stages;  // a stage comes free two halves after it was used
-  stages = stages > walked ? walked : stages;
-  if (stages * stage_bytes < sums) {  // the barriers lie behind the stages, clear of the sums
-    stages = (sums + stage_bytes - 1) / stage_bytes;
-  }
-  args.num_stages = stages;
-  const int smem_bytes = stages * stage_bytes + stages * 16;
+      (kHalves * kLargeTokens * 128 + kLargeTiles * linear.layout.unit_bytes + 1023) / 1024 * 1024;
+  constexpr int kSums = kLargeTokens * kLargePitch * static_cast<int>(sizeof(float));
+  args.num_stages = 224 * 1024 / stage_bytes;
+  static_assert(kSums <= 2 * 128 * 1024);
+  const int smem_bytes = args.num_stages * (stage_bytes + 16);
   CUtensorMap map;
-  if (EncodeTensorMap(&map, linear.x, static_cast<std::uint64_t>(layout.cols),
-                      static_cast<std::uint64_t>(linear.num_tokens),
-                      static_cast<std::uint64_t>(linear.x_stride) * 2, kTokens) != CUDA_SUCCESS) {
-    return cudaErrorInvalidValue;
+  if (const int error = EncodeTensorMap(&map, linear.x, linear.layout.cols, linear.num_tokens,
+                                        linear.x_stride * 2, kLargeTokens / 2);
+      error != cudaSuccess) {
+    return error;
   }
-  auto* kernel = LinearLarge<kFormat, kGrid, kHalves, kTokens, kSplit>;
+  auto* kernel = LinearLarge<kFormat, kGrid, kHalves>;
   static const cudaError_t configured =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024);
   if (configured != cudaSuccess) {
     return configured;
   }
-  const auto blocks = static_cast<unsigned>(args.first_block[kMaxParts]);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(kSplit ? blocks * kNumSlices : blocks,
-                        static_cast<unsigned>((linear.num_tokens + kTokens - 1) / kTokens));
+  config.gridDim =
+      dim3(static_cast<unsigned>((linear.num_tokens + kLargeTokens - 1) / kLargeTokens * 2),
+           static_cast<unsigned>((blocks + 1) / 2));
   config.blockDim = dim3(kLargeThreads);
   config.dynamicSmemBytes = static_cast<std::size_t>(smem_bytes);
   config.stream = stream;
@@ -318,37 +343,16 @@ int LaunchLarge(const LinearArgs& linear, cudaStream_t stream) {
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = kNumSlices;
+  attributes[1].val.clusterDim.x = 2;
   attributes[1].val.clusterDim.y = 1;
   attributes[1].val.clusterDim.z = 1;
   config.attrs = attributes;
-  config.numAttrs = kSplit ? 2 : 1;
+  config.numAttrs = 2;
   return cudaLaunchKernelEx(&config, kernel, args, map);
 }
 
-template <Format kFormat, Grid kGrid>
-int LaunchLargeOf(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
-  int blocks = 0;
-  for (int p = 0; p < linear.num_parts; ++p) {
-    blocks += (linear.parts[p].num_tiles + kLargeTiles - 1) / kLargeTiles;
-  }
-  // Enough blocks for the card without splitting K?
-  const bool split = blocks * ((linear.num_tokens + 127) / 128) * 2 < 3 * num_sms;
-  const int tokens = linear.num_tokens;
-  if (linear.layout.unit_cols == 64) {  // odd widths: small models
-    return tokens <= 32 ? LaunchLarge<kFormat, kGrid, 1, 32, true>(linear, stream)
-           : split      ? LaunchLarge<kFormat, kGrid, 1, 128, true>(linear, stream)
-                        : LaunchLarge<kFormat, kGrid, 1, 128, false>(linear, stream);
-  }
-  return tokens <= 16   ? LaunchLarge<kFormat, kGrid, 2, 16, true>(linear, stream)
-         : tokens <= 32 ? LaunchLarge<kFormat, kGrid, 2, 32, true>(linear, stream)
-         : tokens <= 64 ? LaunchLarge<kFormat, kGrid, 2, 64, true>(linear, stream)
-         : split        ? LaunchLarge<kFormat, kGrid, 2, 128, true>(linear, stream)
-                        : LaunchLarge<kFormat, kGrid, 2, 128, false>(linear, stream);
-}
-
-int LaunchLargeW4(const LinearArgs& args, int num_sms, cudaStream_t stream);
-int LaunchLargeW8(const LinearArgs& args, int num_sms, cudaStream_t stream);
-int LaunchLargeF16(const LinearArgs& args, int num_sms, cudaStream_t stream);
+int LaunchLargeW4(const LinearArgs& args, cudaStream_t stream);
+int LaunchLargeW8(const LinearArgs& args, cudaStream_t stream);
+int LaunchLargeF16(const LinearArgs& args, cudaStream_t stream);
 
 }  // namespace nibble::cuda

@@ -2,15 +2,10 @@
 
 namespace nibble::cuda {
 
-int LaunchLargeW4(const LinearArgs& args, int num_sms, cudaStream_t stream) {
-  switch (args.layout.grid) {
-    case Grid::kZeroPoints:
-      return LaunchLargeOf<Format::kW4, Grid::kZeroPoints>(args, num_sms, stream);
-    case Grid::kMinima:
-      return LaunchLargeOf<Format::kW4, Grid::kMinima>(args, num_sms, stream);
-    default:
-      return LaunchLargeOf<Format::kW4, Grid::kSymmetric>(args, num_sms, stream);
-  }
+int LaunchLargeW4(const LinearArgs& args, cudaStream_t stream) {
+  return ForLayout<Format::kW4>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
+    return LaunchLarge<Format::kW4, kGrid, kUnitCols / kHalfCols>(args, stream);
+  });
 }
 
 }  // namespace nibble::cuda

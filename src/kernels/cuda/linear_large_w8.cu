@@ -2,15 +2,10 @@
 
 namespace nibble::cuda {
 
-int LaunchLargeW8(const LinearArgs& args, int num_sms, cudaStream_t stream) {
-  switch (args.layout.grid) {
-    case Grid::kZeroPoints:
-      return LaunchLargeOf<Format::kW8, Grid::kZeroPoints>(args, num_sms, stream);
-    case Grid::kMinima:
-      return LaunchLargeOf<Format::kW8, Grid::kMinima>(args, num_sms, stream);
-    default:
-      return LaunchLargeOf<Format::kW8, Grid::kSymmetric>(args, num_sms, stream);
-  }
+int LaunchLargeW8(const LinearArgs& args, cudaStream_t stream) {
+  return ForLayout<Format::kW8>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
+    return LaunchLarge<Format::kW8, kGrid, kUnitCols / kHalfCols>(args, stream);
+  });
 }
 
 }  // namespace nibble::cuda

@@ -13,7 +13,8 @@
 // the wait. Moves rows * cols * bits / 8 bytes of weights once; judge by GB/s.
 
 #include "kernels/cuda/codec.cuh"
-#include "kernels/cuda/linear_kernel.h"
+#include "kernels/cuda/linear_output.cuh"
+#include "kernels/cuda/norm.cuh"
 
 namespace nibble::cuda {
 
@@ -25,11 +26,8 @@ struct SmallArgs {
   LinearArgs linear;
   int first_pair[kMaxParts + 1];  // of each part; kSwiGlu: pair p is tile p of both parts
   int num_stages = 0;
+  int normed_at = 0;  // where in shared memory the normed input lies
 };
-
-__device__ __forceinline__ float SiluTimes(float gate, float up) {
-  return gate / (1.0F + __expf(-gate)) * up;
-}
 
 __device__ __forceinline__ void ConsumersSync() {
   asm volatile("bar.sync 1, %0;" ::"n"(kSmallWarps * 32) : "memory");
@@ -97,29 +95,41 @@ __global__ __launch_bounds__(kSmallThreads,
   __syncthreads();
   LaunchDependents();
 
-  if (warp == kSmallWarps) {  // the producer
+  const auto fill = [&](int pair, int step, int stage) {  // by a warp: a lane a tile
+    const std::uint32_t bytes = min(kNumSlices, num_units - step * kNumSlices) * kUnitBytes;
+    const PairTiles tiles = TilesOf(args, pair, tile_bytes);
     if (lane == 0) {
-      const std::uint64_t policy = EvictFirst();
-      int stage = 0;
-      std::uint32_t phase = 1;
-      for (int first = pair_begin; first < pair_end; first += kSmallPairs) {
-        const int last = min(first + kSmallPairs, pair_end);
-        for (int step = 0; step < num_steps; ++step) {
-          const std::uint32_t bytes = min(kNumSlices, num_units - step * kNumSlices) * kUnitBytes;
-          for (int pair = first; pair < last; ++pair) {
-            const PairTiles tiles = TilesOf(args, pair, tile_bytes);
+      BarrierExpect(full + 8 * stage, tiles.tile[1] != nullptr ? 2 * bytes : bytes);
+    }
+    __syncwarp();
+    const std::uint8_t* const from = lane == 0 ? tiles.tile[0] : tiles.tile[1];
+    if (lane < 2 && from != nullptr) {
+      BulkCopy(SmemAddress(smem) + stage * kStage + lane * kTileStage,
+               from + static_cast<std::size_t>(step) * kTileStage, bytes, full + 8 * stage,
+               EvictFirst());
+    }
+  };
+  // Weights do not depend on the kernel before: all warps help to fill the ring.
+  const int first_pairs = min(kSmallPairs, pair_end - pair_begin);
+  const int ahead = min(min(num_stages, kSmallWarps), first_pairs * num_steps);
+  if (warp < ahead) {
+    fill(pair_begin + warp % first_pairs, warp / first_pairs, warp);
+  }
+  if (warp == kSmallWarps) {  // the producer
+    int stage = 0;
+    std::uint32_t phase = 1;
+    int skip = ahead;
+    for (int first = pair_begin; first < pair_end; first += kSmallPairs) {
+      const int last = min(first + kSmallPairs, pair_end);
+      for (int step = 0; step < num_steps; ++step) {
+        for (int pair = first; pair < last; ++pair) {
+          if (--skip < 0) {
             BarrierWait(empty + 8 * stage, phase);
-            BarrierExpect(full + 8 * stage, tiles.tile[1] != nullptr ? 2 * bytes : bytes);
-            const std::uint32_t to = SmemAddress(smem) + stage * kStage;
-            const std::size_t at = static_cast<std::size_t>(step) * kTileStage;
-            BulkCopy(to, tiles.tile[0] + at, bytes, full + 8 * stage, policy);
-            if (tiles.tile[1] != nullptr) {
-              BulkCopy(to + kTileStage, tiles.tile[1] + at, bytes, full + 8 * stage, policy);
-            }
-            if (++stage == num_stages) {
-              stage = 0;
-              phase ^= 1;
-            }
+            fill(pair, step, stage);
+          }
+          if (++stage == num_stages) {
+            stage = 0;
+            phase ^= 1;
           }
         }
       }
@@ -133,7 +143,30 @@ __global__ __launch_bounds__(kSmallThreads,
   const int member = warp / kNumSlices;  // which tile of the pair
   const int group = lane / 4;
   const int column = 2 * (lane % 4);
-  const std::uint16_t* x_row = linear.x + static_cast<std::int64_t>(group) * linear.x_stride;
+  const std::uint16_t* x = linear.x;
+  std::int64_t x_stride = linear.x_stride;
+  if (linear.residual != nullptr) {  // 256 threads a token
+    __shared__ float scratch[kMaxNormTokens][kNormWarps];
+    auto* const normed = reinterpret_cast<std::uint16_t*>(smem + args.normed_at);
+    const int token = warp / kNormWarps;
+    const int thread = static_cast<int>(threadIdx.x) % kNormThreads;
+    const int quads = token < linear.num_tokens ? linear.layout.cols / 4 : 0;
+    const auto* row = reinterpret_cast<const float4*>(linear.residual) + token * quads;
+    float squares = 0.0F;
+    for (int i = thread; i < quads; i += kNormThreads) {
+      AddSquares(row[i], squares);
+    }
+    const float inverse = InverseRms(squares, thread, linear.layout.cols, linear.norm_eps,
+                                     scratch[token], [] { ConsumersSync(); });
+    const auto* weight = reinterpret_cast<const float4*>(linear.norm_weight);
+    for (int i = thread; i < quads; i += kNormThreads) {
+      reinterpret_cast<uint2*>(normed)[token * quads + i] = Normed(row[i], inverse, weight[i]);
+    }
+    ConsumersSync();
+    x = normed;
+    x_stride = linear.layout.cols;
+  }
+  const std::uint16_t* x_row = x + group * x_stride;
   const bool real = group < linear.num_tokens;
   std::uint32_t x_now[2 * kSteps];
   std::uint32_t x_next[2 * kSteps];
@@ -230,9 +263,8 @@ __global__ __launch_bounds__(kSmallThreads,
       if (gated) {
         const int row = pair * kTileRows + r;
         if (row < linear.parts[0].rows) {
-          const float gate =
-              total(pair, 0, r, token) * linear.parts[0].factor[row] * linear.x_scale;
-          const float up = total(pair, 1, r, token) * linear.parts[1].factor[row] * linear.x_scale;
+          const float gate = Output(linear.parts[0], row, total(pair, 0, r, token), linear.x_scale);
+          const float up = Output(linear.parts[1], row, total(pair, 1, r, token), linear.x_scale);
           linear.product[token * linear.product_stride + row] =
               __half_as_ushort(__float2half_rn(SiluTimes(gate, up) * linear.product_scale));
         }
@@ -246,7 +278,7 @@ __global__ __launch_bounds__(kSmallThreads,
       const int row = (pair - args.first_pair[part]) * 2 * kTileRows + r;
       if (row < out.rows) {
         const float y =
-            total(pair, r / kTileRows, r % kTileRows, token) * out.factor[row] * linear.x_scale;
+            Output(out, row, total(pair, r / kTileRows, r % kTileRows, token), linear.x_scale);
         float* to = out.y + token * out.y_stride + row;
         *to = linear.epilogue == Epilogue::kAdd ? *to + y : y;
       }
@@ -272,16 +304,18 @@ int LaunchSmall(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
   const int most = (num_pairs + grid - 1) / grid;
   const int sums = (most < kSmallPairs ? most : kSmallPairs) * kSmallWarps * 512;
   constexpr int kWanted = 104 * 1024;  // in flight; more gained nothing
-  constexpr int kMost = 220 * 1024;
+  constexpr int kMost = 216 * 1024;
   int stages = (kWanted + kStage - 1) / kStage;
-  while (stages > 2 && stages * kStage + sums > kMost) {
+  const int normed = linear.residual != nullptr ? linear.num_tokens * linear.layout.cols * 2 : 0;
+  while (stages > 2 && stages * kStage + sums + normed > kMost) {
     --stages;
   }
   args.num_stages = stages;
-  const int smem = stages * kStage + sums + stages * 16;
+  args.normed_at = stages * kStage + sums + stages * 16;
+  const int smem = args.normed_at + normed;
   auto* kernel = LinearSmall<kFormat, kGrid, kUnitCols, kSubCols>;
   static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024);
   if (configured != cudaSuccess) {
     return configured;
   }
@@ -296,29 +330,6 @@ int LaunchSmall(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
   config.attrs = &attribute;
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, args);
-}
-
-/// The instantiation for a layout of one format and grid.
-template <Format kFormat, Grid kGrid>
-int LaunchSmallOf(const LinearArgs& args, int num_sms, cudaStream_t stream) {
-  const WeightLayout& layout = args.layout;
-  if constexpr (kFormat == Format::kF16) {
-    return layout.unit_cols == 128 ? LaunchSmall<kFormat, kGrid, 128, 128>(args, num_sms, stream)
-                                   : LaunchSmall<kFormat, kGrid, 64, 64>(args, num_sms, stream);
-  } else {
-    if (layout.unit_cols == 64) {
-      return layout.sub_cols == 64 ? LaunchSmall<kFormat, kGrid, 64, 64>(args, num_sms, stream)
-                                   : LaunchSmall<kFormat, kGrid, 64, 32>(args, num_sms, stream);
-    }
-    switch (layout.sub_cols) {
-      case 128:
-        return LaunchSmall<kFormat, kGrid, 128, 128>(args, num_sms, stream);
-      case 64:
-        return LaunchSmall<kFormat, kGrid, 128, 64>(args, num_sms, stream);
-      default:
-        return LaunchSmall<kFormat, kGrid, 128, 32>(args, num_sms, stream);
-    }
-  }
 }
 
 int LaunchSmallW4(const LinearArgs& args, int num_sms, cudaStream_t stream);

@@ -3,10 +3,12 @@
 namespace nibble::cuda {
 
 int LaunchSmallF16(const LinearArgs& args, int num_sms, cudaStream_t stream) {
-  return LaunchSmallOf<Format::kF16, Grid::kSymmetric>(args, num_sms, stream);
+  return ForLayout<Format::kF16>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
+    return LaunchSmall<Format::kF16, kGrid, kUnitCols, kSubCols>(args, num_sms, stream);
+  });
 }
 
-int LaunchLinearSmall(const LinearArgs& args, int num_sms, cudaStream_t stream) {
+int LaunchLinearSmall(const LinearArgs& args, int num_sms, CUstream_st* stream) {
   switch (args.layout.format) {
     case Format::kW4:
       return LaunchSmallW4(args, num_sms, stream);

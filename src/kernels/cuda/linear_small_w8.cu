@@ -3,14 +3,9 @@
 namespace nibble::cuda {
 
 int LaunchSmallW8(const LinearArgs& args, int num_sms, cudaStream_t stream) {
-  switch (args.layout.grid) {
-    case Grid::kZeroPoints:
-      return LaunchSmallOf<Format::kW8, Grid::kZeroPoints>(args, num_sms, stream);
-    case Grid::kMinima:
-      return LaunchSmallOf<Format::kW8, Grid::kMinima>(args, num_sms, stream);
-    default:
-      return LaunchSmallOf<Format::kW8, Grid::kSymmetric>(args, num_sms, stream);
-  }
+  return ForLayout<Format::kW8>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
+    return LaunchSmall<Format::kW8, kGrid, kUnitCols, kSubCols>(args, num_sms, stream);
+  });
 }
 
 }  // namespace nibble::cuda

@@ -5,31 +5,22 @@
 // that the faster kernels are compared with; speed is not its aim.
 
 #include "kernels/cuda/codec.cuh"
-#include "kernels/cuda/linear_kernel.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/linear_output.cuh"
 
 namespace nibble::cuda {
 
 constexpr int kTileWarps = 4;
 constexpr int kTileTokens = 32;
 
+/// Sums of one tile for the tokens from `first_token` on.
 template <Format kFormat, Grid kGrid>
-__global__ __launch_bounds__(kTileWarps *
-                             32) void LinearTile(const __grid_constant__ LinearArgs args,
-                                                 int part_index) {
-  LaunchDependents();
-  WaitForPrevious();
+__device__ __forceinline__ void SumTile(const LinearArgs& args, const LinearPart& part, int tile,
+                                        int first_token, int lane,
+                                        float (&total)[kTileTokens / 8][4]) {
   constexpr int kGroups = kTileTokens / 8;
-  const LinearPart& part = args.parts[part_index];
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int tile = static_cast<int>(blockIdx.x) * kTileWarps + warp;
-  if (tile >= part.num_tiles) {
-    return;
-  }
-  const int first_token = static_cast<int>(blockIdx.y) * kTileTokens;
   const WeightLayout& layout = args.layout;
   const int code_bytes = layout.unit_cols / kHalfCols * HalfCodes<kFormat>::kBytes;
-  float total[kGroups][4] = {};
   for (int slice = 0; slice < kNumSlices && slice < layout.num_units; ++slice) {
     float c[kGroups][4] = {};
     for (int unit = slice; unit < layout.num_units; unit += kNumSlices) {
@@ -73,31 +64,61 @@ __global__ __launch_bounds__(kTileWarps *
       }
     }
   }
+}
+
+/// Outputs of part `part_index`; gated: of both parts.
+template <Format kFormat, Grid kGrid>
+__global__ __launch_bounds__(kTileWarps *
+                             32) void LinearTile(const __grid_constant__ LinearArgs args,
+                                                 int part_index) {
+  LaunchDependents();
+  WaitForPrevious();
+  constexpr int kGroups = kTileTokens / 8;
+  const LinearPart& part = args.parts[part_index];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int tile = static_cast<int>(blockIdx.x) * kTileWarps + warp;
+  if (tile >= part.num_tiles) {
+    return;
+  }
+  const int first_token = static_cast<int>(blockIdx.y) * kTileTokens;
+  const bool gated = args.epilogue == Epilogue::kSwiGlu;
+  float total[kGroups][4] = {};
+  float up[kGroups][4] = {};
+  SumTile<kFormat, kGrid>(args, part, tile, first_token, lane, total);
+  if (gated) {
+    SumTile<kFormat, kGrid>(args, args.parts[1], tile, first_token, lane, up);
+  }
 #pragma unroll
   for (int n = 0; n < kGroups; ++n) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int token = first_token + n * 8 + 2 * (lane % 4) + j % 2;
       const int row = tile * kTileRows + lane / 4 + j / 2 * 8;
-      if (token < args.num_tokens && row < part.rows) {
-        const float y = total[n][j] * part.factor[row] * args.x_scale;
-        float* to = part.y + static_cast<std::int64_t>(token) * part.y_stride + row;
-        *to = args.epilogue == Epilogue::kAdd ? *to + y : y;
+      if (token >= args.num_tokens || row >= part.rows) {
+        continue;
       }
+      const float y = Output(part, row, total[n][j], args.x_scale);
+      if (gated) {
+        const float product = SiluTimes(y, Output(args.parts[1], row, up[n][j], args.x_scale));
+        args.product[token * args.product_stride + row] =
+            __half_as_ushort(__float2half_rn(product * args.product_scale));
+        continue;
+      }
+      float* to = part.y + static_cast<std::int64_t>(token) * part.y_stride + row;
+      *to = args.epilogue == Epilogue::kAdd ? *to + y : y;
     }
   }
 }
 
 template <Format kFormat, Grid kGrid>
 int LaunchTile(const LinearArgs& args, cudaStream_t stream) {
-  for (int p = 0; p < args.num_parts; ++p) {
-    cudaLaunchConfig_t config{};
-    config.gridDim =
-        dim3(static_cast<unsigned>((args.parts[p].num_tiles + kTileWarps - 1) / kTileWarps),
-             static_cast<unsigned>((args.num_tokens + kTileTokens - 1) / kTileTokens));
-    config.blockDim = dim3(kTileWarps * 32);
-    config.stream = stream;
-    if (const cudaError_t error = cudaLaunchKernelEx(&config, LinearTile<kFormat, kGrid>, args, p);
+  const int launches = args.epilogue == Epilogue::kSwiGlu ? 1 : args.num_parts;
+  for (int p = 0; p < launches; ++p) {
+    const dim3 grid(static_cast<unsigned>((args.parts[p].num_tiles + kTileWarps - 1) / kTileWarps),
+                    static_cast<unsigned>((args.num_tokens + kTileTokens - 1) / kTileTokens));
+    if (const int error =
+            Launch(LinearTile<kFormat, kGrid>, grid, kTileWarps * 32, 0, stream, args, p);
         error != cudaSuccess) {
       return error;
     }

@@ -1,34 +1,17 @@
 // Norm, bias, gate, embedding, gather. One block a row; every sum has an order that depends on the
 // width alone. All of them move each value once; judge by GB/s.
 
+#include "kernels/cuda/codec.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/linear_small.cuh"
+#include "kernels/cuda/linear_output.cuh"
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/ops_kernel.h"
 #include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kRowThreads = 256;
-constexpr int kRowWarps = kRowThreads / 32;
-
-/// The sum over a block in a fixed order: lanes by a butterfly, then warps 0, 1, 2, ...
-__device__ __forceinline__ float BlockSum(float x, float* scratch) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    x += __shfl_xor_sync(0xffffffffU, x, lanes);
-  }
-  if (threadIdx.x % 32 == 0) {
-    scratch[threadIdx.x / 32] = x;
-  }
-  __syncthreads();
-  float sum = scratch[0];
-#pragma unroll
-  for (int w = 1; w < kRowWarps; ++w) {
-    sum += scratch[w];
-  }
-  return sum;
-}
+constexpr int kRowThreads = kNormThreads;
 
 __device__ __forceinline__ std::uint32_t PackHalf2(float a, float b) {
   return AsBits(__floats2half2_rn(a, b));
@@ -36,7 +19,7 @@ __device__ __forceinline__ std::uint32_t PackHalf2(float a, float b) {
 
 __global__ __launch_bounds__(kRowThreads) void AddRmsNormKernel(
     const __grid_constant__ NormArgs args) {
-  __shared__ float scratch[kRowWarps];
+  __shared__ float scratch[kNormWarps];
   LaunchDependents();
   WaitForPrevious();
   const std::int64_t row = blockIdx.x;
@@ -55,10 +38,7 @@ __global__ __launch_bounds__(kRowThreads) void AddRmsNormKernel(
       v = make_float4(v.x + d.x, v.y + d.y, v.z + d.z, v.w + d.w);
       residual[i] = v;
     }
-    squares = fmaf(v.x, v.x, squares);
-    squares = fmaf(v.y, v.y, squares);
-    squares = fmaf(v.z, v.z, squares);
-    squares = fmaf(v.w, v.w, squares);
+    AddSquares(v, squares);
     return v;
   };
 #pragma unroll
@@ -74,14 +54,13 @@ __global__ __launch_bounds__(kRowThreads) void AddRmsNormKernel(
   if (args.out == nullptr) {
     return;
   }
-  const float mean = BlockSum(squares, scratch) / static_cast<float>(args.width);
-  const float inverse = 1.0F / sqrtf(mean + args.eps);
+  const float inverse = InverseRms(squares, static_cast<int>(threadIdx.x), args.width, args.eps,
+                                   scratch, [] { __syncthreads(); });
   const auto* weight = reinterpret_cast<const float4*>(args.weight);
   auto* out = reinterpret_cast<uint2*>(args.out + row * args.out_stride);
   const auto give = [&](int i, float4 v) {
     const float4 w = weight[i];
-    out[i] = make_uint2(PackHalf2(v.x * inverse * w.x, v.y * inverse * w.y),
-                        PackHalf2(v.z * inverse * w.z, v.w * inverse * w.w));
+    out[i] = Normed(v, inverse, w);
   };
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {

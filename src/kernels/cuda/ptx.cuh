@@ -85,6 +85,34 @@ __device__ __forceinline__ void BulkCopy(std::uint32_t smem, const void* global,
       "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
+/// The same for data that others will read, too.
+__device__ __forceinline__ void BulkCopyShared(std::uint32_t smem, const void* global,
+                                               std::uint32_t bytes, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(smem),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+__device__ __forceinline__ void PrefetchL2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
+// --- registers: moves them between the warpgroups of a block (sm_90a; elsewhere nothing) ---
+
+template <int kCount>
+__device__ __forceinline__ void TakeRegisters() {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+template <int kCount>
+__device__ __forceinline__ void GiveRegisters() {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
 
 // --- matrix products ---
 
@@ -96,6 +124,19 @@ __device__ __forceinline__ void Mma16816(float (&c)[4], const std::uint32_t (&a)
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// Four matrices of 8 rows of 16 bytes; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ __forceinline__ void LoadMatrices(std::uint32_t (&r)[4], std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
+}
+__device__ __forceinline__ void LoadMatricesTransposed(std::uint32_t (&r)[4],
+                                                       std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
 }
 
 // --- bits ---

@@ -1,5 +1,6 @@
-// RoPE, the norms of q and k before it (Qwen3), and the writes to the cache. A warp takes one head
-// of one token; heads are q, then k, then v. Moves every value once.
+// RoPE, the norms of q and k before it (Qwen3), and the writes to the cache. head_dim / 16 lanes
+// take one head of one token, each 8 dimensions of its first half and the 8 that they turn with;
+// heads are q, then k, then v. Moves every value once.
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -7,32 +8,54 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kThreads = 256;
 
-__device__ __forceinline__ std::uint16_t ToCache(float x, KvType type) {
-  return type == KvType::kF16 ? __half_as_ushort(__float2half_rn(x))
-                              : __bfloat16_as_ushort(__float2bfloat16_rn(x));
+__device__ __forceinline__ std::uint32_t ToCache(float a, float b, KvType type) {
+  if (type == KvType::kF16) {
+    return AsBits(__floats2half2_rn(a, b));
+  }
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
-/// Where dimension d of a token's keys or values lies.
-__device__ __forceinline__ std::uint16_t* CacheAt(std::uint8_t* tile, int token, int d,
-                                                  int head_dim, int swap_mask) {
-  return reinterpret_cast<std::uint16_t*>(tile + token * head_dim * 2 +
-                                          ((d / 8) ^ (token & swap_mask)) * 16 + d % 8 * 2);
+/// Chunk `chunk` (8 dimensions) of a token's keys or values.
+__device__ __forceinline__ void StoreChunk(std::uint8_t* tile, int token, int chunk, int head_dim,
+                                           int swap_mask, const float (&x)[8], KvType type) {
+  *reinterpret_cast<uint4*>(tile + token * head_dim * 2 + (chunk ^ (token & swap_mask)) * 16) =
+      make_uint4(ToCache(x[0], x[1], type), ToCache(x[2], x[3], type), ToCache(x[4], x[5], type),
+                 ToCache(x[6], x[7], type));
 }
 
-__global__ __launch_bounds__(kWarps * 32) void RopeKernel(const __grid_constant__ RopeArgs args) {
+__device__ __forceinline__ void Load8(const float* from, float (&x)[8]) {
+  const float4 a = reinterpret_cast<const float4*>(from)[0];
+  const float4 b = reinterpret_cast<const float4*>(from)[1];
+  x[0] = a.x;
+  x[1] = a.y;
+  x[2] = a.z;
+  x[3] = a.w;
+  x[4] = b.x;
+  x[5] = b.y;
+  x[6] = b.z;
+  x[7] = b.w;
+}
+__device__ __forceinline__ void Store8(float* to, const float (&x)[8]) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+__global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ RopeArgs args) {
   LaunchDependents();
   WaitForPrevious();
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int index = static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / 32;
-  const int kv_heads = args.cache.num_kv_heads;
-  if (index >= args.num_heads + 2 * kv_heads) {
-    return;
-  }
-  const std::int64_t token = blockIdx.x;
   const int head_dim = args.cache.head_dim;
   const int half = head_dim / 2;
+  const int lanes = half / 8;  // of a head: a power of two, as head_dim is
+  const int index =
+      (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) / lanes;
+  const int chunk = static_cast<int>(threadIdx.x) % lanes;
+  const int kv_heads = args.cache.num_kv_heads;
+  // Lanes without a head stay: the sums below go over whole warps.
+  const bool real = index < args.num_heads + 2 * kv_heads;
+  const std::int64_t token = blockIdx.x;
   const int slot = args.tokens[token].kv_slot;
   const int place = slot % kKvBlock;
   const int chunks = head_dim / 8;
@@ -40,64 +63,77 @@ __global__ __launch_bounds__(kWarps * 32) void RopeKernel(const __grid_constant_
   const bool is_q = index < args.num_heads;
   const bool is_v = index >= args.num_heads + kv_heads;
   const int head = is_q ? index : (index - args.num_heads) % kv_heads;
-  std::uint8_t* tile = args.cache.data +
-                       static_cast<std::int64_t>(slot / kKvBlock) * args.cache.block_bytes +
-                       head * args.cache.head_bytes;
-  if (is_v) {
-    const float* v = args.v + token * args.v_stride + head * head_dim;
-    tile += kKvBlock * head_dim * 2;
-    for (int d = lane; d < head_dim; d += 32) {
-      *CacheAt(tile, place, d, head_dim, swap_mask) = ToCache(v[d], args.cache.type);
+  const float* x = is_q   ? args.q + token * args.q_stride + head * head_dim
+                   : is_v ? args.v + token * args.v_stride + head * head_dim
+                          : args.k + token * args.k_stride + head * head_dim;
+  const float* norm = is_q ? args.q_norm : is_v ? nullptr : args.k_norm;
+  float low[8] = {};
+  float high[8] = {};
+  if (real) {
+    Load8(x + chunk * 8, low);
+    Load8(x + half + chunk * 8, high);
+  }
+  if (args.q_norm != nullptr) {
+    float squares = 0.0F;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      squares = fmaf(low[i], low[i], squares);
+      squares = fmaf(high[i], high[i], squares);
     }
+    for (int other = lanes / 2; other > 0; other /= 2) {
+      squares += __shfl_xor_sync(0xffffffffU, squares, other);
+    }
+    const float inverse = 1.0F / sqrtf(squares / static_cast<float>(head_dim) + args.norm_eps);
+    if (real && norm != nullptr) {
+      float w[8];
+      Load8(norm + chunk * 8, w);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        low[i] = low[i] * inverse * w[i];
+      }
+      Load8(norm + half + chunk * 8, w);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        high[i] = high[i] * inverse * w[i];
+      }
+    }
+  }
+  if (!real) {
     return;
   }
-  const float* x = is_q ? args.q + token * args.q_stride + head * head_dim
-                        : args.k + token * args.k_stride + head * head_dim;
-  const float* norm = is_q ? args.q_norm : args.k_norm;
-  float inverse = 1.0F;
-  if (norm != nullptr) {
-    float squares = 0.0F;
-    for (int d = lane; d < head_dim; d += 32) {
-      squares = fmaf(x[d], x[d], squares);
-    }
+  if (!is_v) {
+    const float* cosines =
+        args.cos_sin + static_cast<std::int64_t>(args.tokens[token].position) * head_dim;
+    float c[8];
+    float s[8];
+    Load8(cosines + chunk * 8, c);
+    Load8(cosines + half + chunk * 8, s);
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-      squares += __shfl_xor_sync(0xffffffffU, squares, lanes);
-    }
-    inverse = 1.0F / sqrtf(squares / static_cast<float>(head_dim) + args.norm_eps);
-  }
-  const float* cosines =
-      args.cos_sin + static_cast<std::int64_t>(args.tokens[token].position) * head_dim;
-  for (int d = lane; d < half; d += 32) {
-    float a = x[d];
-    float b = x[d + half];
-    if (norm != nullptr) {
-      a = a * inverse * norm[d];
-      b = b * inverse * norm[d + half];
-    }
-    const float c = cosines[d];
-    const float s = cosines[d + half];
-    const float low = a * c - b * s;
-    const float high = b * c + a * s;
-    if (is_q) {
-      float* q = args.q + token * args.q_stride + head * head_dim;
-      q[d] = low;
-      q[d + half] = high;
-    } else {
-      *CacheAt(tile, place, d, head_dim, swap_mask) = ToCache(low, args.cache.type);
-      *CacheAt(tile, place, d + half, head_dim, swap_mask) = ToCache(high, args.cache.type);
+    for (int i = 0; i < 8; ++i) {
+      Rotate(low[i], high[i], c[i], s[i]);
     }
   }
+  if (is_q) {
+    float* q = args.q + token * args.q_stride + head * head_dim;
+    Store8(q + chunk * 8, low);
+    Store8(q + half + chunk * 8, high);
+    return;
+  }
+  std::uint8_t* tile = args.cache.data +
+                       static_cast<std::int64_t>(slot / kKvBlock) * args.cache.block_bytes +
+                       head * args.cache.head_bytes + (is_v ? kKvBlock * head_dim * 2 : 0);
+  StoreChunk(tile, place, chunk, head_dim, swap_mask, low, args.cache.type);
+  StoreChunk(tile, place, lanes + chunk, head_dim, swap_mask, high, args.cache.type);
 }
 
 }  // namespace
 
 int LaunchRopeAndCache(const RopeArgs& args, CUstream_st* stream) {
-  const int heads = args.num_heads + 2 * args.cache.num_kv_heads;
+  const int lanes = (args.num_heads + 2 * args.cache.num_kv_heads) * (args.cache.head_dim / 16);
   return Launch(RopeKernel,
                 dim3(static_cast<unsigned>(args.num_tokens),
-                     static_cast<unsigned>((heads + kWarps - 1) / kWarps)),
-                kWarps * 32, 0, stream, args);
+                     static_cast<unsigned>((lanes + kThreads - 1) / kThreads)),
+                kThreads, 0, stream, args);
 }
 
 }  // namespace nibble::cuda

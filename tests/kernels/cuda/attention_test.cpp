@@ -84,14 +84,23 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
       for (int t = 0; t < length; t += kPrefillRows / group) {
         tiles.insert(tiles.end(), {0, t});
       }
-      std::vector<std::int32_t> first_row(rows), ones(rows, 1), first_item(rows), items, tables;
+      std::vector<std::int32_t> first_row(rows), ones(rows, 1), tables;
+      std::vector<DecodeItem> items;
       for (int p = 0; p < length; ++p) {
         const auto i = static_cast<std::size_t>(p);
         first_row[i] = p;
-        first_item[i] = static_cast<std::int32_t>(items.size() / 2);
         const int first_key = c.window > 0 ? std::max(0, p - c.window + 1) : 0;
-        for (int s = first_key / kKvSplit; s <= p / kKvSplit; ++s) {
-          items.insert(items.end(), {p, s});
+        const int first_unit = first_key / kKvUnit;
+        const int num_units = p / kKvUnit - first_unit + 1;
+        const auto first_item = static_cast<std::int32_t>(items.size());
+        for (int unit = 0; unit < num_units; ++unit) {
+          items.push_back({.sequence = p,
+                           .row = p,
+                           .length = p + 1,
+                           .first_key = first_key,
+                           .unit = first_unit + unit,
+                           .num_units = num_units,
+                           .first_item = first_item});
         }
         tables.insert(tables.end(), table.begin(), table.end());
       }
@@ -101,11 +110,10 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
       const DeviceBuffer rows_buffer = Upload(first_row);
       const DeviceBuffer ones_buffer = Upload(ones);
       const DeviceBuffer items_buffer = Upload(items);
-      const DeviceBuffer first_item_buffer = Upload(first_item);
       const DeviceBuffer count =
-          Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size() / 2)});
+          Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size())});
       const DeviceBuffer partial =
-          Poisoned<float>(items.size() / 2 * static_cast<std::size_t>(c.num_heads) *
+          Poisoned<float>(items.size() * static_cast<std::size_t>(c.num_heads) *
                           static_cast<std::size_t>(c.head_dim + 2));
       const DeviceBuffer arrived =
           Upload(std::vector<std::int32_t>(rows * static_cast<std::size_t>(c.num_heads)));
@@ -133,10 +141,9 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
       args.sequences.first_row = rows_buffer.as<std::int32_t>();
       args.sequences.num_rows = ones_buffer.as<std::int32_t>();
       args.sequences.first_position = rows_buffer.as<std::int32_t>();
-      args.items = items_buffer.as<std::int32_t>();
+      args.items = items_buffer.as<DecodeItem>();
       args.num_items = count.as<std::int32_t>();
-      args.first_item = first_item_buffer.as<std::int32_t>();
-      args.max_items = static_cast<int>(items.size() / 2);
+      args.max_items = static_cast<int>(items.size());
       args.partial = partial.as<float>();
       args.arrived = arrived.as<std::int32_t>();
       ASSERT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "kernels/cuda/linear_kernel.h"
+#include "kernels/cuda/ops_kernel.h"
 #include "kernels/cuda/weight_layout.h"
 #include "tests/kernels/cuda/cuda_fixture.h"
 #include "tests/kernels/linear_fixture.h"
@@ -47,6 +48,7 @@ std::vector<WeightSpec> Specs() {
   specs.push_back(WithMinima(Integer(96, 512, 8, 128)));
   specs.push_back(Integer(100, 200, 4, 200));  // padding of rows and columns
   specs.push_back(Integer(7, 48, 3, 48));
+  specs.push_back(Integer(14000, 128, 4, 128));  // several passes of LinearMedium
   specs.push_back(Float(160, 1024, DType::kF16));
   specs.push_back(Float(100, 576, DType::kBF16));
   specs.push_back(Float(40, 72, DType::kF32));
@@ -89,7 +91,7 @@ class CudaLinear : public CudaTest {
     return out;
   }
 
-  enum class Kernel { kSmall, kLarge, kTile };
+  enum class Kernel { kSmall, kMedium, kLarge, kTile };
   std::vector<float> Run(Kernel kernel, LinearArgs args, std::size_t rows, Epilogue epilogue,
                          float initial) {
     const auto tokens = static_cast<std::size_t>(args.num_tokens);
@@ -102,10 +104,19 @@ class CudaLinear : public CudaTest {
       args.parts[p].y_stride = static_cast<std::int64_t>(rows);
       column += static_cast<std::size_t>(args.parts[p].rows);
     }
-    const int error =
-        kernel == Kernel::kSmall   ? LaunchLinearSmall(args, device().num_sms(), stream())
-        : kernel == Kernel::kLarge ? LaunchLinearLarge(args, device().num_sms(), stream())
-                                   : LaunchLinearTile(args, stream());
+    const auto launch = [&] {
+      switch (kernel) {
+        case Kernel::kSmall:
+          return LaunchLinearSmall(args, device().num_sms(), stream());
+        case Kernel::kMedium:
+          return LaunchLinearMedium(args, device().num_sms(), stream());
+        case Kernel::kLarge:
+          return LaunchLinearLarge(args, stream());
+        default:
+          return LaunchLinearTile(args, stream());
+      }
+    };
+    const int error = launch();
     EXPECT_EQ(error, 0);
     return Download<float>(y, tokens * rows);
   }
@@ -157,10 +168,12 @@ TEST_F(CudaLinear, EveryKernelGivesTheSameBitsAndTheTruth) {
             << tokens;
       }
       if (HasHopper()) {
-        const auto large = Run(Kernel::kLarge, args, rows, Epilogue::kStore, 0.0F);
-        EXPECT_EQ(std::memcmp(large.data(), truth.data(), truth.size() * 4), 0)
-            << "large " << spec.ToString() << " " << spec.rows << "x" << spec.cols << ", "
-            << tokens;
+        for (const Kernel kernel : {Kernel::kMedium, Kernel::kLarge}) {
+          const auto y = Run(kernel, args, rows, Epilogue::kStore, 0.0F);
+          EXPECT_EQ(std::memcmp(y.data(), truth.data(), truth.size() * 4), 0)
+              << (kernel == Kernel::kMedium ? "medium " : "large ") << spec.ToString() << " "
+              << spec.rows << "x" << spec.cols << ", " << tokens;
+        }
       }
       if (HasFailure()) {
         return;
@@ -192,9 +205,75 @@ TEST_F(CudaLinear, PartsAndEpilogues) {
         EXPECT_EQ(std::memcmp(small.data(), truth.data(), truth.size() * 4), 0) << tokens;
       }
       if (HasHopper()) {
-        const auto large = Run(Kernel::kLarge, args, 372, epilogue, 1.5F);
-        EXPECT_EQ(std::memcmp(large.data(), truth.data(), truth.size() * 4), 0) << tokens;
+        for (const Kernel kernel : {Kernel::kMedium, Kernel::kLarge}) {
+          const auto y = Run(kernel, args, 372, epilogue, 1.5F);
+          EXPECT_EQ(std::memcmp(y.data(), truth.data(), truth.size() * 4), 0) << tokens;
+        }
       }
+    }
+  }
+}
+
+TEST_F(CudaLinear, GatedAndNormed) {
+  const std::int64_t cols = 512;
+  const Uploaded gate = Put(Integer(13000, cols, 4, 128), 1);
+  const Uploaded up = Put(Integer(13000, cols, 4, 128), 2);
+  for (const int tokens : {1, 2, 7, 20, 40, 130}) {
+    const auto values = static_cast<std::size_t>(cols * tokens);
+    const DeviceBuffer residual = Upload(Normal(values, 3.0F, 7));
+    const DeviceBuffer weight = Upload(Normal(static_cast<std::size_t>(cols), 1.0F, 8));
+    const DeviceBuffer x = Poisoned<std::uint16_t>(values);
+    ASSERT_EQ(LaunchAddRmsNorm({.residual = residual.as<float>(),
+                                .weight = weight.as<float>(),
+                                .eps = 1e-5F,
+                                .out = x.as<std::uint16_t>(),
+                                .out_stride = cols,
+                                .width = static_cast<int>(cols),
+                                .tokens = tokens},
+                               stream()),
+              0);
+    const auto count = static_cast<std::size_t>(13000 * tokens);
+    const auto run = [&](auto launch) {
+      const DeviceBuffer product = Poisoned<std::uint16_t>(count);
+      LinearArgs args{.layout = gate.layout,
+                      .num_parts = 2,
+                      .epilogue = Epilogue::kSwiGlu,
+                      .x = x.as<std::uint16_t>(),
+                      .x_stride = cols,
+                      .num_tokens = tokens,
+                      .product = product.as<std::uint16_t>(),
+                      .product_stride = 13000,
+                      .product_scale = 0.25F};
+      args.parts[0] = gate.part;
+      args.parts[1] = up.part;
+      EXPECT_EQ(launch(args), 0);
+      return Download<std::uint16_t>(product, count);
+    };
+    const auto truth =
+        run([&](const LinearArgs& args) { return LaunchLinearTile(args, stream()); });
+    if (tokens <= kMaxSmallTokens) {
+      EXPECT_EQ(run([&](const LinearArgs& args) {
+                  return LaunchLinearSmall(args, device().num_sms(), stream());
+                }),
+                truth);
+    }
+    if (tokens <= kMaxNormTokens) {
+      EXPECT_EQ(run([&](LinearArgs args) {
+                  args.x = nullptr;
+                  args.residual = residual.as<float>();
+                  args.norm_weight = weight.as<float>();
+                  args.norm_eps = 1e-5F;
+                  return LaunchLinearSmall(args, device().num_sms(), stream());
+                }),
+                truth);
+    }
+    if (HasHopper()) {
+      EXPECT_EQ(run([&](const LinearArgs& args) {
+                  return LaunchLinearMedium(args, device().num_sms(), stream());
+                }),
+                truth);
+      EXPECT_EQ(run([&](const LinearArgs& args) { return LaunchLinearLarge(args, stream()); }),
+                truth);
     }
   }
 }

@@ -1,0 +1,22 @@
+#include "kernels/cuda/linear_medium.cuh"
+
+namespace nibble::cuda {
+
+int LaunchMediumF16(const LinearArgs& args, int num_sms, cudaStream_t stream) {
+  return ForLayout<Format::kF16>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
+    return LaunchMedium<Format::kF16, kGrid, kSubCols == 32>(args, num_sms, stream);
+  });
+}
+
+int LaunchLinearMedium(const LinearArgs& args, int num_sms, CUstream_st* stream) {
+  switch (args.layout.format) {
+    case Format::kW4:
+      return LaunchMediumW4(args, num_sms, stream);
+    case Format::kW8:
+      return LaunchMediumW8(args, num_sms, stream);
+    default:
+      return LaunchMediumF16(args, num_sms, stream);
+  }
+}
+
+}  // namespace nibble::cuda
