@@ -17,7 +17,7 @@ struct ChatPrompt {
   json::Array messages;  // contents are strings
   json::Value tools;     // null: none
   bool add_generation_prompt = true;
-  json::Object extra;                   // chat_template_kwargs, documents, ...
+  json::Object extra;  // chat_template_kwargs, documents, ...
 };
 
 /// What the server needs of a model's text side. Shared by all I/O threads: implementations are

@@ -14,9 +14,7 @@ void Read(const std::uint8_t* data, std::int64_t size_bytes) {
   constexpr int kStreams = 4;
   const std::int64_t stride = size_bytes / kStreams;
   __m256i sum[kStreams];
-  NIBBLE_UNROLL for (auto& s : sum) {
-    s = _mm256_setzero_si256();
-  }
+  NIBBLE_UNROLL for (auto& s : sum) { s = _mm256_setzero_si256(); }
   for (std::int64_t i = 0; i < stride; i += 256) {
     NIBBLE_UNROLL for (int s = 0; s < kStreams; ++s) {
       const std::uint8_t* at = data + s * stride + i;
@@ -28,17 +26,13 @@ void Read(const std::uint8_t* data, std::int64_t size_bytes) {
       }
     }
   }
-  NIBBLE_UNROLL for (auto& s : sum) {
-    __asm__ volatile("" ::"x"(s));
-  }
+  NIBBLE_UNROLL for (auto& s : sum) { __asm__ volatile("" ::"x"(s)); }
 }
 
 // Without VNNI: widened to int16, vpmaddwd and vpaddd.
 void Int8Products(std::int64_t iterations) {
   __m256i sum[kChains];
-  NIBBLE_UNROLL for (auto& s : sum) {
-    s = _mm256_setzero_si256();
-  }
+  NIBBLE_UNROLL for (auto& s : sum) { s = _mm256_setzero_si256(); }
   const __m256i a = _mm256_set1_epi16(1);
   for (std::int64_t i = 0; i < iterations; ++i) {
     NIBBLE_UNROLL for (int c = 0; c < kChains; ++c) {
@@ -51,9 +45,7 @@ void Int8Products(std::int64_t iterations) {
 
 void F32Fma(std::int64_t iterations) {
   __m256 sum[kChains];
-  NIBBLE_UNROLL for (auto& s : sum) {
-    s = _mm256_setzero_ps();
-  }
+  NIBBLE_UNROLL for (auto& s : sum) { s = _mm256_setzero_ps(); }
   const __m256 a = _mm256_set1_ps(0.5F);
   for (std::int64_t i = 0; i < iterations; ++i) {
     NIBBLE_UNROLL for (int c = 0; c < kChains; ++c) {

@@ -15,9 +15,7 @@ void Read(const std::uint8_t* data, std::int64_t size_bytes) {
   constexpr int kStreams = 4;
   const std::int64_t stride = size_bytes / kStreams;
   __m512i sum[kStreams];
-  NIBBLE_UNROLL for (auto& s : sum) {
-    s = _mm512_setzero_si512();
-  }
+  NIBBLE_UNROLL for (auto& s : sum) { s = _mm512_setzero_si512(); }
   for (std::int64_t i = 0; i < stride; i += 256) {
     NIBBLE_UNROLL for (int s = 0; s < kStreams; ++s) {
       const std::uint8_t* at = data + s * stride + i;
@@ -27,16 +25,12 @@ void Read(const std::uint8_t* data, std::int64_t size_bytes) {
       }
     }
   }
-  NIBBLE_UNROLL for (auto& s : sum) {
-    __asm__ volatile("" ::"v"(s));
-  }
+  NIBBLE_UNROLL for (auto& s : sum) { __asm__ volatile("" ::"v"(s)); }
 }
 
 void Int8Products(std::int64_t iterations) {
   __m512i sum[kChains];
-  NIBBLE_UNROLL for (auto& s : sum) {
-    s = _mm512_setzero_si512();
-  }
+  NIBBLE_UNROLL for (auto& s : sum) { s = _mm512_setzero_si512(); }
   const __m512i a = _mm512_set1_epi8(1);
   const __m512i b = _mm512_set1_epi8(-1);
   for (std::int64_t i = 0; i < iterations; ++i) {
@@ -48,9 +42,7 @@ void Int8Products(std::int64_t iterations) {
 
 void F32Fma(std::int64_t iterations) {
   __m512 sum[kChains];
-  NIBBLE_UNROLL for (auto& s : sum) {
-    s = _mm512_setzero_ps();
-  }
+  NIBBLE_UNROLL for (auto& s : sum) { s = _mm512_setzero_ps(); }
   const __m512 a = _mm512_set1_ps(0.5F);
   for (std::int64_t i = 0; i < iterations; ++i) {
     NIBBLE_UNROLL for (int c = 0; c < kChains; ++c) {
