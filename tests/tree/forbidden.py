@@ -45,7 +45,7 @@ def code_of(text):
 
 def main():
     root = pathlib.Path(sys.argv[1])
-    files = sorted(p for p in (root / "src").rglob("*") if p.suffix in (".h", ".inc", ".cpp", ".cu"))
+    files = sorted(p for p in (root / "src").rglob("*") if p.suffix in (".h", ".inc", ".cpp", ".cu", ".cuh"))
     errors, used = [], set()
     for path in files:
         name = str(path.relative_to(root))

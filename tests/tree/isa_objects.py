@@ -3,15 +3,18 @@
 Usage: isa_objects.py BUILD_DIR NM
 An inline function in a file built with -mavx512* would be compiled with AVX-512, and the linker may keep that copy for
 everyone: the program then dies on a machine without it. So these objects define no weak, unique or common symbol, and
-what they export is named in namespace nibble. They also run no initializer before main.
+what they export is named in namespace nibble. They also run no initializer before main. No other source, C++ or CUDA,
+is compiled with such a flag.
 """
 
+import json
 import pathlib
 import re
 import subprocess
 import sys
 
 ISA_FILE = re.compile(r"_(avx2|avx512|amx)\.cpp\.o$")
+ISA_FLAG = re.compile(r"(?<=[\s,=])-m(?:avx|amx|fma|f16c|bmi|arch=|cpu=|tune=)\S*")
 
 
 def check(path, nm):
@@ -33,10 +36,19 @@ def check(path, nm):
         yield f"{path.name}: exports nothing: no kernel table or entry point"
 
 
+def stray_flags(commands):
+    for entry in json.loads(commands.read_text()):
+        flag = ISA_FLAG.search(entry["command"])
+        if flag and not ISA_FILE.search(entry["file"] + ".o"):
+            yield f"{entry['file']}: compiled with {flag[0]}: only *_avx2.cpp, *_avx512.cpp and *_amx.cpp may be"
+
+
 def main():
     build, nm = pathlib.Path(sys.argv[1]), sys.argv[2]
     objects = sorted(p for p in (build / "src" / "kernels").rglob("*.o") if ISA_FILE.search(p.name))
     errors = [e for path in objects for e in check(path, nm)]
+    commands = build / "compile_commands.json"
+    errors += stray_flags(commands) if commands.exists() else []
     print("\n".join(errors + [f"isa_objects: {len(objects)} objects, {len(errors)} errors"]))
     return 1 if errors or not objects else 0
 

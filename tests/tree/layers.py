@@ -1,7 +1,8 @@
 """CTest `layers`: the #include lines of src/ follow the module table of docs/architecture.md.
 
 Usage: layers.py SOURCE_DIR
-A module may include itself, its dependencies, and what those use; a CUDA header only kernels, device and parallel.
+A module may include itself, its dependencies, and what those use; a CUDA header only kernels, device and parallel, and
+there only .cpp, .cu and .cuh files: every .h compiles in a build without CUDA. Only .cu and .cuh files include a .cuh.
 The heavy libraries stay in the files listed here (each include costs every file that sees it).
 """
 
@@ -68,9 +69,13 @@ def check_file(path, source):
                 yield where + f"{module} may use {', '.join(sorted(allowed - {module})) or 'nothing'}"
             elif not (source / target).exists():
                 yield where + "no such file"
+            elif target.endswith(".cuh") and path.suffix not in (".cu", ".cuh"):
+                yield where + "device code: only nvcc compiles it"
         elif re.match(r"^(cuda|cublas|nccl|mma\.h|cooperative_groups|cub/|thrust/)", target):
             if module not in CUDA_MODULES:
                 yield where + "CUDA headers belong to kernels, device and parallel"
+            elif path.suffix == ".h":
+                yield where + "a build without CUDA compiles this file too: declare what it needs, or make it a .cuh"
         elif path.suffix == ".h" and SOURCE_ONLY.match(target):
             yield where + "a heavy header belongs into a single .cpp"
 
@@ -80,7 +85,7 @@ def main():
     order = list(DEPENDENCIES)
     errors = [f"layers.py: {m} uses {d}, which is below it" for m in order for d in DEPENDENCIES[m]
               if order.index(d) >= order.index(m)]
-    files = sorted(p for p in source.rglob("*") if p.suffix in (".h", ".inc", ".cpp", ".cu"))
+    files = sorted(p for p in source.rglob("*") if p.suffix in (".h", ".inc", ".cpp", ".cu", ".cuh"))
     errors += [f"src/{m.name}: not a module of the table" for m in source.iterdir() if m.name not in DEPENDENCIES]
     for path in files:
         if path.relative_to(source).parts[0] not in DEPENDENCIES:

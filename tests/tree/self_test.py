@@ -5,6 +5,7 @@ Each case writes a small tree with one mistake and expects the check to fail and
 the mistake to pass.
 """
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -47,6 +48,9 @@ expect("layers", CLEAN, None)
 expect("layers", CLEAN | {"src/base/up.cpp": '#include "json/value.h"\n'}, "base may use nothing")
 expect("layers", CLEAN | {"src/tokenizer/x.h": '#include "io/file.h"\n'}, "tokenizer may use base, json")
 expect("layers", CLEAN | {"src/model/x.h": "#include <cuda_runtime.h>\n"}, "CUDA headers belong to")
+expect("layers", CLEAN | {"src/model/x.cuh": "#include <mma.h>\n"}, "CUDA headers belong to")
+expect("layers", CLEAN | {"src/kernels/x.h": "#include <cuda.h>\n"}, "a build without CUDA compiles this file")
+expect("layers", CLEAN | {"src/kernels/x.cuh": "\n", "src/kernels/x.cpp": '#include "kernels/x.cuh"\n'}, "only nvcc")
 expect("layers", CLEAN | {"src/serve/x.h": "#include <boost/asio.hpp>\n"}, "a heavy header")
 expect("layers", CLEAN | {"src/util/x.h": "\n"}, "not a module")
 expect("layers", CLEAN | {"src/json/x.h": '#include "base/none.h"\n'}, "no such file")
@@ -62,6 +66,7 @@ for mistake in ("auto t = std::chrono::steady_clock::now();", "auto t = time(nul
                 "int n = atoi(p);", "#include <regex>", "void* p = alloca(n);", "if (fork() == 0) {}",
                 'sscanf(p, "%d", &n);'):
     expect("forbidden", CLEAN | {"src/json/x.cpp": mistake + "\n"}, "src/json/x.cpp:1: ")
+expect("forbidden", CLEAN | {"src/kernels/x.cuh": "int r = rand();\n"}, "src/kernels/x.cuh:1: ")
 
 kernel = "namespace nibble { int Table() { return 3; } }\n"
 expect("isa_objects", {"src/kernels/a_avx512.cpp": kernel}, None, NM)
@@ -71,6 +76,10 @@ expect("isa_objects", {"src/kernels/a_avx2.cpp": "int Loose() { return 1; }\n" +
 expect("isa_objects", {"src/kernels/a_avx2.cpp": "extern int f(); static int early = f();\n" + kernel}, "before main", NM)
 expect("isa_objects", {"src/kernels/a_amx.cpp": "static int unused;\n"}, "exports nothing", NM)
 expect("isa_objects", {"src/kernels/plain.cpp": kernel}, "0 objects", NM)
+for file, flags in (("plain.cpp", "-O2 -mavx2"), ("x.cu", "-O2 -Xcompiler=-march=native")):
+    command = json.dumps([{"file": f"/nibble/src/kernels/{file}", "command": f"c++ {flags} -c {file}"}])
+    expect("isa_objects", {"src/kernels/a_avx2.cpp": kernel, "compile_commands.json": command},
+           f"{file}: compiled with -m", NM)
 
 print(f"tree_self_test: {failures} failures")
 sys.exit(1 if failures else 0)

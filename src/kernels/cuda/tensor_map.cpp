@@ -1,5 +1,6 @@
 #include "kernels/cuda/tensor_map.h"
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 namespace nibble::cuda {
