@@ -8,6 +8,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <system_error>
 
 #include "device/device.h"
 
@@ -58,7 +59,7 @@ class CpuDevice final : public Device {
     const std::size_t reserve = large ? rounded + kHugePage : rounded;
     void* raw = mmap(nullptr, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) {
-      return Fail(ErrorCode::kOutOfMemory, std::strerror(errno));
+      return Fail(ErrorCode::kOutOfMemory, std::generic_category().message(errno));
     }
     auto* begin = static_cast<std::byte*>(raw);
     if (large) {

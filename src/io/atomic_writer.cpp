@@ -9,8 +9,8 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <map>
+#include <system_error>
 #include <utility>
 
 #include "base/limits.h"
@@ -57,7 +57,7 @@ tl::unexpected<Error> SystemError(const fs::path& path, const char* what) {
           ? "; what is finished is kept: free some space and run the same command again"
           : "";
   return Fail(ErrorCode::kIo, fmt::format("{}: cannot {}: {}{}", path.string(), what,
-                                          std::strerror(error), advice));
+                                          std::generic_category().message(error), advice));
 }
 
 Result<void> WriteAll(int fd, std::span<const std::byte> bytes, const fs::path& path) {

@@ -9,8 +9,8 @@
 #include <cerrno>
 #include <csetjmp>
 #include <csignal>
-#include <cstring>
 #include <mutex>
+#include <system_error>
 
 namespace nibble {
 namespace {
@@ -48,7 +48,8 @@ std::int64_t ModifiedNs(const struct stat& status) {
 tl::unexpected<Error> SystemError(const std::filesystem::path& path, const char* what) {
   const int error = errno;
   return Fail(error == ENOENT || error == ENOTDIR ? ErrorCode::kNotFound : ErrorCode::kIo,
-              fmt::format("{}: cannot {}: {}", path.string(), what, std::strerror(error)));
+              fmt::format("{}: cannot {}: {}", path.string(), what,
+                          std::generic_category().message(error)));
 }
 
 }  // namespace

@@ -6,8 +6,8 @@
 
 #include <charconv>
 #include <cmath>
-#include <cstring>
 #include <new>
+#include <system_error>
 
 #include "json/value.h"
 
@@ -360,7 +360,7 @@ Result<Value> ParseFile(const std::string& path, const ParseLimits& limits) {
   if (file < 0) {
     const int error = errno;
     return Fail(error == ENOENT || error == ENOTDIR ? ErrorCode::kNotFound : ErrorCode::kIo,
-                fmt::format("{}: {}", path, std::strerror(error)));
+                fmt::format("{}: {}", path, std::generic_category().message(error)));
   }
   const auto read_all = [&]() -> Result<std::string> {
     struct stat info = {};
@@ -380,7 +380,7 @@ Result<Value> ParseFile(const std::string& path, const ParseLimits& limits) {
         continue;
       }
       if (got < 0) {
-        return Fail(ErrorCode::kIo, std::strerror(errno));
+        return Fail(ErrorCode::kIo, std::generic_category().message(errno));
       }
       if (got == 0) {
         break;
