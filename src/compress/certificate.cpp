@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstring>
 #include <filesystem>
+#include <numeric>
 
 #include "base/limits.h"
 #include "base/sha256.h"
@@ -18,6 +19,8 @@ namespace fs = std::filesystem;
 
 constexpr int kVersion = 1;
 constexpr double kInt8Share = 0.05;  // of the weights' own KL that int8 activations may add
+// What the golden logits' keys and values are stored in, on the CPU that records and replays them.
+constexpr KvDType kGoldenKvDType = KvDType::kBF16;
 constexpr std::string_view kSelfHashKey = ",\n \"sha256\": \"";
 
 json::Value ToValue(const Certificate::ModeQuality& quality) {
@@ -319,30 +322,19 @@ Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint)
 
 Result<Certificate::GoldenLogits> ComputeGoldenLogits(std::span<const TokenId> prompt,
                                                       ModelRunner& runner) {
+  NIBBLE_TRY(logits, runner.LastLogits(prompt, kGoldenKvDType));
   Certificate::GoldenLogits golden;
-  const auto vocab = static_cast<std::size_t>(runner.vocab_size());
-  NIBBLE_TRY_VOID(
-      runner.RunWindow(prompt, [&](std::int64_t first, std::int64_t rows) -> Result<void> {
-        if (first + rows < static_cast<std::int64_t>(prompt.size())) {
-          return {};
-        }
-        NIBBLE_TRY(last_row, runner.ChunkLogits(rows - 1, 1));
-        const std::span<const float> logits(last_row, vocab);
-        golden.sha256 = Sha256Hex(std::as_bytes(logits));
-        std::vector<std::size_t> order(vocab);
-        for (std::size_t i = 0; i < vocab; ++i) {
-          order[i] = i;
-        }
-        const std::size_t shown = std::min<std::size_t>(5, vocab);
-        std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(shown),
-                          order.end(), [&](std::size_t a, std::size_t b) {
-                            return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-                          });
-        for (std::size_t i = 0; i < shown; ++i) {
-          golden.top.emplace_back(TokenId{static_cast<std::int32_t>(order[i])}, logits[order[i]]);
-        }
-        return {};
-      }));
+  golden.sha256 = Sha256Hex(std::as_bytes(std::span(logits)));
+  std::vector<std::size_t> order(logits.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  const std::size_t shown = std::min<std::size_t>(5, order.size());
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(shown), order.end(),
+                    [&](std::size_t a, std::size_t b) {
+                      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+                    });
+  for (std::size_t i = 0; i < shown; ++i) {
+    golden.top.emplace_back(TokenId{static_cast<std::int32_t>(order[i])}, logits[order[i]]);
+  }
   return golden;
 }
 
@@ -350,6 +342,12 @@ Result<void> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& run
   const bool int8 = runner.model().activations() == ActivationMode::kInt8;
   const Certificate::GoldenLogits& expected =
       int8 ? certificate.golden_int8 : certificate.golden_int16;
+  if (!std::ranges::all_of(certificate.golden_prompt, [&](TokenId token) {
+        return Raw(token) >= 0 && Raw(token) < runner.vocab_size();
+      })) {
+    return Fail(ErrorCode::kCorruptFile,
+                "the certificate's golden prompt has a token beyond the vocabulary");
+  }
   NIBBLE_TRY(found, ComputeGoldenLogits(certificate.golden_prompt, runner));
   if (found.sha256 == expected.sha256) {
     return {};

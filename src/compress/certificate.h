@@ -60,7 +60,9 @@ Result<Certificate> ParseCertificate(std::string_view text, const std::string& s
 /// certificate must have it. Errors: kCorruptFile naming the file.
 Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint);
 
-/// Runs the golden prompt and compares the logits bit for bit in the runner's activation mode.
+/// Runs the golden prompt and compares the logits bit for bit in the runner's activation mode. Keys
+/// and values go through a bf16 cache as they did when the certificate was written, whatever cache
+/// the user chose: what is tested is the weights and the kernels.
 /// Errors: kCorruptFile saying what differs.
 Result<void> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& runner);
 Result<Certificate::GoldenLogits> ComputeGoldenLogits(std::span<const TokenId> prompt,

@@ -118,7 +118,7 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
   const ModelLimits limits{
       .max_tokens = config.max_batched_tokens,
       .max_sequences = config.max_num_sequences,
-      .max_positions = config.max_model_len,
+      .max_positions = std::max(config.max_model_len, kMinPositions),
       .max_logit_rows = std::min<std::int64_t>(logit_rows, config.max_batched_tokens)};
   const StepLimits steps{
       .max_tokens = limits.max_tokens,
@@ -324,14 +324,22 @@ Result<void> ModelRunner::RunChunk(std::span<const TokenId> window, std::int64_t
                                    std::int64_t num_rows, const LinearObserver* observer) {
   const auto length = static_cast<std::int64_t>(window.size());
   const std::int64_t block = cache_.spec.block_size_tokens;
-  const std::int64_t blocks = (length + block - 1) / block;
-  if (length > config_.max_model_len || blocks > cache_.num_blocks) {
+  if (length > config_.max_model_len || length > cache_.num_blocks * block) {
     return Fail(
         ErrorCode::kLimitExceeded,
         fmt::format(
             "a window of {} tokens exceeds the context of {} tokens or the pool of {} blocks",
             length, config_.max_model_len, cache_.num_blocks));
   }
+  return RunChunkOver(cache_, window, first_position, num_rows, observer);
+}
+
+// Over the first blocks of a cache, which has room for the whole window.
+Result<void> ModelRunner::RunChunkOver(KvCache& cache, std::span<const TokenId> window,
+                                       std::int64_t first_position, std::int64_t num_rows,
+                                       const LinearObserver* observer) {
+  const std::int64_t block = cache.spec.block_size_tokens;
+  const std::int64_t blocks = (static_cast<std::int64_t>(window.size()) + block - 1) / block;
   std::vector<BlockId> table(static_cast<std::size_t>(blocks));
   for (std::int64_t i = 0; i < blocks; ++i) {
     table[static_cast<std::size_t>(i)] = BlockId{static_cast<std::int32_t>(i)};
@@ -343,8 +351,8 @@ Result<void> ModelRunner::RunChunk(std::span<const TokenId> window, std::int64_t
   const auto tokens =
       window.subspan(static_cast<std::size_t>(first_position), static_cast<std::size_t>(num_rows));
   NIBBLE_TRY_VOID(
-      BeginStep(model_->context(), cache_, {.token_ids = tokens, .sequences = {&sequence, 1}}));
-  model_->Forward({.token_ids = tokens, .sequences = {&sequence, 1}}, cache_, observer);
+      BeginStep(model_->context(), cache, {.token_ids = tokens, .sequences = {&sequence, 1}}));
+  model_->Forward({.token_ids = tokens, .sequences = {&sequence, 1}}, cache, observer);
   return {};
 }
 
@@ -359,6 +367,31 @@ Result<void> ModelRunner::RunWindow(
     NIBBLE_TRY_VOID(visit(begin, count));
   }
   return {};
+}
+
+Result<std::vector<float>> ModelRunner::LastLogits(std::span<const TokenId> tokens,
+                                                   KvDType kv_dtype) {
+  const auto length = static_cast<std::int64_t>(tokens.size());
+  if (length < 1 || length > kMinPositions) {
+    return Fail(ErrorCode::kLimitExceeded,
+                fmt::format("{} tokens: 1 to {} are taken here", length, kMinPositions));
+  }
+  KvCacheSpec spec = cache_.spec;
+  spec.dtype = kv_dtype;
+  NIBBLE_TRY_VOID(Validate(spec));
+  const std::int64_t blocks = (length + spec.block_size_tokens - 1) / spec.block_size_tokens;
+  const std::size_t bytes = static_cast<std::size_t>(blocks) * spec.BlockBytes();
+  device_->ledger().Plan("small_kv_cache", bytes);
+  NIBBLE_TRY(memory, device_->Allocate("small_kv_cache", bytes));
+  KvCache cache{.spec = spec, .num_blocks = blocks, .data = memory.data()};
+  const std::int64_t limit = config_.max_batched_tokens;
+  std::int64_t rows = 0;
+  for (std::int64_t first = 0; first < length; first += rows) {
+    rows = std::min(length - first, limit);
+    NIBBLE_TRY_VOID(RunChunkOver(cache, tokens, first, rows, nullptr));
+  }
+  NIBBLE_TRY(logits, ChunkLogits(rows - 1, 1));
+  return std::vector<float>(logits, logits + vocab_size());
 }
 
 Result<const float*> ModelRunner::ChunkLogits(std::int64_t row, std::int64_t count) {

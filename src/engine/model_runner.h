@@ -71,9 +71,16 @@ class ModelRunner final : public StepExecutor {
   /// chunks have been run.
   Result<void> RunChunk(std::span<const TokenId> window, std::int64_t first_position,
                         std::int64_t num_rows, const LinearObserver* observer = nullptr);
+  /// Logits of the last of `tokens`, run from an empty context through a small cache of its own
+  /// that holds kv_dtype, whatever the pool holds and however small it is. Not after "ready".
+  /// Errors: kLimitExceeded unless there are 1 to kMinPositions tokens; kOutOfMemory; what Validate
+  /// says of the cache.
+  Result<std::vector<float>> LastLogits(std::span<const TokenId> tokens, KvDType kv_dtype);
   /// Logits of rows [row, row + count) of the current chunk, fp32 [count, vocab_size], valid until
   /// the next call.
   Result<const float*> ChunkLogits(std::int64_t row, std::int64_t count);
+  /// Positions that every model can run, however low max_model_len is: room for LastLogits.
+  static constexpr std::int32_t kMinPositions = 16;
   std::int64_t max_logit_rows() const { return model_->limits().max_logit_rows; }
 
  private:
@@ -95,6 +102,9 @@ class ModelRunner final : public StepExecutor {
   Result<void> RunStep(const StepPlan& plan, InFlight& step);
   void RunKernels(InFlight& step);
   void PadTo(std::size_t rows);
+  Result<void> RunChunkOver(KvCache& cache, std::span<const TokenId> window,
+                            std::int64_t first_position, std::int64_t num_rows,
+                            const LinearObserver* observer);
   StepInputs Inputs() const;
 
   RunnerConfig config_;

@@ -31,6 +31,15 @@ class Checkpoint(unittest.TestCase):
                 summary = json.loads(check_run("inspect", path, "--json"))
                 self.assertIsInstance(summary, dict)
 
+    def test_a_certified_folder_runs_with_every_cache_and_limit(self):
+        for options in (["--kv-cache-dtype", "int8"], ["--kv-cache-dtype", "bfloat16"], ["--max-model-len", 8],
+                        ["--kv-cache-dtype", "int8", "--num-gpu-blocks-override", 1],
+                        ["--activations", "int8", "--max-num-batched-tokens", 5, "--max-num-seqs", 1]):
+            with self.subTest(options=options):
+                result = run("run", self.int4, "--prompt", "the", "--max-tokens", 2, *options)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("certificate verified", result.stderr)
+
     def test_a_quantized_folder_is_what_transformers_reads(self):
         for folder, bits in ((self.int4, 4), (self.int8, 8)):
             config = json.loads((folder / "config.json").read_text())
