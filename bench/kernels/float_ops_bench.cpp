@@ -156,10 +156,9 @@ void BenchAttention(Device& device, const MachineLimits& limits, const Attention
       RopeAndCache(context, cache, layer, rope, everything);
     }
   }
-  const std::string text =
-      fmt::format("{}x{} after {}, heads {}/{}x{} {}", shape.num_sequences, shape.num_rows,
-                  shape.context, shape.num_heads, shape.num_kv_heads, shape.head_dim,
-                  shape.dtype == KvDType::kBF16 ? "bf16" : "int8");
+  const std::string text = fmt::format("{}x{} after {}, heads {}/{}x{} {}", shape.num_sequences,
+                                       shape.num_rows, shape.context, shape.num_heads,
+                                       shape.num_kv_heads, shape.head_dim, Name(shape.dtype));
   std::int64_t layer = 0;
   const Timing write = Time([&] {
     layer = (layer + 1) % cache.spec.num_layers;
@@ -260,7 +259,7 @@ int main(int argc, char** argv) {
   const MachineLimits limits = MeasureLimits(device->pool(), CurrentIsa());
   fmt::print("{}; {} threads at {}: read {:.1f} GB/s, fp32 {:.0f} GFLOP/s\n", DescribeCpu(),
              limits.num_threads, Name(CurrentIsa()), limits.read_gb_per_s, limits.f32_gop_per_s);
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8, KvDType::kF32}) {
     BenchAttention(*device, limits, {9, 3, 64, dtype, 1, 512, 0});
     BenchAttention(*device, limits, {9, 3, 64, dtype, 1, 512, 1536});
     BenchAttention(*device, limits, {9, 3, 64, dtype, 32, 1, 255});

@@ -41,8 +41,8 @@ class EvalCommand final : public Command {
     options.Add("--windows", &windows_, "only the first N windows (0: all)");
     options.Add("--reference", &reference_, "model to compare with");
     options.Add("--gate-kl", &gate_kl_, "exit 3 if the mean KL is above this");
-    options.Choice("--kv-cache-dtype", &flags_.kv_cache_dtype, {"auto", "bfloat16", "int8"},
-                   "storage of keys and values");
+    options.Choice("--kv-cache-dtype", &flags_.kv_cache_dtype,
+                   {"auto", "bfloat16", "float32", "int8"}, "storage of keys and values");
     options.Add("--json", &json_, "print one JSON object on standard output");
   }
 

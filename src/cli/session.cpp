@@ -32,8 +32,8 @@ void ModelFlags::DeclareEngine(OptionSet& options) {
               "blocks of the KV cache, exactly (16 tokens each)");
   options.Add("--kv-cache-memory-bytes", &kv_cache_memory_bytes,
               "size of the KV cache (default: 512 MiB at most)");
-  options.Choice("--kv-cache-dtype", &kv_cache_dtype, {"auto", "bfloat16", "float16", "int8"},
-                 "storage of keys and values");
+  options.Choice("--kv-cache-dtype", &kv_cache_dtype,
+                 {"auto", "bfloat16", "float16", "float32", "int8"}, "storage of keys and values");
   options.Add("--enable-prefix-caching", &enable_prefix_caching,
               "reuse the KV blocks of equal prompt beginnings");
 }
@@ -93,6 +93,9 @@ std::string DescribePlan(const Device& device) {
 static KvDType KvDTypeOf(const ModelFlags& flags) {
   if (flags.kv_cache_dtype == "int8") {
     return KvDType::kInt8;
+  }
+  if (flags.kv_cache_dtype == "float32") {
+    return KvDType::kF32;
   }
   if (flags.kv_cache_dtype == "float16" ||
       (flags.kv_cache_dtype == "auto" && flags.device == "cuda")) {

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels/kv_dtype.h"
+
 namespace nibble {
 
 // The layout of a block and the arithmetic: docs/formats/kv_block.md and
@@ -15,7 +17,7 @@ constexpr int kMaxHeadDim = 256;       // and a multiple of 16
 struct AttentionTile {
   int num_rows = 0;
   int head_dim = 0;
-  bool int8 = false;
+  KvDType dtype = KvDType::kBF16;
   float scale = 1.0F;
   const float* q[kMaxAttentionRows];          // [head_dim] each
   float* out[kMaxAttentionRows];              // [head_dim] each
@@ -27,6 +29,14 @@ struct AttentionTile {
   // kAttentionScratchFloats(head_dim) floats, aligned to 64 bytes.
   float* scratch = nullptr;
 };
+
+/// Bytes of K and V of one KV head in a block.
+constexpr std::int64_t KvHeadBytes(KvDType dtype, std::int64_t head_dim) {
+  const std::int64_t values = 2 * kKvBlockTokens * head_dim;
+  return dtype == KvDType::kInt8  ? values + 2 * kKvBlockTokens * std::int64_t{2}
+         : dtype == KvDType::kF32 ? 4 * values
+                                  : 2 * values;
+}
 
 /// Scaled queries, merged and split outputs, scores.
 constexpr std::int64_t AttentionScratchFloats(std::int64_t head_dim) {
@@ -45,7 +55,7 @@ struct RopeRow {
   int num_heads = 0;
   int num_kv_heads = 0;
   int head_dim = 0;
-  bool int8 = false;
+  KvDType dtype = KvDType::kBF16;
   int slot = 0;                    // 0..15
   unsigned char* block = nullptr;  // head 0 of this layer in the token's block
   std::int64_t head_bytes = 0;

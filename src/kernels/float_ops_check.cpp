@@ -96,7 +96,7 @@ std::vector<Output> ProduceSwiGlu(const Level& level, std::uint32_t seed) {
 
 // A cache of one layer and one KV head, filled through rope_and_cache; then one tile of the last
 // rows.
-template <bool kInt8>
+template <KvDType kType>
 std::vector<Output> ProduceAttention(const Level& level, std::uint32_t seed) {
   struct Shape {
     int head_dim;
@@ -110,8 +110,7 @@ std::vector<Output> ProduceAttention(const Level& level, std::uint32_t seed) {
        {Shape{64, 3, 290, 0}, {16, 1, 1, 0}, {80, 7, 40, 9}, {128, 4, 33, 0}, {256, 2, 257, 100}}) {
     const auto head_dim = static_cast<std::size_t>(shape.head_dim);
     const auto heads = static_cast<std::size_t>(shape.heads);
-    const std::int64_t head_bytes =
-        kInt8 ? 32 * shape.head_dim + 64 : std::int64_t{64} * shape.head_dim;
+    const std::int64_t head_bytes = KvHeadBytes(kType, shape.head_dim);
     std::vector<std::int32_t> table(static_cast<std::size_t>(shape.tokens + 15) / 16);
     for (std::size_t i = 0; i < table.size(); ++i) {
       table[i] = static_cast<std::int32_t>(table.size() - 1 - i);
@@ -135,7 +134,7 @@ std::vector<Output> ProduceAttention(const Level& level, std::uint32_t seed) {
       row.num_heads = shape.heads;
       row.num_kv_heads = 1;
       row.head_dim = shape.head_dim;
-      row.int8 = kInt8;
+      row.dtype = kType;
       row.slot = t % 16;
       row.block = cache.data() + table[static_cast<std::size_t>(t / 16)] * head_bytes;
       row.head_bytes = head_bytes;
@@ -146,7 +145,7 @@ std::vector<Output> ProduceAttention(const Level& level, std::uint32_t seed) {
     AttentionTile tile;
     tile.num_rows = std::min(kMaxAttentionRows, shape.tokens * shape.heads);
     tile.head_dim = shape.head_dim;
-    tile.int8 = kInt8;
+    tile.dtype = kType;
     tile.scale = 0.125F;
     tile.block_table = table.data();
     tile.heads = cache.data();
@@ -250,11 +249,11 @@ std::vector<KernelSpeed> BenchRows(Device& device, const Level& level, bool swig
 }
 
 // Tiles of 32 rows over 1024 keys of one head of 64, as in prefill: judged by fp32 arithmetic.
-std::vector<KernelSpeed> BenchAttention(Device& device, const Level& level, bool int8) {
+std::vector<KernelSpeed> BenchAttention(Device& device, const Level& level, KvDType dtype) {
   constexpr int kHeadDim = 64;
   constexpr int kKeys = 1024;
   constexpr std::int64_t kTiles = 16;
-  const std::int64_t head_bytes = int8 ? 32 * kHeadDim + 64 : 64 * kHeadDim;
+  const std::int64_t head_bytes = KvHeadBytes(dtype, kHeadDim);
   std::vector<std::int32_t> table(kKeys / 16);
   for (std::size_t i = 0; i < table.size(); ++i) {
     table[i] = static_cast<std::int32_t>(i);
@@ -271,7 +270,7 @@ std::vector<KernelSpeed> BenchAttention(Device& device, const Level& level, bool
       AttentionTile tile;
       tile.num_rows = kMaxAttentionRows;
       tile.head_dim = kHeadDim;
-      tile.int8 = int8;
+      tile.dtype = dtype;
       tile.scale = 0.125F;
       tile.block_table = table.data();
       tile.heads = cache.data();
@@ -335,10 +334,18 @@ std::vector<KernelInfo> FloatKernelInfos() {
        [](Device& device, const Level& level) { return BenchRows(device, level, false); }},
       {"swiglu", "norm", "any width", ProduceSwiGlu,
        [](Device& device, const Level& level) { return BenchRows(device, level, true); }},
-      {"attention.bf16", "attention", "head_dim 16 n <= 256", ProduceAttention<false>,
-       [](Device& device, const Level& level) { return BenchAttention(device, level, false); }},
-      {"attention.int8", "attention", "head_dim 16 n <= 256", ProduceAttention<true>,
-       [](Device& device, const Level& level) { return BenchAttention(device, level, true); }},
+      {"attention.bf16", "attention", "head_dim 16 n <= 256", ProduceAttention<KvDType::kBF16>,
+       [](Device& device, const Level& level) {
+         return BenchAttention(device, level, KvDType::kBF16);
+       }},
+      {"attention.int8", "attention", "head_dim 16 n <= 256", ProduceAttention<KvDType::kInt8>,
+       [](Device& device, const Level& level) {
+         return BenchAttention(device, level, KvDType::kInt8);
+       }},
+      {"attention.f32", "attention", "head_dim 16 n <= 256", ProduceAttention<KvDType::kF32>,
+       [](Device& device, const Level& level) {
+         return BenchAttention(device, level, KvDType::kF32);
+       }},
       {"sampling", "sampling", "any vocabulary", ProduceSampling, BenchSampling}};
   std::vector<KernelInfo> infos;
   for (const Operator& op : kOperators) {

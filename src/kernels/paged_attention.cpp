@@ -35,8 +35,7 @@ std::int64_t HeadBytes(const KvCacheSpec& spec) {
   if (IsCuda(spec)) {
     return cuda::HeadBytes(spec);
   }
-  const std::int64_t values = 2 * kKvBlockTokens * spec.head_dim;
-  return spec.dtype == KvDType::kInt8 ? values + 2 * kKvBlockTokens * std::int64_t{2} : 2 * values;
+  return KvHeadBytes(spec.dtype, spec.head_dim);
 }
 
 // Where KV head 0 of block 0 of a layer lies, and how far apart blocks are.
@@ -64,6 +63,20 @@ std::size_t TileScratchBytes(std::int64_t head_dim) {
 
 }  // namespace
 
+const char* Name(KvDType dtype) {
+  switch (dtype) {
+    case KvDType::kBF16:
+      return "bfloat16";
+    case KvDType::kInt8:
+      return "int8";
+    case KvDType::kF16:
+      return "float16";
+    case KvDType::kF32:
+      return "float32";
+  }
+  return "";
+}
+
 std::size_t KvCacheSpec::BlockBytes() const {
   return static_cast<std::size_t>(num_layers * num_kv_heads * HeadBytes(*this));
 }
@@ -80,7 +93,7 @@ Result<void> Validate(const KvCacheSpec& spec) {
     return cuda::Validate(spec);
   }
   if (spec.dtype == KvDType::kF16) {
-    return fail("the CPU's cache holds bfloat16 or int8, not float16");
+    return fail("the CPU's KV cache holds bfloat16, int8 or float32, not float16");
   }
   if (spec.head_dim < 16 || spec.head_dim > kMaxHeadDim || spec.head_dim % 16 != 0) {
     return fail(fmt::format("head_dim {}: the attention kernels take multiples of 16 up to {}",
@@ -136,7 +149,7 @@ void RopeAndCache(KernelContext& context, const KvCache& cache, std::int64_t lay
            .num_heads = static_cast<int>(args.num_heads),
            .num_kv_heads = static_cast<int>(cache.spec.num_kv_heads),
            .head_dim = static_cast<int>(head_dim),
-           .int8 = cache.spec.dtype == KvDType::kInt8,
+           .dtype = cache.spec.dtype,
            .slot = static_cast<int>(position % kKvBlockTokens),
            .block = view.heads + block * view.block_stride,
            .head_bytes = view.head_bytes});
@@ -187,7 +200,7 @@ void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t l
   pool.For(num_items, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
     AttentionTile tile;
     tile.head_dim = static_cast<int>(head_dim);
-    tile.int8 = cache.spec.dtype == KvDType::kInt8;
+    tile.dtype = cache.spec.dtype;
     tile.scale = args.scale;
     tile.block_stride = view.block_stride;
     tile.scratch = reinterpret_cast<float*>(context.scratch + starts_bytes +

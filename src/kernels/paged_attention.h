@@ -7,10 +7,12 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "kernels/context.h"
+#include "kernels/kv_dtype.h"
 
 namespace nibble {
 
-enum class KvDType : std::uint8_t { kBF16, kInt8, kF16 };
+/// "bfloat16", "int8", "float16", "float32": the values of --kv-cache-dtype.
+const char* Name(KvDType dtype);
 
 /// Shape of the paged cache of one model on one device. The layout inside a block is the backend's
 /// business (CPU: docs/formats/kv_block.md); the scheduler only learns block_size_tokens.

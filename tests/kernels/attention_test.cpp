@@ -204,10 +204,13 @@ class World {
   std::vector<double> Stored(int s, int position, std::int64_t kv_head, bool is_v) const {
     const std::int64_t head_dim = shape_.head_dim;
     const bool int8 = shape_.dtype == KvDType::kInt8;
+    const bool f32 = shape_.dtype == KvDType::kF32;
     const std::int64_t slot = position % 16;
     const std::int64_t block =
         Raw(tables_[static_cast<std::size_t>(s)][static_cast<std::size_t>(position / 16)]);
-    const std::int64_t head_bytes = int8 ? 32 * head_dim + 64 : 64 * head_dim;
+    const std::int64_t head_bytes = int8  ? 32 * head_dim + 64
+                                    : f32 ? 128 * head_dim
+                                          : 64 * head_dim;
     const auto* bytes =
         reinterpret_cast<const std::uint8_t*>(bytes_.data()) +
         ((cache_.num_blocks + block) * shape_.num_kv_heads + kv_head) * head_bytes;  // layer 1
@@ -225,6 +228,12 @@ class World {
                              ? bytes[16 * head_dim + (slot / 4 * head_dim + d) * 4 + slot % 4] - 128
                              : bytes[(d / 4 * 16 + slot) * 4 + d % 4] - 128;
         values.push_back(scale * code);
+      } else if (f32) {
+        const std::int64_t at =
+            is_v ? 64 * head_dim + (slot * head_dim + d) * 4 : (d * 16 + slot) * 4;
+        float value = 0.0F;
+        std::memcpy(&value, bytes + at, 4);
+        values.push_back(static_cast<double>(value));
       } else {
         const std::int64_t at = is_v
                                     ? 32 * head_dim + ((slot / 2 * head_dim + d) * 2 + slot % 2) * 2
@@ -301,14 +310,17 @@ const std::vector<Shape>& Shapes() {
       {.num_heads = 4, .num_kv_heads = 2, .head_dim = 128, .qk_norm = true},
       {.num_heads = 2, .num_kv_heads = 1, .head_dim = 48, .dtype = KvDType::kInt8, .qk_norm = true},
       {.num_heads = 3, .num_kv_heads = 3, .head_dim = 256},
+      {.num_heads = 9, .num_kv_heads = 3, .head_dim = 64, .dtype = KvDType::kF32},
+      {.num_heads = 5, .num_kv_heads = 1, .head_dim = 80, .dtype = KvDType::kF32, .window = 100},
+      {.num_heads = 2, .num_kv_heads = 2, .head_dim = 16, .dtype = KvDType::kF32, .qk_norm = true},
   };
   return shapes;
 }
 
 std::string Describe(const Shape& shape) {
   return std::to_string(shape.num_heads) + "/" + std::to_string(shape.num_kv_heads) + " heads of " +
-         std::to_string(shape.head_dim) + (shape.dtype == KvDType::kInt8 ? " int8" : " bf16") +
-         " window " + std::to_string(shape.window);
+         std::to_string(shape.head_dim) + " " + Name(shape.dtype) + " window " +
+         std::to_string(shape.window);
 }
 
 /// Largest and root mean square error of a sample of outputs.
@@ -352,6 +364,10 @@ TEST(PagedAttention, RoundingOfTheCacheCostsLittle) {
     World world(shape, lengths);
     world.StepAll(lengths);
     const auto [worst, rms] = Errors(world, shape, lengths, false);
+    if (shape.dtype == KvDType::kF32) {  // what is left are the sums of the test above, and RoPE
+      EXPECT_LT(worst, 1e-4) << Describe(shape);
+      continue;
+    }
     const bool int8 = shape.dtype == KvDType::kInt8;
     EXPECT_LT(rms, int8 ? 1e-2 : 3e-3) << Describe(shape);
     EXPECT_LT(worst, int8 ? 1e-1 : 3e-2) << Describe(shape);
@@ -426,7 +442,7 @@ TEST(PagedAttention, SlotsBeyondTheQueryAreNeverRead) {
       World clean(shape, {length});
       clean.StepAll({length});
       World dirty(shape, {length});
-      if (shape.dtype == KvDType::kBF16) {
+      if (shape.dtype != KvDType::kInt8) {
         std::fill(dirty.bytes().begin(), dirty.bytes().end(), std::byte{0xff});  // NaN everywhere
       } else {
         // Codes of any value; scales are always finite, as every token's were.
@@ -495,10 +511,36 @@ TEST(RopeAndCache, LaysBlocksOutAsDocumented) {
   }
 }
 
+TEST(RopeAndCache, AnF32BlockHoldsWhatItIsGiven) {
+  const std::int64_t head_dim = 32;
+  World world({.num_heads = 2, .num_kv_heads = 2, .head_dim = head_dim, .dtype = KvDType::kF32},
+              {19});
+  world.StepAll({19});
+  const KvCache& cache = world.cache();
+  ASSERT_EQ(cache.spec.BlockBytes(), static_cast<std::size_t>(2 * 2 * 128 * head_dim));
+  for (const int position : {0, 18}) {
+    const std::int64_t slot = position % 16;
+    const std::int64_t block = Raw(world.table(0)[static_cast<std::size_t>(position / 16)]);
+    for (std::int64_t head = 0; head < 2; ++head) {
+      std::vector<float> values(static_cast<std::size_t>(32 * head_dim));
+      std::memcpy(values.data(),
+                  cache.data + ((cache.num_blocks + block) * 2 + head) * 128 * head_dim,  // layer 1
+                  values.size() * sizeof(float));
+      for (std::int64_t d = 0; d < head_dim; ++d) {
+        const auto at = static_cast<std::size_t>((position * 2 + head) * head_dim + d);
+        EXPECT_EQ(values[static_cast<std::size_t>((16 + slot) * head_dim + d)], world.v()[at]);
+        if (position == 0) {
+          EXPECT_EQ(values[static_cast<std::size_t>(d * 16 + slot)], world.k()[at]);
+        }
+      }
+    }
+  }
+}
+
 TEST(RopeAndCache, OddValuesAreStoredAlikeOnEveryIsa) {
   const float odd[] = {0.0F,  -0.0F,       1e-45F,   -1e-40F, 3.4e38F, -3.4e38F,
                        1e-8F, 1.00390625F, INFINITY, 6e4F,    NAN,     -INFINITY};
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8, KvDType::kF32}) {
     std::vector<std::byte> expected;
     for (const Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
       const ForcedIsa forced(isa);
@@ -533,6 +575,15 @@ TEST(KvCacheSpec, RefusesShapesThatNoKernelRuns) {
   KvCacheSpec bad = good;
   bad.block_size_tokens = 64;
   EXPECT_FALSE(Validate(bad));
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8, KvDType::kF32}) {
+    bad = good;
+    bad.dtype = dtype;
+    EXPECT_TRUE(Validate(bad)) << Name(dtype);
+  }
+  bad.dtype = KvDType::kF16;
+  const auto result = Validate(bad);
+  ASSERT_FALSE(result);
+  EXPECT_THAT(result.error().message, HasSubstr("not float16"));
 }
 
 }  // namespace

@@ -15,9 +15,10 @@ inline std::int64_t Clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
 
 // s[r][16 b + token] = start[r] + sum over d of q[r][d] * k[token][d] for kRows rows and kBlocks
 // blocks. int8: k is the unsigned code, and start[r] takes its offset of 128 back.
-template <bool kInt8, int kRows, int kBlocks>
+template <KvDType kType, int kRows, int kBlocks>
 static inline void ScoreTile(const float* q, const float* start, std::int64_t head_dim,
                              const unsigned char* const* k, float* s) {
+  constexpr bool kInt8 = kType == KvDType::kInt8;
   V sum[kRows][kBlocks];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -65,6 +66,15 @@ static inline void ScoreTile(const float* q, const float* start, std::int64_t he
       }
       add(d + 3, values);
     }
+  } else if constexpr (kType == KvDType::kF32) {
+    for (std::int64_t d = 0; d < head_dim; ++d) {
+      V values[kBlocks];
+#pragma GCC unroll 16
+      for (int b = 0; b < kBlocks; ++b) {
+        values[b] = Load(reinterpret_cast<const float*>(k[b]) + d * 16);
+      }
+      add(d, values);
+    }
   } else {
     for (std::int64_t d = 0; d < head_dim; d += 2) {
       V even[kBlocks];
@@ -87,39 +97,40 @@ static inline void ScoreTile(const float* q, const float* start, std::int64_t he
 }
 
 // Blocks [begin, end) for kRows rows.
-template <bool kInt8, int kRows>
+template <KvDType kType, int kRows>
 static void ScoreRows(const float* q, const float* start, std::int64_t head_dim,
                       const unsigned char* const* k, std::int64_t begin, std::int64_t end,
                       float* s) {
   constexpr int kBlocks = ScoreBlocks(kRows);
   std::int64_t b = begin;
   for (; b + kBlocks <= end; b += kBlocks) {
-    ScoreTile<kInt8, kRows, kBlocks>(q, start, head_dim, k + b, s + b * kKvBlockTokens);
+    ScoreTile<kType, kRows, kBlocks>(q, start, head_dim, k + b, s + b * kKvBlockTokens);
   }
   for (; b < end; ++b) {
-    ScoreTile<kInt8, kRows, 1>(q, start, head_dim, k + b, s + b * kKvBlockTokens);
+    ScoreTile<kType, kRows, 1>(q, start, head_dim, k + b, s + b * kKvBlockTokens);
   }
 }
 
-template <bool kInt8, int kRows = kScoreRows>
+template <KvDType kType, int kRows = kScoreRows>
 static void Score(int rows, const float* q, const float* start, std::int64_t head_dim,
                   const unsigned char* const* k, std::int64_t begin, std::int64_t end, float* s) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
-      Score<kInt8, kRows - 1>(rows, q, start, head_dim, k, begin, end, s);
+      Score<kType, kRows - 1>(rows, q, start, head_dim, k, begin, end, s);
       return;
     }
   }
-  ScoreRows<kInt8, kRows>(q, start, head_dim, k, begin, end, s);
+  ScoreRows<kType, kRows>(q, start, head_dim, k, begin, end, s);
 }
 
 // Turns the scores of blocks [begin, end) into exp(s - max), 0 outside the keys [first, last) that
 // the row sees. int8: the scale of K is applied first, the scale of V last; scaled_out is what
 // takes back the offset of 128 in the codes of V.
-template <bool kInt8>
+template <KvDType kType>
 static void Softmax(float* s, std::int64_t begin, std::int64_t end, std::int64_t first,
                     std::int64_t last, const unsigned char* const* scales, float& max_out,
                     float& sum_out, float& scaled_out) {
+  constexpr bool kInt8 = kType == KvDType::kInt8;
   const V lowest = Set(-__builtin_inff());
   V max = lowest;
   for (std::int64_t b = begin; b < end; ++b) {
@@ -157,10 +168,11 @@ static void Softmax(float* s, std::int64_t begin, std::int64_t end, std::int64_t
 // o[r][d] = start[r] + sum over tokens [begin, end) of p[r][token] * v[token][d], for kRows rows
 // and 16 kVectors values of d; begin is a multiple of 16. A token at `end` is never read into a
 // sum: the slot may hold anything.
-template <bool kInt8, int kRows, int kVectors>
+template <KvDType kType, int kRows, int kVectors>
 static inline void OutputTile(const float* p, const float* start, std::int64_t head_dim,
                               const unsigned char* const* v, std::int64_t d, std::int64_t begin,
                               std::int64_t end, float* o) {
+  constexpr bool kInt8 = kType == KvDType::kInt8;
   V sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -179,7 +191,7 @@ static inline void OutputTile(const float* p, const float* start, std::int64_t h
       }
     }
   };
-  constexpr int kPack = kInt8 ? 4 : 2;  // tokens a 32-bit lane
+  constexpr int kPack = kInt8 ? 4 : kType == KvDType::kF32 ? 1 : 2;  // tokens a 32-bit lane
   for (std::int64_t t = begin; t < end; t += kPack) {
     const unsigned char* row =
         v[t / kKvBlockTokens] + (t % kKvBlockTokens / kPack * head_dim + d) * 4;
@@ -213,6 +225,13 @@ static inline void OutputTile(const float* p, const float* start, std::int64_t h
         }
         add(t + 3, values);
       }
+    } else if constexpr (kType == KvDType::kF32) {
+      V values[kVectors];
+#pragma GCC unroll 16
+      for (int c = 0; c < kVectors; ++c) {
+        values[c] = Load(reinterpret_cast<const float*>(row) + 16 * c);
+      }
+      add(t, values);
     } else {
       V even[kVectors];
       V odd[kVectors];
@@ -235,21 +254,21 @@ static inline void OutputTile(const float* p, const float* start, std::int64_t h
   }
 }
 
-template <bool kInt8, int kRows = kOutputRows>
+template <KvDType kType, int kRows = kOutputRows>
 static void Output(int rows, const float* p, const float* start, std::int64_t head_dim,
                    const unsigned char* const* v, std::int64_t begin, std::int64_t end, float* o) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
-      Output<kInt8, kRows - 1>(rows, p, start, head_dim, v, begin, end, o);
+      Output<kType, kRows - 1>(rows, p, start, head_dim, v, begin, end, o);
       return;
     }
   }
   std::int64_t d = 0;
   for (; d + 16 * kOutputVectors <= head_dim; d += 16 * kOutputVectors) {
-    OutputTile<kInt8, kRows, kOutputVectors>(p, start, head_dim, v, d, begin, end, o);
+    OutputTile<kType, kRows, kOutputVectors>(p, start, head_dim, v, d, begin, end, o);
   }
   for (; d < head_dim; d += 16) {
-    OutputTile<kInt8, kRows, 1>(p, start, head_dim, v, d, begin, end, o);
+    OutputTile<kType, kRows, 1>(p, start, head_dim, v, d, begin, end, o);
   }
 }
 
@@ -281,15 +300,16 @@ void Merge(RowState& state, float* merged, float max, float sum, const float* ou
   }
 }
 
-template <bool kInt8>
+template <KvDType kType>
 static void AttendTile(const AttentionTile& tile) {
+  constexpr bool kInt8 = kType == KvDType::kInt8;
   const std::int64_t head_dim = tile.head_dim;
   const int rows = tile.num_rows;
   float* q = tile.scratch;
   float* merged = q + kMaxAttentionRows * head_dim;
   float* split_out = merged + kMaxAttentionRows * head_dim;
   float* p = split_out + kMaxAttentionRows * head_dim;
-  const std::int64_t v_offset = (kInt8 ? 16 : 32) * head_dim;
+  const std::int64_t v_offset = (kInt8 ? 16 : kType == KvDType::kF32 ? 64 : 32) * head_dim;
   const std::int64_t scale_offset = 32 * head_dim;
   RowState state[kMaxAttentionRows];
   float score_start[kMaxAttentionRows];
@@ -330,7 +350,7 @@ static void AttendTile(const AttentionTile& tile) {
       const std::int64_t block_begin = begin / kKvBlockTokens;
       const std::int64_t block_end = (end + kKvBlockTokens - 1) / kKvBlockTokens;
       float* scores = p + row * kAttentionSplit;
-      Score<kInt8>(n, q + row * head_dim, score_start + row, head_dim, k, block_begin, block_end,
+      Score<kType>(n, q + row * head_dim, score_start + row, head_dim, k, block_begin, block_end,
                    scores);
       float max[kScoreRows];
       float sum[kScoreRows];
@@ -340,7 +360,7 @@ static void AttendTile(const AttentionTile& tile) {
         const std::int64_t first = Clamp(tile.first_key[row + r] - base, 0, kAttentionSplit);
         const std::int64_t last = Clamp(tile.last_key[row + r] + 1 - base, 0, kAttentionSplit);
         if (first < last) {
-          Softmax<kInt8>(s, block_begin, block_end, first, last, scales, max[r], sum[r],
+          Softmax<kType>(s, block_begin, block_end, first, last, scales, max[r], sum[r],
                          out_start[r]);
           continue;
         }
@@ -351,7 +371,7 @@ static void AttendTile(const AttentionTile& tile) {
       }
       for (int r = 0; r < n; r += kOutputRows) {
         const int m = n - r < kOutputRows ? n - r : kOutputRows;
-        Output<kInt8>(m, scores + r * kAttentionSplit, out_start + r, head_dim, v,
+        Output<kType>(m, scores + r * kAttentionSplit, out_start + r, head_dim, v,
                       block_begin * kKvBlockTokens, end, split_out + r * head_dim);
       }
       for (int r = 0; r < n; ++r) {
@@ -372,10 +392,12 @@ static void AttendTile(const AttentionTile& tile) {
 }
 
 void Attend(const AttentionTile& tile) {
-  if (tile.int8) {
-    AttendTile<true>(tile);
+  if (tile.dtype == KvDType::kInt8) {
+    AttendTile<KvDType::kInt8>(tile);
+  } else if (tile.dtype == KvDType::kF32) {
+    AttendTile<KvDType::kF32>(tile);
   } else {
-    AttendTile<false>(tile);
+    AttendTile<KvDType::kBF16>(tile);
   }
 }
 
@@ -454,7 +476,15 @@ void RopeAndCacheRow(const RopeRow& row) {
     NormAndRotate(k, row.k_norm, row.norm_eps, row.cos_sin, head_dim);
     const float* v = row.v + head * head_dim;
     unsigned char* block = row.block + head * row.head_bytes;
-    if (row.int8) {
+    if (row.dtype == KvDType::kF32) {
+      ScatterWords(k, head_dim, block + slot * 4);
+      auto* out = reinterpret_cast<float*>(block + 64 * head_dim) + slot * head_dim;
+      for (std::int64_t d = 0; d < head_dim; d += 16) {
+        Store(out + d, Load(v + d));
+      }
+      continue;
+    }
+    if (row.dtype == KvDType::kInt8) {
       auto* codes = reinterpret_cast<unsigned char*>(halves);
       auto* scales = reinterpret_cast<std::uint16_t*>(block + 32 * head_dim);
       scales[slot] = Quantize(k, head_dim, codes);

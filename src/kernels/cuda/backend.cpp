@@ -505,7 +505,9 @@ Result<void> Validate(const KvCacheSpec& spec) {
                             spec.head_dim));
   }
   if (spec.dtype != KvDType::kBF16 && spec.dtype != KvDType::kF16) {
-    return Fail(ErrorCode::kUnsupported, "the CUDA cache holds bfloat16 or float16");
+    return Fail(
+        ErrorCode::kUnsupported,
+        fmt::format("the KV cache of CUDA holds float16 or bfloat16, not {}", Name(spec.dtype)));
   }
   return {};
 }

@@ -24,6 +24,12 @@ namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
+float Load32(const unsigned char* p) {
+  float value = 0.0F;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
 std::uint16_t Load16(const unsigned char* p) {
   std::uint16_t value = 0;
   std::memcpy(&value, p, sizeof value);
@@ -34,18 +40,24 @@ std::uint16_t Load16(const unsigned char* p) {
 struct BlockView {
   const unsigned char* data;
   std::int64_t head_dim;
-  bool int8;
+  KvDType dtype;
 
   float K(std::int64_t token, std::int64_t d) const {
-    if (int8) {
+    if (dtype == KvDType::kInt8) {
       return static_cast<float>(data[(d / 4 * 16 + token) * 4 + d % 4]);
+    }
+    if (dtype == KvDType::kF32) {
+      return Load32(data + 4 * (d * 16 + token));
     }
     return BF16ToFloat(Load16(data + 2 * ((d / 2 * 16 + token) * 2 + d % 2)));
   }
   float V(std::int64_t token, std::int64_t d) const {
-    if (int8) {
+    if (dtype == KvDType::kInt8) {
       const unsigned char* v = data + 16 * head_dim;
       return static_cast<float>(v[(token / 4 * head_dim + d) * 4 + token % 4]);
+    }
+    if (dtype == KvDType::kF32) {
+      return Load32(data + 64 * head_dim + 4 * (token * head_dim + d));
     }
     const unsigned char* v = data + 32 * head_dim;
     return BF16ToFloat(Load16(v + 2 * ((token / 2 * head_dim + d) * 2 + token % 2)));
@@ -60,6 +72,7 @@ struct BlockView {
 
 void AttendRow(const AttentionTile& tile, int row) {
   const std::int64_t head_dim = tile.head_dim;
+  const bool int8 = tile.dtype == KvDType::kInt8;
   std::array<float, kMaxHeadDim> q{};
   std::array<float, kMaxHeadDim> merged{};
   ref::Lanes q_lanes{};
@@ -68,13 +81,13 @@ void AttendRow(const AttentionTile& tile, int row) {
     q[static_cast<std::size_t>(d)] = scaled;
     q_lanes[static_cast<std::size_t>(d % 16)] += scaled;
   }
-  const float score_start = tile.int8 ? -128.0F * ref::Sum(q_lanes) : 0.0F;
+  const float score_start = int8 ? -128.0F * ref::Sum(q_lanes) : 0.0F;
   const std::int64_t first = tile.first_key[row];
   const std::int64_t last = tile.last_key[row];
   const auto block_of = [&](std::int64_t position) {
     return BlockView{.data = tile.heads + tile.block_table[position / 16] * tile.block_stride,
                      .head_dim = head_dim,
-                     .int8 = tile.int8};
+                     .dtype = tile.dtype};
   };
   float max = 0.0F;
   float sum = 0.0F;
@@ -91,7 +104,7 @@ void AttendRow(const AttentionTile& tile, int row) {
       for (std::int64_t d = 0; d < head_dim; ++d) {
         s = std::fma(q[static_cast<std::size_t>(d)], block.K(j % 16, d), s);
       }
-      if (tile.int8) {
+      if (int8) {
         s *= block.KScale(j % 16);
       }
       p[static_cast<std::size_t>(j % kAttentionSplit)] = s;
@@ -105,13 +118,13 @@ void AttendRow(const AttentionTile& tile, int row) {
       float& weight = p[static_cast<std::size_t>(j % kAttentionSplit)];
       weight = ref::Exp(weight - split_max);
       lane_sum[static_cast<std::size_t>(j % 16)] += weight;
-      if (tile.int8) {
+      if (int8) {
         weight *= block_of(j).VScale(j % 16);
         lane_scaled[static_cast<std::size_t>(j % 16)] += weight;
       }
     }
     std::array<float, kMaxHeadDim> out{};
-    if (tile.int8) {
+    if (int8) {
       out.fill(-128.0F * ref::Sum(lane_scaled));
     }
     for (std::int64_t j = begin; j < end; ++j) {
@@ -203,7 +216,15 @@ void RopeAndCacheRow(const RopeRow& row) {
     NormAndRotate(k.data(), row.k_norm, row.norm_eps, row.cos_sin, head_dim);
     const float* v = row.v + head * head_dim;
     unsigned char* block = row.block + head * row.head_bytes;
-    if (row.int8) {
+    if (row.dtype == KvDType::kF32) {
+      for (std::int64_t d = 0; d < head_dim; ++d) {
+        std::memcpy(block + 4 * (d * 16 + slot), &k[static_cast<std::size_t>(d)], sizeof(float));
+      }
+      std::memcpy(block + 64 * head_dim + 4 * slot * head_dim, v,
+                  static_cast<std::size_t>(head_dim) * sizeof(float));
+      continue;
+    }
+    if (row.dtype == KvDType::kInt8) {
       std::array<unsigned char, kMaxHeadDim> codes{};
       const std::uint16_t k_scale = Quantize(k.data(), head_dim, codes.data());
       for (std::int64_t d = 0; d < head_dim; ++d) {
