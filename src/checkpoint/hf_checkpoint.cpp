@@ -494,6 +494,7 @@ Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted,
                     Name(scale.dtype), scale.shape.ToString(), wanted.rows, wanted.cols));
   }
   spec.group_size = wanted.cols / groups;
+  spec.has_f32_scales = scale.dtype == DType::kF32;
   if (parts.zero_point) {
     const SafetensorsEntry& zero = *parts.zero_point->entry;
     const Shape expected = parts.packed ? Shape{(wanted.rows + per_word - 1) / per_word, groups}

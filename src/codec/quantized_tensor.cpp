@@ -14,7 +14,7 @@ std::string WeightSpec::ToString() const {
                      : kind == CodecKind::kCodebook ? "codebook"
                      : has_zero_points              ? "zp"
                                                     : "sym";
-  return fmt::format("w{} g{} {}", bits, group_size, grid);
+  return fmt::format("w{} g{} {}{}", bits, group_size, grid, has_f32_scales ? " f32 scales" : "");
 }
 
 Result<void> Validate(const QuantizedTensor& tensor) {

@@ -28,11 +28,13 @@ struct WeightSpec {
   std::int64_t group_size =
       0;  // quantized: columns that share a scale; the last group may be short
   bool has_zero_points = false;  // kUniform; absent: zero_point = 2^(bits-1) everywhere
+  bool has_f32_scales = false;   // scales and minima are f32; else f16 or bf16 values
 
   std::int64_t num_groups() const {
     return group_size == 0 ? 0 : (cols + group_size - 1) / group_size;
   }
-  /// "w4 g64 sym", "w8 g32 zp", "w4 g32 min", "bf16", for tables and messages.
+  /// "w4 g64 sym", "w8 g32 zp", "w4 g32 min", "w4 g32 sym f32 scales", "bf16", for tables and
+  /// messages.
   std::string ToString() const;
   friend bool operator==(const WeightSpec&, const WeightSpec&) = default;
 };

@@ -39,8 +39,8 @@ void FillWeights(std::uint8_t* data, std::size_t bytes, std::mt19937_64& rng) {
   }
 }
 
-WeightSpec SpecOf(LinearFormat format, LinearGrid grid, std::int64_t group, std::int64_t rows,
-                  std::int64_t cols) {
+WeightSpec SpecOf(LinearFormat format, LinearGrid grid, std::int64_t group, bool f32_scales,
+                  std::int64_t rows, std::int64_t cols) {
   WeightSpec spec;
   spec.rows = rows;
   spec.cols = cols;
@@ -62,6 +62,7 @@ WeightSpec SpecOf(LinearFormat format, LinearGrid grid, std::int64_t group, std:
   spec.bits = format == LinearFormat::kW4 ? 4 : 8;
   spec.group_size = std::min(group, cols);
   spec.has_zero_points = grid == LinearGrid::kZeroPoints;
+  spec.has_f32_scales = f32_scales;
   return spec;
 }
 
@@ -111,7 +112,10 @@ KernelReport CheckLinearKernel(const LinearKernel& kernel, std::uint32_t seed) {
         continue;
       }
       for (const Size shape : kSizes) {
-        const WeightSpec spec = SpecOf(kernel.format, grid, group, shape.rows, shape.cols);
+        // Every other case with f32 scales: the seeds of repeated checks move them around.
+        const bool f32_scales = rng() % 2 == 1;
+        const WeightSpec spec =
+            SpecOf(kernel.format, grid, group, f32_scales, shape.rows, shape.cols);
         const auto layout = LayoutOf(spec);
         if (!layout) {
           continue;  // a group that does not fit this width
@@ -225,7 +229,8 @@ std::vector<KernelSpeed> BenchLinearKernel(const LinearKernel& kernel, Device& d
   const bool reference = kernel.isa == Isa::kRef;
   const std::int64_t side = reference ? 256 : 2048;
   const bool floats = kernel.activation == LinearActivation::kF32;
-  const auto layout = LayoutOf(SpecOf(kernel.format, LinearGrid::kSymmetric, 64, side, side));
+  const auto layout =
+      LayoutOf(SpecOf(kernel.format, LinearGrid::kSymmetric, 64, false, side, side));
   const auto bytes = static_cast<std::size_t>(layout->num_panels * layout->panel_bytes);
   // One row streams from more memory than a cache holds.
   const std::size_t copies =

@@ -13,7 +13,7 @@ enum class LinearFormat : std::uint8_t { kF32, kF16, kBF16, kW4, kW8 };
 enum class LinearGrid : std::uint8_t {
   kSymmetric,   // zero point 8 (w4) or 128 (w8)
   kZeroPoints,  // one u8 a group and output
-  kMinima       // one f16 minimum a group and output
+  kMinima       // one minimum a group and output
 };
 enum class LinearActivation : std::uint8_t {
   kF32,    // float weights
@@ -24,10 +24,16 @@ enum class LinearActivation : std::uint8_t {
 constexpr std::int64_t kPanelOutputs = 16;     // outputs of a panel
 constexpr std::int64_t kActivationBlock = 64;  // columns of a block of activations
 
+/// Bytes of the scales of a unit; zero points or minima follow them.
+constexpr std::int64_t ScaleBytes(bool wide_scales) {
+  return kPanelOutputs * (wide_scales ? 4 : 2);
+}
+
 /// How a weight matrix lies in memory.
 struct PackedLayout {
   LinearFormat format = LinearFormat::kF32;
   LinearGrid grid = LinearGrid::kSymmetric;
+  bool wide_scales = false;     // scales and minima are f32, not f16
   std::int32_t unit_cols = 64;  // columns of a unit: 64, or 32 for integer weights
   std::int64_t rows = 0;        // out_features
   std::int64_t cols = 0;        // in_features

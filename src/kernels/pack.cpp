@@ -23,14 +23,24 @@ std::int64_t CodeBytes(const PackedLayout& layout) {
   return layout.unit_cols * kPanelOutputs / (layout.format == LinearFormat::kW4 ? 2 : 1);
 }
 
-void StoreHalf(std::uint8_t* at, float value) {
+// Scale or minimum of output c among those of a unit.
+void StoreScale(const PackedLayout& layout, std::uint8_t* scales, std::int64_t c, float value) {
+  if (layout.wide_scales) {
+    std::memcpy(scales + 4 * c, &value, sizeof value);
+    return;
+  }
   const std::uint16_t half = FloatToF16(value);
-  std::memcpy(at, &half, sizeof half);
+  std::memcpy(scales + 2 * c, &half, sizeof half);
 }
 
-float LoadHalf(const std::uint8_t* at) {
+float LoadScale(const PackedLayout& layout, const std::uint8_t* scales, std::int64_t c) {
+  if (layout.wide_scales) {
+    float value = 0.0F;
+    std::memcpy(&value, scales + 4 * c, sizeof value);
+    return value;
+  }
   std::uint16_t half = 0;
-  std::memcpy(&half, at, sizeof half);
+  std::memcpy(&half, scales + 2 * c, sizeof half);
   return F16ToFloat(half);
 }
 
@@ -72,6 +82,7 @@ void PackIntegerPanel(const QuantizedTensor& rows, std::int64_t first, std::int6
   const bool w4 = layout.format == LinearFormat::kW4;
   const int shift = CodeShift(spec, layout);
   const std::int64_t code_bytes = CodeBytes(layout);
+  const std::int64_t extra_at = code_bytes + ScaleBytes(layout.wide_scales);
   std::memset(panel, 0, static_cast<std::size_t>(layout.panel_bytes));
   for (std::int64_t c = 0; c < kPanelOutputs; ++c) {
     const bool real = c < count;
@@ -81,7 +92,7 @@ void PackIntegerPanel(const QuantizedTensor& rows, std::int64_t first, std::int6
                                        static_cast<std::size_t>(groups));
     };
     float factor = 1.0F;
-    if (real) {
+    if (real && !layout.wide_scales) {
       const auto minima =
           spec.kind == CodecKind::kMinimum ? of_row(rows.minima) : std::span<const float>();
       factor = RowFactor(of_row(rows.scales), minima);
@@ -96,13 +107,12 @@ void PackIntegerPanel(const QuantizedTensor& rows, std::int64_t first, std::int6
       int pad = w4 ? 8 : 128;
       if (layout.grid == LinearGrid::kZeroPoints) {
         pad = real ? rows.zero_points[group] : 0;
-        unit[code_bytes + 2 * kPanelOutputs + c] = static_cast<std::uint8_t>(pad);
+        unit[extra_at + c] = static_cast<std::uint8_t>(pad);
       } else if (layout.grid == LinearGrid::kMinima) {
         pad = 0;
-        StoreHalf(unit + code_bytes + 2 * kPanelOutputs + 2 * c,
-                  real ? rows.minima[group] * inverse : 0.0F);
+        StoreScale(layout, unit + extra_at, c, real ? rows.minima[group] * inverse : 0.0F);
       }
-      StoreHalf(unit + code_bytes + 2 * c, real ? rows.scales[group] * inverse : 0.0F);
+      StoreScale(layout, unit + code_bytes, c, real ? rows.scales[group] * inverse : 0.0F);
       for (std::int64_t k = 0; k < layout.unit_cols; ++k) {
         int code = pad;
         if (real && k0 + k < spec.cols) {
@@ -197,11 +207,12 @@ Result<PackedLayout> LayoutOf(const WeightSpec& spec) {
   layout.unit_cols = whole_row ? (tail >= 1 && tail <= 32 && spec.cols < 256 ? 32 : 64)
                                : (group % 64 == 0 ? 64 : 32);
   layout.num_units = (spec.cols + layout.unit_cols - 1) / layout.unit_cols;
-  layout.unit_bytes = CodeBytes(layout) + 2 * kPanelOutputs;
+  layout.wide_scales = spec.has_f32_scales;
+  layout.unit_bytes = CodeBytes(layout) + ScaleBytes(layout.wide_scales);
   if (layout.grid == LinearGrid::kZeroPoints) {
     layout.unit_bytes += kPanelOutputs;
   } else if (layout.grid == LinearGrid::kMinima) {
-    layout.unit_bytes += 2 * kPanelOutputs;
+    layout.unit_bytes += ScaleBytes(layout.wide_scales);
   }
   layout.panel_bytes = layout.num_units * layout.unit_bytes + kFactorBytes;
   return layout;
@@ -275,15 +286,15 @@ void DequantizePackedRow(const PackedLayout& layout, const std::uint8_t* weight,
   std::memcpy(&factor, panel + layout.num_units * layout.unit_bytes + c * 4, sizeof factor);
   for (std::int64_t u = 0; u < layout.num_units; ++u) {
     const std::uint8_t* unit = panel + u * layout.unit_bytes;
-    const float scale = LoadHalf(unit + code_bytes + 2 * c) * factor;
-    const std::uint8_t* extra = unit + code_bytes + 2 * kPanelOutputs;
+    const float scale = LoadScale(layout, unit + code_bytes, c) * factor;
+    const std::uint8_t* extra = unit + code_bytes + ScaleBytes(layout.wide_scales);
     int zero_point = w4 ? 8 : 128;
     float minimum = 0.0F;
     if (layout.grid == LinearGrid::kZeroPoints) {
       zero_point = extra[c];
     } else if (layout.grid == LinearGrid::kMinima) {
       zero_point = 0;
-      minimum = LoadHalf(extra + 2 * c) * factor;
+      minimum = LoadScale(layout, extra, c) * factor;
     }
     const std::int64_t k0 = u * layout.unit_cols;
     const std::int64_t count = std::min<std::int64_t>(layout.unit_cols, layout.cols - k0);

@@ -13,13 +13,15 @@
 
 namespace nibble {
 
-/// A random weight of a spec. Scales, minima and float values are exact in f16.
+/// A random weight of a spec. Scales, minima and float values are exact in f16, or use all of f32
+/// if the spec says so.
 inline QuantizedTensor RandomWeight(const WeightSpec& spec, std::uint32_t seed) {
   std::mt19937 rng(seed);
   std::normal_distribution<float> normal(0.0F, 0.02F);
   const auto elements = static_cast<std::size_t>(spec.rows * spec.cols);
   const auto groups = static_cast<std::size_t>(spec.rows * spec.num_groups());
   const auto half = [](float v) { return F16ToFloat(FloatToF16(v)); };
+  const auto scale_of = [&](float v) { return spec.has_f32_scales ? v : half(v); };
   QuantizedTensor t;
   t.spec = spec;
   if (spec.kind == CodecKind::kFloat) {
@@ -38,7 +40,7 @@ inline QuantizedTensor RandomWeight(const WeightSpec& spec, std::uint32_t seed) 
   }
   t.scales.resize(groups);
   for (float& s : t.scales) {
-    s = half(normal(rng) / 8.0F);
+    s = scale_of(normal(rng) / 8.0F);
   }
   if (spec.has_zero_points) {
     t.zero_points.resize(groups);
@@ -49,7 +51,7 @@ inline QuantizedTensor RandomWeight(const WeightSpec& spec, std::uint32_t seed) 
   if (spec.kind == CodecKind::kMinimum) {
     t.minima.resize(groups);
     for (float& m : t.minima) {
-      m = half(normal(rng));
+      m = scale_of(normal(rng));
     }
   }
   return t;

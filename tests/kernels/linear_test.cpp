@@ -23,6 +23,11 @@ WeightSpec Minimum(int bits, std::int64_t group) {
   return spec;
 }
 
+WeightSpec Wide(WeightSpec spec) {
+  spec.has_f32_scales = true;
+  return spec;
+}
+
 WeightSpec Float(DType dtype) {
   WeightSpec spec;
   spec.float_dtype = dtype;
@@ -34,12 +39,33 @@ constexpr std::int64_t kRow = 1 << 20;
 
 const std::vector<WeightSpec>& Formats() {
   static const std::vector<WeightSpec> formats = {
-      Uniform(4, 32, false), Uniform(4, 64, false), Uniform(4, 128, false), Uniform(4, kRow, false),
-      Uniform(4, 32, true),  Uniform(4, 64, true),  Uniform(4, kRow, true), Minimum(4, 32),
-      Minimum(4, 64),        Uniform(8, 32, false), Uniform(8, 64, false),  Uniform(8, kRow, false),
-      Uniform(8, 32, true),  Uniform(8, 128, true), Minimum(8, 64),         Uniform(3, 64, false),
-      Uniform(6, 32, false), Uniform(2, 96, true),  Float(DType::kF32),     Float(DType::kF16),
+      Uniform(4, 32, false),
+      Uniform(4, 64, false),
+      Uniform(4, 128, false),
+      Uniform(4, kRow, false),
+      Uniform(4, 32, true),
+      Uniform(4, 64, true),
+      Uniform(4, kRow, true),
+      Minimum(4, 32),
+      Minimum(4, 64),
+      Uniform(8, 32, false),
+      Uniform(8, 64, false),
+      Uniform(8, kRow, false),
+      Uniform(8, 32, true),
+      Uniform(8, 128, true),
+      Minimum(8, 64),
+      Uniform(3, 64, false),
+      Uniform(6, 32, false),
+      Uniform(2, 96, true),
+      Float(DType::kF32),
+      Float(DType::kF16),
       Float(DType::kBF16),
+      Wide(Uniform(4, 64, false)),
+      Wide(Uniform(4, 32, true)),
+      Wide(Minimum(4, 64)),
+      Wide(Uniform(8, kRow, false)),
+      Wide(Uniform(8, 64, true)),
+      Wide(Minimum(8, 32)),
   };
   return formats;
 }

@@ -88,23 +88,32 @@ TEST(Pack, SmallBF16ScalesAreExact) {
   }
 }
 
-TEST(Pack, F32ScalesAreRoundedTo11Bits) {
+TEST(Pack, F32ScalesAndMinimaAreKept) {
   const auto device = MakeCpuDevice(1);
-  QuantizedTensor tensor = RandomWeight(Int4(16, 64, 64), 4);
-  for (std::size_t i = 0; i < tensor.scales.size(); ++i) {
-    tensor.scales[i] = 1e-7F / static_cast<float>(3 + i);
-  }
-  const auto packed = PackAll(*device, tensor);
-  ASSERT_TRUE(packed);
-  const auto layout = LayoutOf(tensor.spec);
-  const std::vector<float> weights = Dequantize(tensor);
-  std::vector<float> row(64);
-  for (std::int64_t n = 0; n < 16; ++n) {
-    DequantizePackedRow(*layout, reinterpret_cast<const std::uint8_t*>(packed->weight.data), n,
-                        row.data());
-    for (std::size_t k = 0; k < 64; ++k) {
-      const float want = weights[static_cast<std::size_t>(n) * 64 + k];
-      ASSERT_NEAR(row[k], want, 0x1p-11F * std::fabs(want));
+  std::mt19937 rng(4);
+  for (const bool minima : {false, true}) {
+    for (const int bits : {4, 8}) {
+      WeightSpec spec = Int4(20, 192, 64);
+      spec.bits = bits;
+      spec.has_f32_scales = true;
+      spec.kind = minima ? CodecKind::kMinimum : CodecKind::kUniform;
+      QuantizedTensor tensor = RandomWeight(spec, 5);
+      for (float& scale : tensor.scales) {  // of every size, beside each other
+        scale = std::ldexp(1.0F / static_cast<float>(3 + rng() % 1000),
+                           static_cast<int>(rng() % 160) - 80);
+      }
+      const auto packed = PackAll(*device, tensor);
+      ASSERT_TRUE(packed);
+      const auto layout = LayoutOf(spec);
+      const std::vector<float> weights = Dequantize(tensor);
+      std::vector<float> row(192);
+      for (std::int64_t n = 0; n < 20; ++n) {
+        DequantizePackedRow(*layout, reinterpret_cast<const std::uint8_t*>(packed->weight.data), n,
+                            row.data());
+        for (std::size_t k = 0; k < 192; ++k) {
+          ASSERT_EQ(row[k], weights[static_cast<std::size_t>(n) * 192 + k]) << spec.ToString();
+        }
+      }
     }
   }
 }

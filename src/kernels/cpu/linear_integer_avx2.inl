@@ -68,35 +68,37 @@ static inline void UnpackUnit(const std::uint8_t* unit, std::int16_t* to) {
 }
 
 // The sums of one unit and 8 outputs (half 0 or 1 of a panel) become floats and join acc.
-template <int kLimbs, LinearGrid kGrid>
+template <int kLimbs, LinearGrid kGrid, bool kWide>
 __attribute__((always_inline)) static inline __m256 Fold(__m256i t, const std::uint8_t* scales,
                                                          int half, const ActivationBlock& info,
                                                          int part, __m256 acc) {
-  const auto load8 = [&](std::int64_t at) __attribute__((always_inline)) {
-    return _mm256_cvtph_ps(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + at + 16 * half)));
+  const auto load8 = [&](const std::uint8_t* from) __attribute__((always_inline)) {
+    return kWide ? _mm256_loadu_ps(reinterpret_cast<const float*>(from) + 8 * half)
+                 : _mm256_cvtph_ps(
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * half)));
   };
+  const std::uint8_t* extra = scales + (kWide ? 64 : 32);
   const __m256i minus_sum = _mm256_set1_epi32(info.minus_sum[part]);
   if (kGrid == LinearGrid::kSymmetric) {
     t = _mm256_add_epi32(t, _mm256_slli_epi32(minus_sum, kWeightBits - 1));
   } else if (kGrid == LinearGrid::kZeroPoints) {
-    const __m256i zero = _mm256_cvtepu8_epi32(
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + 32 + 8 * half)));
+    const __m256i zero =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(extra + 8 * half)));
     t = _mm256_add_epi32(t, _mm256_mullo_epi32(zero, minus_sum));
   }
-  __m256 scale = load8(0);
+  __m256 scale = load8(scales);
   if (kLimbs == 1) {
     scale = _mm256_mul_ps(scale, _mm256_set1_ps(info.scale));
   }
   acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(t), scale, acc);
   if (kGrid == LinearGrid::kMinima) {
-    acc = _mm256_fmadd_ps(load8(32), _mm256_set1_ps(info.scaled_sum[part]), acc);
+    acc = _mm256_fmadd_ps(load8(extra), _mm256_set1_ps(info.scaled_sum[part]), acc);
   }
   return acc;
 }
 
 // kRows rows against one panel over `units` unpacked units.
-template <int kLimbs, LinearGrid kGrid, int kUnit, int kRows>
+template <int kLimbs, LinearGrid kGrid, bool kWide, int kUnit, int kRows>
 static inline void Tile(const LinearCall& call, const Scratch& scratch, std::int64_t panel,
                         std::int64_t p, std::int64_t unit, std::int64_t units, std::int64_t row,
                         std::int64_t row0, float* sums) {
@@ -128,8 +130,8 @@ static inline void Tile(const LinearCall& call, const Scratch& scratch, std::int
       const ActivationBlock& info = call.x.blocks[block * call.x.block_rows + row + r];
       NIBBLE_UNROLL for (int half = 0; half < 2; ++half) {
         float* sum = sums + r * kPanelOutputs + 8 * half;
-        _mm256_storeu_ps(
-            sum, Fold<kLimbs, kGrid>(t[r][half], scales, half, info, part, _mm256_loadu_ps(sum)));
+        _mm256_storeu_ps(sum, Fold<kLimbs, kGrid, kWide>(t[r][half], scales, half, info, part,
+                                                         _mm256_loadu_ps(sum)));
       }
     }
   }
@@ -153,7 +155,7 @@ static inline void Store(const LinearCall& call, std::int64_t row, std::int64_t 
 }
 
 // Up to kGroupPanels panels for all rows.
-template <int kLimbs, LinearGrid kGrid, int kUnit>
+template <int kLimbs, LinearGrid kGrid, bool kWide, int kUnit>
 static void RunPanels(const LinearCall& call, std::int64_t panel, std::int64_t panels) {
   const PackedLayout& layout = call.layout;
   auto& scratch = *reinterpret_cast<Scratch*>(call.scratch);
@@ -190,12 +192,12 @@ static void RunPanels(const LinearCall& call, std::int64_t panel, std::int64_t p
         }
         std::int64_t r = 0;
         for (; r + 4 <= rows; r += 4) {
-          Tile<kLimbs, kGrid, kUnit, 4>(call, scratch, panel + p, p, unit, units, row0 + r, row0,
-                                        scratch.sums[p][r]);
+          Tile<kLimbs, kGrid, kWide, kUnit, 4>(call, scratch, panel + p, p, unit, units, row0 + r,
+                                               row0, scratch.sums[p][r]);
         }
         for (; r < rows; ++r) {
-          Tile<kLimbs, kGrid, kUnit, 1>(call, scratch, panel + p, p, unit, units, row0 + r, row0,
-                                        scratch.sums[p][r]);
+          Tile<kLimbs, kGrid, kWide, kUnit, 1>(call, scratch, panel + p, p, unit, units, row0 + r,
+                                               row0, scratch.sums[p][r]);
         }
       }
     }
@@ -207,16 +209,25 @@ static void RunPanels(const LinearCall& call, std::int64_t panel, std::int64_t p
   }
 }
 
-template <int kLimbs, LinearGrid kGrid>
-static void RunGrid(const LinearCall& call) {
+template <int kLimbs, LinearGrid kGrid, bool kWide>
+static void RunScales(const LinearCall& call) {
   for (std::int64_t p = call.panel_begin; p < call.panel_end; p += kGroupPanels) {
     const std::int64_t left = call.panel_end - p;
     const std::int64_t panels = left < kGroupPanels ? left : kGroupPanels;
     if (call.layout.unit_cols == 64) {
-      RunPanels<kLimbs, kGrid, 64>(call, p, panels);
+      RunPanels<kLimbs, kGrid, kWide, 64>(call, p, panels);
     } else {
-      RunPanels<kLimbs, kGrid, 32>(call, p, panels);
+      RunPanels<kLimbs, kGrid, kWide, 32>(call, p, panels);
     }
+  }
+}
+
+template <int kLimbs, LinearGrid kGrid>
+static void RunGrid(const LinearCall& call) {
+  if (call.layout.wide_scales) {
+    RunScales<kLimbs, kGrid, true>(call);
+  } else {
+    RunScales<kLimbs, kGrid, false>(call);
   }
 }
 

@@ -32,15 +32,20 @@ struct UnitScales {
 };
 
 template <LinearGrid kGrid>
-__attribute__((always_inline)) static inline UnitScales LoadScales(const std::uint8_t* at) {
+__attribute__((always_inline)) static inline UnitScales LoadScales(const std::uint8_t* at,
+                                                                   bool wide) {
+  const auto load = [wide](const std::uint8_t* from) __attribute__((always_inline)) {
+    return wide ? _mm512_loadu_ps(from)
+                : _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  };
+  const std::uint8_t* extra = at + (wide ? 64 : 32);
   UnitScales s;
-  s.scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  s.scale = load(at);
   s.extra = _mm512_setzero_si512();
   if (kGrid == LinearGrid::kZeroPoints) {
-    s.extra = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 32)));
+    s.extra = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(extra)));
   } else if (kGrid == LinearGrid::kMinima) {
-    s.extra = _mm512_castps_si512(
-        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32))));
+    s.extra = _mm512_castps_si512(load(extra));
   }
   return s;
 }
@@ -167,7 +172,7 @@ __attribute__((always_inline)) static inline void RowPanels(const LinearCall& ca
     }
     UnitScales s[kPanels];
     NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-      s[p] = LoadScales<kGrid>(w[p] + CodeBytes(kUnit));
+      s[p] = LoadScales<kGrid>(w[p] + CodeBytes(kUnit), false);
       w[p] += layout.unit_bytes;
     }
     NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -497,7 +502,7 @@ static void BatchPanels(const LinearCall& call, std::int64_t panel, int panels) 
               _mm512_store_si512(to + j * 256, v);
             }
           }
-          scales[i * 4 + p] = LoadScales<kGrid>(from + CodeBytes(kUnit));
+          scales[i * 4 + p] = LoadScales<kGrid>(from + CodeBytes(kUnit), layout.wide_scales);
         }
       }
       Prefetcher ahead(call, panel, unit + units, kChunk, (row_end - row0 + kRows - 1) / kRows);
@@ -539,10 +544,13 @@ static void RunBatch(const LinearCall& call) {
 
 template <int kLimbs, bool kBatch, LinearGrid kGrid>
 static void RunGrid(const LinearCall& call) {
+  // f32 scales are rare: a few rows take the loops of many, which widen scales once, rather than
+  // loops of their own.
+  const bool batch = kBatch || call.layout.wide_scales;
   if (call.layout.unit_cols == 64) {
-    kBatch ? RunBatch<kLimbs, kGrid, 64>(call) : RunRow<kLimbs, kGrid, 64>(call);
+    batch ? RunBatch<kLimbs, kGrid, 64>(call) : RunRow<kLimbs, kGrid, 64>(call);
   } else {
-    kBatch ? RunBatch<kLimbs, kGrid, 32>(call) : RunRow<kLimbs, kGrid, 32>(call);
+    batch ? RunBatch<kLimbs, kGrid, 32>(call) : RunRow<kLimbs, kGrid, 32>(call);
   }
 }
 

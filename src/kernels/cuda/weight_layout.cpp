@@ -39,7 +39,9 @@ int SubBytes(const WeightLayout& layout) {
 }
 
 // The power of two that brings the largest value of a row to [1, 2): fp16 then has its full
-// precision for everything above 2^-14 of it.
+// precision for everything above 2^-14 of it. Scales that a checkpoint stores as f32
+// (WeightSpec::has_f32_scales) are rounded by this as float weights are: every weight becomes an
+// fp16 operand anyway.
 float RowFactor(float largest) {
   if (!(largest > 0.0F) || !std::isfinite(largest)) {
     return 1.0F;

@@ -20,9 +20,15 @@
 namespace nibble {
 namespace {
 
-float LoadHalf(const std::uint8_t* at) {
+// Scale or minimum of output c among those of a unit.
+float LoadScale(const PackedLayout& layout, const std::uint8_t* scales, std::int64_t c) {
+  if (layout.wide_scales) {
+    float value = 0.0F;
+    std::memcpy(&value, scales + 4 * c, sizeof value);
+    return value;
+  }
   std::uint16_t half = 0;
-  std::memcpy(&half, at, sizeof half);
+  std::memcpy(&half, scales + 2 * c, sizeof half);
   return F16ToFloat(half);
 }
 
@@ -63,7 +69,7 @@ void RunInteger(const LinearCall& call) {
         float acc = 0.0F;
         for (std::int64_t u = 0; u < layout.num_units; ++u) {
           const std::uint8_t* unit = panel + u * layout.unit_bytes;
-          const std::uint8_t* extra = unit + code_bytes + 2 * kPanelOutputs;
+          const std::uint8_t* extra = unit + code_bytes + ScaleBytes(layout.wide_scales);
           const std::int64_t block = u * cols / kActivationBlock;
           const std::int64_t first = u * cols % kActivationBlock;
           const ActivationBlock& info = x.blocks[block * x.block_rows + m];
@@ -78,13 +84,13 @@ void RunInteger(const LinearCall& call) {
           for (std::int64_t k = 0; k < cols; ++k) {
             t += CodeAt(layout, unit, c, k) * ActivationAt(x, kInt16, block, m, first + k);
           }
-          float scale = LoadHalf(unit + code_bytes + 2 * c);
+          float scale = LoadScale(layout, unit + code_bytes, c);
           if (!kInt16) {
             scale *= info.scale;
           }
           acc = std::fma(static_cast<float>(t), scale, acc);
           if (layout.grid == LinearGrid::kMinima) {
-            acc = std::fma(LoadHalf(extra + 2 * c), info.scaled_sum[part], acc);
+            acc = std::fma(LoadScale(layout, extra, c), info.scaled_sum[part], acc);
           }
         }
         float& y = call.y[m * call.y_stride + p * kPanelOutputs + c];
