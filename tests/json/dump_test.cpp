@@ -1,7 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
-#include <cstring>
+#include <cstdint>
 #include <limits>
 #include <random>
 #include <string>
@@ -73,8 +74,7 @@ TEST(JsonDump, DoublesReadBackBitForBit) {
   std::mt19937_64 random(20261123);
   for (int i = 0; i < 20000; ++i) {
     const std::uint64_t bits = random();
-    double d = 0;
-    std::memcpy(&d, &bits, sizeof(d));
+    const auto d = std::bit_cast<double>(bits);
     if (!std::isfinite(d)) {
       continue;
     }
@@ -83,7 +83,7 @@ TEST(JsonDump, DoublesReadBackBitForBit) {
       ASSERT_TRUE(back) << d;
       ASSERT_TRUE(back->IsDouble()) << d;
       const double read = *back->AsDouble();
-      ASSERT_EQ(std::memcmp(&read, &d, sizeof(d)), 0) << Dump(Value(d), style);
+      ASSERT_EQ(std::bit_cast<std::uint64_t>(read), bits) << Dump(Value(d), style);
     }
   }
 }
