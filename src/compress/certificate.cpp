@@ -320,11 +320,8 @@ Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint)
   return std::optional<Certificate>(std::move(certificate));
 }
 
-Result<Certificate::GoldenLogits> ComputeGoldenLogits(std::span<const TokenId> prompt,
-                                                      ModelRunner& runner) {
-  NIBBLE_TRY(logits, runner.LastLogits(prompt, kGoldenKvDType));
-  Certificate::GoldenLogits golden;
-  golden.sha256 = Sha256Hex(std::as_bytes(std::span(logits)));
+Certificate::GoldenLogits DescribeGoldenLogits(std::span<const float> logits) {
+  Certificate::GoldenLogits golden{.sha256 = Sha256Hex(std::as_bytes(logits)), .top = {}};
   std::vector<std::size_t> order(logits.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   const std::size_t shown = std::min<std::size_t>(5, order.size());
@@ -348,7 +345,8 @@ Result<void> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& run
     return Fail(ErrorCode::kCorruptFile,
                 "the certificate's golden prompt has a token beyond the vocabulary");
   }
-  NIBBLE_TRY(found, ComputeGoldenLogits(certificate.golden_prompt, runner));
+  NIBBLE_TRY(logits, runner.LastLogits(certificate.golden_prompt, kGoldenKvDType));
+  const Certificate::GoldenLogits found = DescribeGoldenLogits(logits);
   if (found.sha256 == expected.sha256) {
     return {};
   }

@@ -65,8 +65,8 @@ Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint)
 /// the user chose: what is tested is the weights and the kernels.
 /// Errors: kCorruptFile saying what differs.
 Result<void> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& runner);
-Result<Certificate::GoldenLogits> ComputeGoldenLogits(std::span<const TokenId> prompt,
-                                                      ModelRunner& runner);
+/// What a certificate says of one row of logits.
+Certificate::GoldenLogits DescribeGoldenLogits(std::span<const float> logits);
 
 /// Hashes for LoadWeights.
 ExpectedHashes TensorHashes(const Certificate& certificate);

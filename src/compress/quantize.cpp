@@ -9,6 +9,7 @@
 
 #include "base/sha256.h"
 #include "checkpoint/compressed_tensors_writer.h"
+#include "eval/blockwise.h"
 #include "io/atomic_writer.h"
 #include "io/file.h"
 #include "solve/rtn.h"
@@ -360,43 +361,18 @@ class Run {
     return json::Dump(out, {.indent = 2, .key_separator = ": "}) + "\n";
   }
 
-  // A model over its own device, sized for the certificate's windows.
-  struct Loaded {
-    std::unique_ptr<Device> device;
-    std::unique_ptr<ModelRunner> runner;
-  };
-  Result<Loaded> LoadForCertificate(const Checkpoint& checkpoint) const {
-    Loaded loaded{.device = MakeCpuDevice(num_threads_)};
-    const auto length = static_cast<std::int32_t>(std::max(context_, kGoldenPromptTokens));
-    const RunnerConfig config{.max_num_sequences = 1,
-                              .max_batched_tokens = std::min<std::int32_t>(length, 512),
-                              .max_model_len = length};
-    NIBBLE_TRY(runner,
-               ModelRunner::Create(
-                   checkpoint, config, *loaded.device, {}, [&](std::uint64_t, std::uint64_t) {
-                     return !progress_ || progress_("loading for the certificate", 0, 0, {});
-                   }));
-    loaded.runner = std::move(runner);
-    return loaded;
-  }
-
   Result<void> Certify(AtomicWriter& out) {
     Certificate& certificate = summary_.certificate;
     NIBBLE_TRY(quantized, Checkpoint::Open(out.partial_path().string()));
-    NIBBLE_TRY(source, LoadForCertificate(source_));
-    NIBBLE_TRY(model, LoadForCertificate(*quantized));
-    const auto measure = [&](ActivationMode mode, const char* phase) -> Result<QualityReport> {
-      model.runner->model().SetActivations(mode);
-      return EvaluateText(*model.runner, source.runner.get(), tokens_,
-                          {.context = context_, .max_windows = options_.max_windows},
-                          [&](std::int64_t done, std::int64_t total, double perplexity) {
-                            return !progress_ ||
-                                   progress_(phase, static_cast<std::uint64_t>(done),
-                                             static_cast<std::uint64_t>(total),
-                                             fmt::format("perplexity {:.2f}", perplexity));
-                          });
-    };
     certificate.golden_prompt.assign(tokens_.begin(), tokens_.begin() + kGoldenPromptTokens);
+    const auto device = MakeCpuDevice(num_threads_);
+    NIBBLE_TRY(
+        quality,
+        EvaluateBlockwise(*quantized, source_, *device, tokens_, certificate.golden_prompt,
+                          {.context = context_, .max_windows = options_.max_windows},
+                          [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
+                            return !progress_ || progress_("measuring", done, total, detail);
+                          }));
     const auto keep = [](const QualityReport& report) {
       return Certificate::ModeQuality{.perplexity = report.perplexity,
                                       .kl_mean = report.kl_mean,
@@ -404,18 +380,14 @@ class Run {
                                       .kl_p99 = report.kl_p99,
                                       .top1 = report.top1};
     };
-    NIBBLE_TRY(int16, measure(ActivationMode::kInt16, "measuring with int16 activations"));
-    NIBBLE_TRY(golden16, ComputeGoldenLogits(certificate.golden_prompt, *model.runner));
-    NIBBLE_TRY(int8, measure(ActivationMode::kInt8, "measuring with int8 activations"));
-    NIBBLE_TRY(golden8, ComputeGoldenLogits(certificate.golden_prompt, *model.runner));
-    certificate.int16 = keep(int16);
-    certificate.int8 = keep(int8);
-    certificate.source_perplexity = int16.reference_perplexity;
-    certificate.golden_int16 = golden16;
-    certificate.golden_int8 = golden8;
+    certificate.int16 = keep(quality.int16);
+    certificate.int8 = keep(quality.int8);
+    certificate.source_perplexity = quality.int16.reference_perplexity;
+    certificate.golden_int16 = DescribeGoldenLogits(quality.prompt_logits_int16);
+    certificate.golden_int8 = DescribeGoldenLogits(quality.prompt_logits_int8);
     certificate.text_name = options_.text_name;
     certificate.text_sha256 = Sha256Hex(std::as_bytes(std::span(options_.text)));
-    certificate.text_tokens = int16.num_windows * context_;
+    certificate.text_tokens = quality.int16.num_windows * context_;
     certificate.text_context = context_;
     json::Object origin;
     origin.Set("name", source_.path().filename().string());
@@ -425,7 +397,6 @@ class Run {
     certificate.recipe = Recipe();
     const WeightInfo* table = quantized->Find("model.embed_tokens.weight");
     certificate.tables_stored = table->spec.ToString();
-    const auto device = MakeCpuDevice(1);
     NIBBLE_TRY(plan, PlanWeights(*quantized, *device, TableFormat::kAuto));
     certificate.tables_served = plan.Find("model.embed_tokens.weight")->packed.ToString();
     NIBBLE_TRY_VOID(HashCheckpoint(*quantized, certificate));

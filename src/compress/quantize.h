@@ -44,9 +44,9 @@ struct QuantizeSummary {
 /// Rounds every linear of the decoder blocks, block by block, and writes a compressed-tensors
 /// folder (pack-quantized) with config, tokenizer, template, log and certificate. Atomic and
 /// resumable: nothing appears under `out` before the certificate is measured, and a second run
-/// takes finished shards over. Memory: one tensor's codes and a chunk of rows a worker; then both
-/// models packed for the certificate. Errors: kInvalidArgument (`out` exists; a group that does not
-/// divide a width, naming the tensor), kCancelled, and what reading and writing give.
+/// takes finished shards over. Memory: one tensor's codes and a chunk of rows a worker; then, for
+/// the certificate, what EvaluateBlockwise takes. Errors: kInvalidArgument (`out` exists; a group
+/// that does not divide a width, naming the tensor), kCancelled, and what reading and writing give.
 Result<QuantizeSummary> QuantizeCheckpoint(const Checkpoint& source, const Tokenizer& tokenizer,
                                            const std::filesystem::path& out,
                                            const QuantizeOptions& options, int num_threads,

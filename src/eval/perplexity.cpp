@@ -17,55 +17,6 @@ double LogSumExp(std::span<const float> logits) {
   return static_cast<double>(maximum) + std::log(sum);
 }
 
-// Mean and its standard error over windows.
-struct Mean {
-  double sum = 0.0, squares = 0.0;
-  std::int64_t count = 0;
-  void Add(double value) {
-    sum += value;
-    squares += value * value;
-    ++count;
-  }
-  double mean() const { return count == 0 ? 0.0 : sum / static_cast<double>(count); }
-  double standard_error() const {
-    if (count < 2) {
-      return 0.0;
-    }
-    const auto n = static_cast<double>(count);
-    return std::sqrt(std::max(0.0, squares / n - mean() * mean()) / (n - 1.0));
-  }
-};
-
-struct Position {
-  double nll = 0.0;
-  double reference_nll = 0.0;
-  double kl = 0.0;
-  bool same_top = false;
-};
-
-// Scores the rows of one chunk on all workers. rows: logits rows of positions [first, first +
-// count), targets follow.
-void ScoreRows(ThreadPool& pool, const float* logits, const float* reference, std::int64_t vocab,
-               std::span<const TokenId> targets, std::span<Position> out) {
-  pool.For(static_cast<std::int64_t>(targets.size()), 1,
-           [&](std::int64_t begin, std::int64_t end, int) {
-             for (std::int64_t i = begin; i < end; ++i) {
-               const auto index = static_cast<std::size_t>(i);
-               const auto width = static_cast<std::size_t>(vocab);
-               const std::span<const float> row(logits + i * vocab, width);
-               const RowScore score = ScoreRow(row, targets[index]);
-               out[index].nll = -score.logprob;
-               if (reference != nullptr) {
-                 const std::span<const float> reference_row(reference + i * vocab, width);
-                 const RowScore truth = ScoreRow(reference_row, targets[index]);
-                 out[index].reference_nll = -truth.logprob;
-                 out[index].same_top = truth.argmax == score.argmax;
-                 out[index].kl = KlDivergence(reference_row, row);
-               }
-             }
-           });
-}
-
 }  // namespace
 
 RowScore ScoreRow(std::span<const float> logits, TokenId target) {
@@ -89,9 +40,87 @@ double KlDivergence(std::span<const float> p_logits, std::span<const float> q_lo
   return std::max(0.0, sum);
 }
 
-Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
-                                   std::span<const TokenId> tokens, const WindowOptions& options,
-                                   const EvalProgress& progress) {
+double QualityMeter::Mean::value() const {
+  return count == 0 ? 0.0 : sum / static_cast<double>(count);
+}
+
+double QualityMeter::Mean::standard_error() const {
+  if (count < 2) {
+    return 0.0;
+  }
+  const auto n = static_cast<double>(count);
+  return std::sqrt(std::max(0.0, squares / n - value() * value()) / (n - 1.0));
+}
+
+void QualityMeter::Add(ThreadPool& pool, const float* logits, const float* reference,
+                       std::int64_t vocab, std::span<const TokenId> targets) {
+  const std::size_t before = window_.size();
+  window_.resize(before + targets.size());
+  pool.For(static_cast<std::int64_t>(targets.size()), 1,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             for (std::int64_t i = begin; i < end; ++i) {
+               const auto index = static_cast<std::size_t>(i);
+               const auto width = static_cast<std::size_t>(vocab);
+               Position& out = window_[before + index];
+               const std::span<const float> row(logits + i * vocab, width);
+               const RowScore score = ScoreRow(row, targets[index]);
+               out.nll = -score.logprob;
+               if (reference != nullptr) {
+                 const std::span<const float> reference_row(reference + i * vocab, width);
+                 const RowScore truth = ScoreRow(reference_row, targets[index]);
+                 out.reference_nll = -truth.logprob;
+                 out.same_top = truth.argmax == score.argmax;
+                 out.kl = KlDivergence(reference_row, row);
+               }
+             }
+           });
+  has_reference_ = has_reference_ || reference != nullptr;
+}
+
+void QualityMeter::EndWindow() {
+  double nll = 0.0, kl = 0.0;
+  for (const Position& position : window_) {
+    nll += position.nll;
+    reference_nll_ += position.reference_nll;
+    kl += position.kl;
+    same_top_ += position.same_top ? 1 : 0;
+    if (has_reference_) {
+      all_kl_.push_back(position.kl);
+    }
+  }
+  const auto scored = static_cast<double>(window_.size());
+  nll_.Add(nll / scored);
+  kl_.Add(kl / scored);
+  num_tokens_ += static_cast<std::int64_t>(window_.size());
+  window_.clear();
+}
+
+double QualityMeter::perplexity() const { return std::exp(nll_.value()); }
+
+QualityReport QualityMeter::Report() const {
+  QualityReport report;
+  report.num_windows = nll_.count;
+  report.num_tokens = num_tokens_;
+  report.nll = nll_.value();
+  report.nll_stderr = nll_.standard_error();
+  report.perplexity = std::exp(report.nll);
+  if (has_reference_) {
+    const auto scored = static_cast<double>(num_tokens_);
+    report.reference_perplexity = std::exp(reference_nll_ / scored);
+    report.kl_mean = kl_.value();
+    report.kl_stderr = kl_.standard_error();
+    report.top1 = static_cast<double>(same_top_) / scored;
+    std::vector<double> sorted = all_kl_;
+    const auto p99 = sorted.begin() + static_cast<std::ptrdiff_t>((sorted.size() - 1) * 99 / 100);
+    std::nth_element(sorted.begin(), p99, sorted.end());
+    report.kl_p99 = *p99;
+    report.kl_max = *std::max_element(p99, sorted.end());
+  }
+  return report;
+}
+
+Result<std::int64_t> CountWindows(std::span<const TokenId> tokens, const WindowOptions& options,
+                                  std::int64_t vocab_size) {
   const auto length = static_cast<std::int64_t>(tokens.size());
   std::int64_t windows = options.context >= 2 ? length / options.context : 0;
   if (options.max_windows > 0) {
@@ -103,14 +132,21 @@ Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
         fmt::format("the text has {} tokens, less than one window of {}", length, options.context));
   }
   const auto beyond =
-      std::ranges::find_if(tokens, [&](TokenId token) { return Raw(token) >= model.vocab_size(); });
+      std::ranges::find_if(tokens, [&](TokenId token) { return Raw(token) >= vocab_size; });
   if (beyond != tokens.end()) {
     return Fail(
         ErrorCode::kInvalidArgument,
         fmt::format(
             "the tokenizer gives token {}, the model has {} only: they do not belong together",
-            Raw(*beyond), model.vocab_size()));
+            Raw(*beyond), vocab_size));
   }
+  return windows;
+}
+
+Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
+                                   std::span<const TokenId> tokens, const WindowOptions& options,
+                                   const EvalProgress& progress) {
+  NIBBLE_TRY(windows, CountWindows(tokens, options, model.vocab_size()));
   if (reference != nullptr && reference->vocab_size() != model.vocab_size()) {
     return Fail(ErrorCode::kInvalidArgument,
                 fmt::format("the reference has {} tokens in its vocabulary, the model {}",
@@ -120,19 +156,13 @@ Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
       reference->config().max_batched_tokens != model.config().max_batched_tokens) {
     return Fail(ErrorCode::kInternal, "model and reference must run in equal chunks");
   }
-  QualityReport report;
-  Mean nll, kl;
-  double reference_nll = 0.0;
-  std::int64_t same = 0;
-  std::vector<double> all_kl;
-  std::vector<Position> positions;
+  QualityMeter meter;
   const std::int64_t vocab = model.vocab_size();
   const std::int64_t rows_at_a_time = model.max_logit_rows();
   ThreadPool& pool = model.model().device().pool();
   for (std::int64_t window = 0; window < windows; ++window) {
     const auto text = tokens.subspan(static_cast<std::size_t>(window * options.context),
                                      static_cast<std::size_t>(options.context));
-    positions.assign(static_cast<std::size_t>(options.context - 1), {});
     // The reference runs chunk by chunk beside the model, so that the logits of both are at hand
     // for the same rows.
     const auto score = [&](std::int64_t first, std::int64_t rows) -> Result<void> {
@@ -153,46 +183,18 @@ Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
           truth = read;
         }
         const auto at = static_cast<std::size_t>(first + row);
-        ScoreRows(pool, logits, truth, vocab, text.subspan(at + 1, static_cast<std::size_t>(count)),
-                  std::span(positions).subspan(at, static_cast<std::size_t>(count)));
+        meter.Add(pool, logits, truth, vocab,
+                  text.subspan(at + 1, static_cast<std::size_t>(count)));
       }
       return {};
     };
     NIBBLE_TRY_VOID(model.RunWindow(text, score));
-    double window_nll = 0.0, window_kl = 0.0;
-    for (const Position& position : positions) {
-      window_nll += position.nll;
-      reference_nll += position.reference_nll;
-      window_kl += position.kl;
-      same += position.same_top ? 1 : 0;
-      if (reference != nullptr) {
-        all_kl.push_back(position.kl);
-      }
-    }
-    const auto scored = static_cast<double>(positions.size());
-    nll.Add(window_nll / scored);
-    kl.Add(window_kl / scored);
-    report.num_tokens += static_cast<std::int64_t>(positions.size());
-    if (progress && !progress(window + 1, windows, std::exp(nll.mean()))) {
+    meter.EndWindow();
+    if (progress && !progress(window + 1, windows, meter.perplexity())) {
       return Fail(ErrorCode::kCancelled, "the evaluation was interrupted");
     }
   }
-  report.num_windows = windows;
-  report.nll = nll.mean();
-  report.nll_stderr = nll.standard_error();
-  report.perplexity = std::exp(report.nll);
-  if (reference != nullptr) {
-    const auto scored = static_cast<double>(report.num_tokens);
-    report.reference_perplexity = std::exp(reference_nll / scored);
-    report.kl_mean = kl.mean();
-    report.kl_stderr = kl.standard_error();
-    report.top1 = static_cast<double>(same) / scored;
-    const auto p99 = all_kl.begin() + static_cast<std::ptrdiff_t>((all_kl.size() - 1) * 99 / 100);
-    std::nth_element(all_kl.begin(), p99, all_kl.end());
-    report.kl_p99 = *p99;
-    report.kl_max = *std::max_element(p99, all_kl.end());
-  }
-  return report;
+  return meter.Report();
 }
 
 }  // namespace nibble

@@ -9,6 +9,7 @@
 
 #include "base/ids.h"
 #include "base/result.h"
+#include "base/thread_pool.h"
 #include "engine/model_runner.h"
 
 namespace nibble {
@@ -34,6 +35,50 @@ struct QualityReport {
   double kl_max = 0.0;
   double top1 = 0.0;  // share of positions with the same most likely token
 };
+
+/// Adds up a report while rows of logits come by, window after window.
+class QualityMeter {
+ public:
+  /// The next rows of the current window: logits [targets.size(), vocab] of the model and, unless
+  /// null throughout, of the reference; targets[i] is the token that follows row i.
+  void Add(ThreadPool& pool, const float* logits, const float* reference, std::int64_t vocab,
+           std::span<const TokenId> targets);
+  void EndWindow();
+  /// Of the windows that have ended.
+  double perplexity() const;
+  QualityReport Report() const;
+
+ private:
+  struct Position {
+    double nll = 0.0;
+    double reference_nll = 0.0;
+    double kl = 0.0;
+    bool same_top = false;
+  };
+  // Mean and its standard error over windows.
+  struct Mean {
+    double sum = 0.0, squares = 0.0;
+    std::int64_t count = 0;
+    void Add(double value) {
+      sum += value;
+      squares += value * value;
+      ++count;
+    }
+    double value() const;
+    double standard_error() const;
+  };
+  std::vector<Position> window_;
+  std::vector<double> all_kl_;
+  Mean nll_, kl_;
+  double reference_nll_ = 0.0;
+  std::int64_t same_top_ = 0, num_tokens_ = 0;
+  bool has_reference_ = false;
+};
+
+/// How many windows of the text will be scored. Errors: kInvalidArgument for a text shorter than
+/// one window, or a token beyond the vocabulary.
+Result<std::int64_t> CountWindows(std::span<const TokenId> tokens, const WindowOptions& options,
+                                  std::int64_t vocab_size);
 
 /// Told after each window; return false to stop (kCancelled).
 using EvalProgress =

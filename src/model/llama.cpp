@@ -94,6 +94,17 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Load(const Checkpoint& checkpoin
                                                      ActivationMode activations, Device& device,
                                                      const ExpectedHashes& hashes,
                                                      const LoadProgress& progress) {
+  NIBBLE_TRY(model, Allocate(checkpoint, weights, limits, activations, device));
+  NIBBLE_TRY_VOID(
+      LoadWeights(checkpoint, weights, device, model->weight_arena(), hashes, progress));
+  return model;
+}
+
+Result<std::unique_ptr<LlamaModel>> LlamaModel::Allocate(const Checkpoint& checkpoint,
+                                                         const WeightPlan& weights,
+                                                         const ModelLimits& limits,
+                                                         ActivationMode activations,
+                                                         Device& device) {
   std::unique_ptr<LlamaModel> model(new LlamaModel);
   model->config_ = checkpoint.config();
   model->limits_ = limits;
@@ -114,8 +125,6 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Load(const Checkpoint& checkpoin
                      .scratch = model->scratch_.data(),
                      .scratch_bytes = model->scratch_.size_bytes(),
                      .activations = activations};
-  NIBBLE_TRY_VOID(
-      LoadWeights(checkpoint, weights, device, model->weights_.data(), hashes, progress));
   model->Bind(weights);
   std::vector<float> table(
       static_cast<std::size_t>(limits.max_positions * model->config_.head_dim));
@@ -181,7 +190,7 @@ void LlamaModel::Forward(const ForwardBatch& batch, KvCache& cache,
     const Layer& layer = layers_[static_cast<std::size_t>(i)];
     AddRmsNorm(context_, At(at_.residual), delta, layer.input_norm, config_.rms_norm_eps,
                At(at_.normed), rows, config_.hidden_size);
-    Attend(i, rows, batch, cache, observer);
+    Attend(i, i, rows, batch, cache, observer);
     AddRmsNorm(context_, At(at_.residual), At(at_.delta), layer.post_attention_norm,
                config_.rms_norm_eps, At(at_.normed), rows, config_.hidden_size);
     FeedForward(i, rows, observer);
@@ -191,8 +200,8 @@ void LlamaModel::Forward(const ForwardBatch& batch, KvCache& cache,
              config_.hidden_size);
 }
 
-void LlamaModel::Attend(std::int64_t index, std::int64_t rows, const ForwardBatch& batch,
-                        KvCache& cache, const LinearObserver* observer) {
+void LlamaModel::Attend(std::int64_t index, std::int64_t cache_layer, std::int64_t rows,
+                        const ForwardBatch& batch, KvCache& cache, const LinearObserver* observer) {
   const Layer& layer = layers_[static_cast<std::size_t>(index)];
   const std::int64_t hidden = config_.hidden_size;
   const std::int64_t stride = QkvSize(config_);
@@ -209,7 +218,7 @@ void LlamaModel::Attend(std::int64_t index, std::int64_t rows, const ForwardBatc
     AddBias(context_, k, stride, layer.k_bias, rows, KvSize(config_));
     AddBias(context_, v, stride, layer.v_bias, rows, KvSize(config_));
   }
-  RopeAndCache(context_, cache, index,
+  RopeAndCache(context_, cache, cache_layer,
                {.q = q,
                 .k = k,
                 .v = v,
@@ -224,7 +233,7 @@ void LlamaModel::Attend(std::int64_t index, std::int64_t rows, const ForwardBatc
                          .max_positions = limits_.max_positions,
                          .head_dim = config_.head_dim}},
                batch.sequences);
-  PagedAttention(context_, cache, index,
+  PagedAttention(context_, cache, cache_layer,
                  {.q = q,
                   .q_stride = stride,
                   .out = At(at_.attention),
@@ -273,7 +282,7 @@ void LlamaModel::ForwardBlock(std::int64_t index, float* hidden, const ForwardBa
   NIBBLE_CHECK(rows <= limits_.max_tokens, "a step larger than the workspace");
   AddRmsNorm(context_, hidden, nullptr, layer.input_norm, config_.rms_norm_eps, At(at_.normed),
              rows, config_.hidden_size);
-  Attend(index, rows, batch, cache, observer);
+  Attend(index, cache.spec.num_layers == 1 ? 0 : index, rows, batch, cache, observer);
   AddRmsNorm(context_, hidden, At(at_.delta), layer.post_attention_norm, config_.rms_norm_eps,
              At(at_.normed), rows, config_.hidden_size);
   FeedForward(index, rows, observer);
@@ -281,15 +290,15 @@ void LlamaModel::ForwardBlock(std::int64_t index, float* hidden, const ForwardBa
              config_.hidden_size);
 }
 
-void LlamaModel::Logits(std::span<const std::int32_t> rows, float* logits,
-                        const LinearObserver* observer) {
+void LlamaModel::LogitsOf(const float* hidden_states, std::span<const std::int32_t> rows,
+                          float* logits, const LinearObserver* observer) {
   const auto count = static_cast<std::int64_t>(rows.size());
   const std::int64_t hidden = config_.hidden_size;
   NIBBLE_CHECK(count <= limits_.max_logit_rows && count <= limits_.max_tokens,
                "too many rows of logits");
   // Gathered to `delta`, which the last block no longer needs: only these rows are normed and
   // multiplied.
-  GatherRows(context_, At(at_.residual), hidden, rows, At(at_.delta), hidden);
+  GatherRows(context_, hidden_states, hidden, rows, At(at_.delta), hidden);
   AddRmsNorm(context_, At(at_.delta), nullptr, final_norm_, config_.rms_norm_eps, At(at_.normed),
              count, hidden);
   Observe(context_, observer, -1, "lm_head", At(at_.normed), hidden, count, hidden);

@@ -47,7 +47,13 @@ class LlamaModel {
   static Result<void> Plan(const Checkpoint& checkpoint, const WeightPlan& weights,
                            const ModelLimits& limits, Device& device);
 
-  /// Allocates what Plan announced and loads the weights.
+  /// Allocates what Plan announced. The weights, or a part of them, are still to be loaded to
+  /// weight_arena() by LoadWeights.
+  static Result<std::unique_ptr<LlamaModel>> Allocate(const Checkpoint& checkpoint,
+                                                      const WeightPlan& weights,
+                                                      const ModelLimits& limits,
+                                                      ActivationMode activations, Device& device);
+  /// Allocates and loads all weights.
   static Result<std::unique_ptr<LlamaModel>> Load(const Checkpoint& checkpoint,
                                                   const WeightPlan& weights,
                                                   const ModelLimits& limits,
@@ -59,6 +65,7 @@ class LlamaModel {
   const ModelLimits& limits() const { return limits_; }
   Device& device() { return *device_; }
   KernelContext& context() { return context_; }
+  std::byte* weight_arena() const { return weights_.data(); }
   /// The arithmetic of integer weights; may be changed between steps.
   void SetActivations(ActivationMode mode) { context_.activations = mode; }
   ActivationMode activations() const { return context_.activations; }
@@ -72,7 +79,12 @@ class LlamaModel {
   /// logits[i, :] of row rows[i] of the last Forward, fp32 [rows.size(), vocab_size]; at most
   /// max_logit_rows.
   void Logits(std::span<const std::int32_t> rows, float* logits,
-              const LinearObserver* observer = nullptr);
+              const LinearObserver* observer = nullptr) {
+    LogitsOf(At(at_.residual), rows, logits, observer);
+  }
+  /// The same of hidden states [num_tokens, hidden_size] that a walk block by block ended with.
+  void LogitsOf(const float* hidden, std::span<const std::int32_t> rows, float* logits,
+                const LinearObserver* observer = nullptr);
 
   /// hidden[i, :] = the embedding of ids[i]: where a walk block by block starts.
   void Embed(std::span<const TokenId> ids, float* hidden) {
@@ -80,6 +92,7 @@ class LlamaModel {
   }
 
   /// One decoder block alone, in place on hidden [num_tokens, hidden_size]: what a solver works on.
+  /// A cache of one layer serves whichever block runs; it must have run all earlier rows too.
   void ForwardBlock(std::int64_t layer, float* hidden, const ForwardBatch& batch, KvCache& cache,
                     const LinearObserver* observer = nullptr);
 
@@ -110,8 +123,8 @@ class LlamaModel {
   static std::size_t ScratchBytes(const Device& device, const ModelConfig& config,
                                   const ModelLimits& limits);
   void Bind(const WeightPlan& plan);
-  void Attend(std::int64_t layer, std::int64_t rows, const ForwardBatch& batch, KvCache& cache,
-              const LinearObserver* observer);
+  void Attend(std::int64_t layer, std::int64_t cache_layer, std::int64_t rows,
+              const ForwardBatch& batch, KvCache& cache, const LinearObserver* observer);
   void FeedForward(std::int64_t layer, std::int64_t rows, const LinearObserver* observer);
   float* At(std::int64_t offset) const { return workspace_.as<float>() + offset; }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -23,6 +24,16 @@ bool IsVector(const WeightInfo& weight) { return weight.spec.rows == 1; }
 
 bool IsTable(std::string_view name) {
   return name == "model.embed_tokens.weight" || name == "lm_head.weight";
+}
+
+// The decoder block that a weight belongs to; -1: none.
+std::int64_t BlockOf(std::string_view name) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  std::int64_t block = -1;
+  if (name.starts_with(kPrefix)) {
+    std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), block);
+  }
+  return block;
 }
 
 // One unit of loading work: the hash of a whole weight, or a range of its rows to pack.
@@ -119,6 +130,54 @@ Result<WeightPlan> PlanWeights(const Checkpoint& checkpoint, const Device& devic
     plan.weights.push_back(planned);
   }
   return plan;
+}
+
+WeightPlan OverlapParts(const WeightPlan& plan, const ModelConfig& config) {
+  const auto padded = [](std::size_t bytes) {
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  };
+  WeightPlan out = plan;
+  // The tables come first and the final norm behind them, so that a tied embedding has one place.
+  std::size_t tables = 0;
+  for (const PlannedWeight& weight : out.weights) {
+    tables = IsTable(weight.stored->name) ? std::max(tables, padded(weight.size_bytes)) : tables;
+  }
+  std::vector<std::size_t> used(static_cast<std::size_t>(config.num_layers), 0);
+  out.arena_bytes = 0;
+  for (PlannedWeight& weight : out.weights) {
+    const std::int64_t block = BlockOf(weight.stored->name);
+    if (block >= 0) {
+      std::size_t& end = used[static_cast<std::size_t>(block)];
+      weight.offset = end;
+      end += padded(weight.size_bytes);
+    } else {
+      weight.offset = IsTable(weight.stored->name) ? 0 : tables;
+    }
+    out.arena_bytes = std::max(out.arena_bytes, weight.offset + padded(weight.size_bytes));
+  }
+  return out;
+}
+
+WeightPlan PartOf(const WeightPlan& overlapping, const ModelConfig& config, ModelPart part) {
+  const std::string_view head =
+      config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  const auto belongs = [&](std::string_view name) {
+    switch (part) {
+      case ModelPart::kEmbedding:
+        return name == "model.embed_tokens.weight";
+      case ModelPart::kHead:
+        return name == head || name == "model.norm.weight";
+    }
+    return BlockOf(name) == static_cast<std::int64_t>(part);
+  };
+  WeightPlan out;
+  for (const PlannedWeight& weight : overlapping.weights) {
+    if (belongs(weight.stored->name)) {
+      out.weights.push_back(weight);
+      out.arena_bytes += weight.size_bytes;
+    }
+  }
+  return out;
 }
 
 Result<void> LoadWeights(const Checkpoint& checkpoint, const WeightPlan& plan, Device& device,

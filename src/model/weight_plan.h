@@ -38,6 +38,14 @@ enum class TableFormat : std::uint8_t { kAuto, kAsStored };
 Result<WeightPlan> PlanWeights(const Checkpoint& checkpoint, const Device& device,
                                TableFormat tables);
 
+/// The same weights for a model that holds one part at a time: the embedding, a decoder block, or
+/// the final norm and the head. Parts lie over each other, so the arena is as large as the largest.
+WeightPlan OverlapParts(const WeightPlan& plan, const ModelConfig& config);
+
+enum class ModelPart : std::int64_t { kEmbedding = -2, kHead = -1 };  // 0 and up: that block
+/// What of an overlapping plan one part needs, for LoadWeights.
+WeightPlan PartOf(const WeightPlan& overlapping, const ModelConfig& config, ModelPart part);
+
 /// Told about packed bytes so far, for progress lines and for cancelling (return false).
 using LoadProgress = std::function<bool(std::uint64_t done_bytes, std::uint64_t total_bytes)>;
 
