@@ -52,10 +52,10 @@ class Descriptor {
 
 tl::unexpected<Error> SystemError(const fs::path& path, const char* what) {
   const int error = errno;
+  const bool can_go_on =
+      error == ENOSPC || error == EDQUOT || error == EFBIG || error == EIO;  // once it is mended
   const char* advice =
-      error == ENOSPC || error == EDQUOT
-          ? "; what is finished is kept: free some space and run the same command again"
-          : "";
+      can_go_on ? "; what is finished is kept: mend that and run the same command again" : "";
   return Fail(ErrorCode::kIo, fmt::format("{}: cannot {}: {}{}", path.string(), what,
                                           std::generic_category().message(error), advice));
 }
