@@ -106,6 +106,8 @@ class ServeCommand final : public Command {
                 "refuse unknown request fields instead of ignoring them");
     options.Add("--max-queued-requests", &max_queued_,
                 "requests that may wait; more are answered 429");
+    options.Add("--queue-timeout", &queue_timeout_,
+                "seconds a request may wait to begin, then it is answered 503; 0: no limit");
     options.Add("--shutdown-timeout", &shutdown_timeout_,
                 "seconds that running requests get after SIGTERM");
     options.Add("--num-io-threads", &io_threads_, "threads for connections");
@@ -126,6 +128,12 @@ class ServeCommand final : public Command {
       return Fail(ErrorCode::kInvalidArgument,
                   fmt::format("--port {}: ports go from 0 to 65535", port_));
     }
+    constexpr std::int64_t kDay = 86'400;
+    if (queue_timeout_ < 0 || queue_timeout_ > kDay || shutdown_timeout_ < 0 ||
+        shutdown_timeout_ > kDay) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  "--queue-timeout and --shutdown-timeout take 0 to 86400 seconds");
+    }
     NIBBLE_TRY(model, LoadModel(flags_, {}, environment));
     NIBBLE_TRY(engine, MakeEngine(model, flags_, static_cast<std::int32_t>(max_queued_)));
     NIBBLE_TRY(text, TextOfModel::Create(*model.checkpoint, *model.tokenizer, template_file_));
@@ -140,6 +148,7 @@ class ServeCommand final : public Command {
     config.allowed_hosts = allowed_hosts_;
     config.strict_api = strict_api_;
     config.log_requests = log_requests_;
+    config.queue_timeout = std::chrono::seconds(queue_timeout_);
     config.shutdown_timeout = std::chrono::seconds(shutdown_timeout_);
     if (generation_config_ == "auto") {
       config.sampling_defaults = DefaultsOf(model.checkpoint->generation());
@@ -184,6 +193,7 @@ class ServeCommand final : public Command {
   std::vector<std::string> names_, keys_, allowed_hosts_;
   std::int64_t port_ = 8000;
   std::int64_t max_queued_ = 1024;
+  std::int64_t queue_timeout_ = 30;
   std::int64_t shutdown_timeout_ = 25;
   std::int64_t io_threads_ = 2;
   bool insecure_bind_ = false;

@@ -82,7 +82,9 @@ class EngineImpl final : public Engine {
  private:
   bool TakeInbox();
   void Start(const std::shared_ptr<Request>& request);
+  bool IsQueued(RequestId request) const;
   bool ExpireDeadlines(Clock::TimePoint now);
+  void ForgetDeadline(std::optional<Clock::TimePoint> deadline, RequestId request);
   bool LaunchNext(Clock::TimePoint now);
   void RetireOldest();
   void TakeOutput(Sequence& sequence, const StepSequence& step, StepOutput& output);
@@ -110,7 +112,11 @@ class EngineImpl final : public Engine {
   Scheduler scheduler_;
   std::deque<InFlight> in_flight_;
   std::vector<InFlight> spare_;  // storage of steps gone by
-  std::multimap<Clock::TimePoint, RequestId> deadlines_;
+  struct Deadline {
+    RequestId request{0};
+    bool of_queue = false;  // only while no choice has begun
+  };
+  std::multimap<Clock::TimePoint, Deadline> deadlines_;
   std::vector<std::pair<OutputSink*, OutputEvent>> events_;  // of this step, one a choice
   std::vector<Sequence*> event_owners_;
   std::vector<std::shared_ptr<Request>> finished_requests_;  // until their last events are sent
@@ -231,7 +237,10 @@ bool EngineImpl::TakeInbox() {
 void EngineImpl::Start(const std::shared_ptr<Request>& request) {
   const GenerationRequest& params = request->params;
   if (params.deadline) {
-    deadlines_.emplace(*params.deadline, request->id);
+    deadlines_.emplace(*params.deadline, Deadline{.request = request->id});
+  }
+  if (params.queue_deadline) {
+    deadlines_.emplace(*params.queue_deadline, Deadline{.request = request->id, .of_queue = true});
   }
   request->num_live_choices = params.n;
   std::vector<Sequence*> without_work;
@@ -258,12 +267,20 @@ void EngineImpl::Start(const std::shared_ptr<Request>& request) {
   }
 }
 
+bool EngineImpl::IsQueued(RequestId request) const {
+  const auto first = sequences_.find(MakeSequenceId(request, 0));  // ends after others, if queued
+  return first != sequences_.end() && first->second->request->queued;
+}
+
 bool EngineImpl::ExpireDeadlines(Clock::TimePoint now) {
   bool any = false;
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    const RequestId request = deadlines_.begin()->second;
+    const auto [request, of_queue] = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
-    EndRequest(request, FinishReason::kDeadline);
+    if (of_queue && !IsQueued(request)) {
+      continue;
+    }
+    EndRequest(request, of_queue ? FinishReason::kQueueTimeout : FinishReason::kDeadline);
     any = true;
   }
   return any;
@@ -445,14 +462,20 @@ void EngineImpl::EndChoice(Sequence& sequence, FinishReason reason, std::string 
   request.prompt_computed = request.prompt_computed || sequence.choice == 0;
   if (--request.num_live_choices == 0) {
     LeaveQueue(request);
-    if (request.params.deadline) {
-      const auto [begin, end] = deadlines_.equal_range(*request.params.deadline);
-      const auto own =
-          std::find_if(begin, end, [&](const auto& d) { return d.second == request.id; });
-      if (own != end) {
-        deadlines_.erase(own);
-      }
-    }
+    ForgetDeadline(request.params.deadline, request.id);
+    ForgetDeadline(request.params.queue_deadline, request.id);
+  }
+}
+
+void EngineImpl::ForgetDeadline(std::optional<Clock::TimePoint> deadline, RequestId request) {
+  if (!deadline) {
+    return;
+  }
+  const auto [begin, end] = deadlines_.equal_range(*deadline);
+  const auto own =
+      std::find_if(begin, end, [&](const auto& d) { return d.second.request == request; });
+  if (own != end) {
+    deadlines_.erase(own);
   }
 }
 
@@ -630,6 +653,8 @@ const char* Name(FinishReason reason) {
       return "cancelled";
     case FinishReason::kDeadline:
       return "deadline";
+    case FinishReason::kQueueTimeout:
+      return "queue_timeout";
     case FinishReason::kRejected:
       return "rejected";
     case FinishReason::kError:

@@ -56,7 +56,7 @@ struct EngineStats {
   std::uint64_t prefix_cache_queries = 0;  // tokens
   std::uint64_t prefix_cache_hits = 0;
   std::uint64_t prompt_tokens = 0, generation_tokens = 0, prompt_tokens_cached = 0;
-  std::uint64_t finished[7] = {};  // by FinishReason
+  std::uint64_t finished[8] = {};  // by FinishReason
   std::uint64_t num_steps = 0;
   Histogram time_to_first_token_s, inter_token_latency_s, e2e_request_latency_s,
       request_queue_time_s, request_prefill_time_s, request_decode_time_s, request_inference_time_s,

@@ -44,6 +44,7 @@ struct GenerationRequest {
   std::int32_t n = 1;
   std::string cache_salt;  // prefix-cache scope: the tenant, plus what the client asked for
   std::optional<Clock::TimePoint> deadline;
+  std::optional<Clock::TimePoint> queue_deadline;  // no choice may still wait to begin then
 };
 
 /// Why a choice ended. Exactly one, always sent.
@@ -52,8 +53,9 @@ enum class FinishReason : std::uint8_t {
   kLength,     // max_tokens or the context is full
   kCancelled,  // the client left
   kDeadline,
-  kRejected,  // could never run, or the queue was full
-  kError,     // the engine failed this request
+  kQueueTimeout,  // queue_deadline passed before the first choice began
+  kRejected,      // could never run, or the queue was full
+  kError,         // the engine failed this request
   kShutdown,
 };
 const char* Name(FinishReason reason);

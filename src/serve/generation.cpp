@@ -4,6 +4,9 @@
 
 namespace nibble {
 
+// A queue that kept someone waiting for its whole limit is not empty a second later.
+constexpr int kOverloadedRetryAfterS = 5;
+
 bool GenerationRegistry::Add(const std::shared_ptr<Generation>& generation,
                              const std::string& tenant, int max_per_tenant) {
   const std::lock_guard lock(mutex_);
@@ -149,6 +152,12 @@ void Generation::OnEvent(std::size_t prompt, OutputEvent event) {
         break;
       case FinishReason::kDeadline:
         return Fail(MakeApiError(504, "The request took too long."));
+      case FinishReason::kQueueTimeout: {
+        ApiError error =
+            MakeApiError(503, "The server is overloaded: the request waited too long to begin.");
+        error.retry_after_s = kOverloadedRetryAfterS;
+        return Fail(error);
+      }
       case FinishReason::kShutdown:
         return Fail(MakeApiError(503, "The server is shutting down."));
       case FinishReason::kRejected:

@@ -223,7 +223,7 @@ std::string RenderEngineMetrics(const EngineStats& stats, const EngineConfig& co
            "finished_reason=\"length\"");
   w.Sample("vllm:request_success_total",
            finished(FinishReason::kCancelled) + finished(FinishReason::kDeadline) +
-               finished(FinishReason::kShutdown),
+               finished(FinishReason::kQueueTimeout) + finished(FinishReason::kShutdown),
            "finished_reason=\"abort\"");
   w.Sample("vllm:request_success_total",
            finished(FinishReason::kRejected) + finished(FinishReason::kError),

@@ -1073,6 +1073,7 @@ const char* FinishName(FinishReason reason) {
       return "error";
     case FinishReason::kCancelled:
     case FinishReason::kDeadline:
+    case FinishReason::kQueueTimeout:
     case FinishReason::kShutdown:
       break;
   }

@@ -224,10 +224,13 @@ void ServerImpl::Generate(HttpRequest request, const Writer& writer, Parse parse
   parsed->id.insert(0, prefix);
   parsed->created = UnixSeconds();
   std::string tenant = router_->Tenant(request);
-  const auto deadline = SystemClock().Now() + config_.request_timeout;
+  const Clock::TimePoint now = SystemClock().Now();
   for (GenerationRequest& generation : parsed->requests) {
     generation.external_id = request.request_id;
-    generation.deadline = deadline;
+    generation.deadline = now + config_.request_timeout;
+    if (config_.queue_timeout.count() > 0) {
+      generation.queue_deadline = now + config_.queue_timeout;
+    }
     // The prefix cache is the tenant's own: others cannot find out what it holds.
     generation.cache_salt =
         tenant.empty() ? generation.cache_salt : tenant + ":" + generation.cache_salt;

@@ -28,6 +28,7 @@ struct ServerConfig {
   SamplingDefaults sampling_defaults;        // of the model
   int max_requests_per_key = 256;            // at once; only with keys. 0: no limit
   std::chrono::seconds request_timeout{600};
+  std::chrono::seconds queue_timeout{30};  // for a request to begin, else 503. 0: no limit
   std::chrono::milliseconds shutdown_timeout{25'000};  // for running requests to finish
   std::chrono::milliseconds flush_timeout{2'000};      // then for their last bytes
   std::chrono::seconds stall_timeout{60};  // work but no finished step: /health says 503

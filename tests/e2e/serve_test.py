@@ -222,6 +222,34 @@ class Serve(unittest.TestCase):
         self.assertLess(after["vllm:generation_tokens_total"] - before, 8 * (MAX_POSITIONS - 100))
 
 
+class Overload(unittest.TestCase):
+    def test_who_waits_too_long_is_told_when_to_come_back(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = nibble_process.long_context_model(pathlib.Path(folder) / "llama3", MAX_POSITIONS)
+            with Server(model, "--max-model-len", MAX_POSITIONS, "--max-num-seqs", 1, "--queue-timeout", 1) as server:
+                busy = {"prompt": "The stone", **GREEDY, "max_tokens": MAX_POSITIONS - 100}
+                running = server.stream("/v1/completions", busy)
+                first = next(iter(running))
+                self.assertTrue(first["choices"])
+                begin = time.monotonic()
+                plain, stream = in_parallel([
+                    lambda: server.complete(prompt="The wind", max_tokens=1),
+                    lambda: list(server.stream("/v1/completions", {"prompt": "The rain", "max_tokens": 1}))])
+                waited = time.monotonic() - begin
+                if running.done or not server.metrics()["vllm:num_requests_running"]:
+                    self.skipTest("this machine generated 4000 tokens before the queue's limit")
+                self.assertGreaterEqual(waited, 1)
+                self.assertEqual(plain.status, 503, plain.body)
+                self.assertGreater(int(plain.headers["Retry-After"]), 1)
+                self.assertIn("waited too long", plain.json()["error"]["message"])
+                self.assertEqual(stream[-1]["error"]["code"], 503)
+                running.close()
+                after = server.wait_for_metrics(lambda m: m["vllm:num_requests_running"] == 0)
+                self.assertEqual(after["vllm:num_requests_waiting"], 0)
+                self.assertEqual(after["vllm:kv_cache_usage_perc"], 0)
+                self.assertEqual(server.complete(prompt="The wind", max_tokens=1).status, 200)
+
+
 class Shutdown(unittest.TestCase):
     def test_sigterm_finishes_running_streams_and_refuses_new_work(self):
         with tempfile.TemporaryDirectory() as folder:

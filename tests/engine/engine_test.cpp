@@ -299,6 +299,25 @@ TEST(Engine, AFailedStepEndsItsRequestsAndNoOthers) {
   EXPECT_EQ(again->Finish(), FinishReason::kError);
 }
 
+TEST(Engine, WhoWaitsLongerThanTheQueueDeadlineIsToldAndWhoHasBegunIsNot) {
+  EngineConfig config = SmallConfig();
+  config.max_num_sequences = 1;
+  Fixture fixture(config);
+  GenerationRequest request = MakeRequest(10, 20);
+  request.queue_deadline = fixture.clock.Now() + std::chrono::seconds(5);
+  const auto begun = fixture.Submit(request);
+  const auto waiting = fixture.Submit(request);
+  fixture.engine->Step();
+  fixture.clock.Advance(std::chrono::seconds(6));
+  fixture.engine->Step();
+  EXPECT_EQ(waiting->Finish(), FinishReason::kQueueTimeout);
+  EXPECT_TRUE(waiting->Tokens().empty());
+  EXPECT_FALSE(begun->Finish());
+  fixture.RunDry();
+  EXPECT_EQ(begun->Finish(), FinishReason::kLength);
+  EXPECT_EQ(fixture.engine->Stats().num_requests_waiting, 0);
+}
+
 TEST(Engine, ACancelledRequestLeavesNothingBehind) {
   for (int depth = 0; depth <= 2; ++depth) {
     Fixture fixture(SmallConfig(), depth);

@@ -40,7 +40,8 @@ TEST(Sim1000, ThousandSeedsAtEveryDepthHoldEveryInvariant) {
   std::printf(
       "simulator: %llu runs, %llu steps, %.2f virtual hours in %.2f s: %.0f steps/s, "
       "%.0f virtual hours an hour\n"
-      "  choices %llu: stop %llu, length %llu, cancelled %llu, deadline %llu, error %llu, shutdown "
+      "  choices %llu: stop %llu, length %llu, cancelled %llu, deadline %llu, queue timeout %llu, "
+      "error %llu, shutdown "
       "%llu; refused "
       "%llu\n"
       "  preemptions %llu, prefix hits %llu tokens, lookahead tokens %llu, steps with fenced "
@@ -54,6 +55,7 @@ TEST(Sim1000, ThousandSeedsAtEveryDepthHoldEveryInvariant) {
       static_cast<unsigned long long>(total.num_length),
       static_cast<unsigned long long>(total.num_cancelled),
       static_cast<unsigned long long>(total.num_deadline),
+      static_cast<unsigned long long>(total.num_queue_timeout),
       static_cast<unsigned long long>(total.num_failed),
       static_cast<unsigned long long>(total.num_shutdown),
       static_cast<unsigned long long>(total.num_rejected),

@@ -19,6 +19,7 @@ TEST(SimFast, HundredSeedsAtEachDepthHoldEveryInvariant) {
   EXPECT_GT(total.num_length, 0U);
   EXPECT_GT(total.num_cancelled, 0U);
   EXPECT_GT(total.num_deadline, 0U);
+  EXPECT_GT(total.num_queue_timeout, 0U);
   EXPECT_GT(total.num_failed, 0U);
   EXPECT_GT(total.num_rejected, 0U);
   EXPECT_GT(total.num_shutdown, 0U);

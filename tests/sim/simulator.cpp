@@ -169,6 +169,7 @@ class World {
 
     const double p_cancel = dice_.Chance(0.5) ? 0.4 * dice_.Unit() : 0.0;
     const double p_deadline = dice_.Chance(0.4) ? 0.3 * dice_.Unit() : 0.0;
+    const double p_queue_deadline = dice_.Chance(0.4) ? 0.3 * dice_.Unit() : 0.0;
     const double p_many = dice_.Chance(0.5) ? 0.3 : 0.0;
     const double p_scores = dice_.Chance(0.5) ? 0.25 : 0.0;
     const double p_stop = dice_.Chance(0.6) ? 0.5 : 0.0;
@@ -239,6 +240,10 @@ class World {
       if (dice_.Chance(p_deadline)) {
         request.deadline =
             arrival + microseconds(static_cast<std::int64_t>(dice_.Exponential(1'000'000)));
+      }
+      if (dice_.Chance(p_queue_deadline)) {
+        request.queue_deadline =
+            arrival + microseconds(static_cast<std::int64_t>(dice_.Exponential(300'000)));
       }
       clients_.push_back(std::move(client));
     }
@@ -472,6 +477,15 @@ class World {
           return Break("ended before its deadline");
         }
         break;
+      case FinishReason::kQueueTimeout:
+        ++report_.num_queue_timeout;
+        if (!client.request.queue_deadline || *client.request.queue_deadline > clock_.Now()) {
+          return Break("ended before its queue deadline");
+        }
+        if (!choice.tokens.empty() || choice.scores_received) {
+          return Break("ended by the queue deadline after it had begun");
+        }
+        break;
       case FinishReason::kError:
         ++report_.num_failed;
         if (!executor_->violation().empty()) {
@@ -587,6 +601,7 @@ void Report::Add(const Report& other) {
   num_length += other.num_length;
   num_cancelled += other.num_cancelled;
   num_deadline += other.num_deadline;
+  num_queue_timeout += other.num_queue_timeout;
   num_failed += other.num_failed;
   num_rejected += other.num_rejected;
   num_shutdown += other.num_shutdown;

@@ -16,7 +16,8 @@ struct Report {
   double virtual_seconds = 0.0;
   // What the run exercised.
   std::uint64_t num_choices = 0, num_stopped = 0, num_length = 0, num_cancelled = 0,
-                num_deadline = 0, num_failed = 0, num_rejected = 0, num_shutdown = 0;
+                num_deadline = 0, num_queue_timeout = 0, num_failed = 0, num_rejected = 0,
+                num_shutdown = 0;
   std::uint64_t num_preemptions = 0, num_prefix_hits = 0, num_lookaheads = 0, num_fenced = 0,
                 num_prompt_logprobs = 0, num_stop_strings = 0;
 
