@@ -44,6 +44,8 @@ class QuantizeCommand final : public Command {
     options.Add("--calibration", &text_file_,
                 "text that the certificate is measured on (default: a built-in one)");
     options.Add("--context", &context_, "tokens of a window of that text");
+    options.Add("--allow-requantize", &allow_requantize_,
+                "take a folder that is quantized already, and round it a second time");
     options.Add("--json", &json_, "print the certificate on standard output");
   }
 
@@ -52,6 +54,9 @@ class QuantizeCommand final : public Command {
       return Fail(ErrorCode::kInvalidArgument,
                   "--out DIR is missing: where should the quantized model go?");
     }
+    if (group_size_ && *group_size_ < 0) {
+      return Fail(ErrorCode::kInvalidArgument, "--group-size takes 0 (a whole row) or more");
+    }
     CatchInterrupts();
     NIBBLE_TRY(source, Checkpoint::Open(source_, environment.hub_cache));
     NIBBLE_TRY(tokenizer, LoadTokenizer(*source));
@@ -59,13 +64,17 @@ class QuantizeCommand final : public Command {
                             .group_size = group_size_.value_or(-1),
                             .symmetric = symmetric_,
                             .search_scale = search_,
+                            .allow_requantize = allow_requantize_,
                             .text = std::string(DefaultCertificateText()),
                             .text_name = "nibble-prose-1",
                             .text_context = context_};
     if (!text_file_.empty()) {
       auto text = ReadFile(text_file_, std::size_t{1} << 30);
       if (!text) {
-        return Fail(ErrorCode::kInvalidArgument, text.error().message);
+        return Fail(ErrorCode::kInvalidArgument,
+                    fmt::format("--calibration: {}; give a text file, or leave the flag out for "
+                                "the built-in text",
+                                text.error().message));
       }
       options.text = std::move(*text);
       options.text_name = std::filesystem::path(text_file_).filename().string();
@@ -123,6 +132,7 @@ class QuantizeCommand final : public Command {
   std::int64_t context_ = 512;
   bool symmetric_ = true;
   bool search_ = true;
+  bool allow_requantize_ = false;
   bool json_ = false;
 };
 

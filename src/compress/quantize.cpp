@@ -22,6 +22,7 @@ namespace fs = std::filesystem;
 constexpr std::int64_t kChunkRows =
     256;  // rows that one worker rounds at a time; a multiple of 8 for packing
 constexpr std::int64_t kGoldenPromptTokens = 16;
+constexpr std::int64_t kUsualGroups[] = {128, 64, 32};
 constexpr const char* kLogFile = "quantization_log.json";
 constexpr const char* kVersion = "0.1.0";
 
@@ -82,14 +83,50 @@ struct TensorStatistics {
   }
 };
 
+bool DividesAll(const std::vector<ExpectedWeight>& weights, std::int64_t group_size) {
+  return std::ranges::all_of(weights, [&](const ExpectedWeight& weight) {
+    return !weight.is_linear || weight.cols % group_size == 0;
+  });
+}
+
 Result<void> CheckGroup(const std::vector<ExpectedWeight>& weights, std::int64_t group_size) {
+  constexpr std::int64_t kGrain = 32;  // what kernels run besides whole rows
+  std::string allowed;
+  for (const std::int64_t group : kUsualGroups) {
+    allowed += DividesAll(weights, group) ? fmt::format("{}, ", group) : "";
+  }
   for (const ExpectedWeight& weight : weights) {
     if (weight.is_linear && group_size > 0 && weight.cols % group_size != 0) {
       return Fail(ErrorCode::kInvalidArgument,
-                  fmt::format("--group-size {} does not divide the width {} of {}; use 32, 64, 128 "
-                              "where they divide, or 0 "
-                              "for whole rows",
-                              group_size, weight.cols, weight.name));
+                  fmt::format("--group-size {} does not divide the width {} of {}; this model "
+                              "takes {}or 0 for whole rows",
+                              group_size, weight.cols, weight.name, allowed));
+    }
+  }
+  if (group_size % kGrain != 0) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--group-size {} is not a multiple of {}; this model takes {}or 0 for "
+                            "whole rows",
+                            group_size, kGrain, allowed));
+  }
+  return {};
+}
+
+// A folder of quantized linears is refused: rounding what was rounded adds a second error, and the
+// certificate would compare with the first. A GGUF may be all that its user has.
+Result<void> CheckSource(const Checkpoint& source, const std::vector<ExpectedWeight>& weights,
+                         bool allow_requantize) {
+  if (allow_requantize || source.format() == CheckpointFormat::kGguf) {
+    return {};
+  }
+  for (const ExpectedWeight& weight : weights) {
+    const WeightInfo* stored = weight.is_linear ? source.Find(weight.name) : nullptr;
+    if (stored != nullptr && stored->spec.kind != CodecKind::kFloat) {
+      return Fail(
+          ErrorCode::kInvalidArgument,
+          fmt::format("{} is quantized already ({} is {}): quantize the original model instead, or "
+                      "pass --allow-requantize to add a second rounding to the first",
+                      source.path().string(), weight.name, stored->stored_as));
     }
   }
   return {};
@@ -134,7 +171,15 @@ class Run {
   Result<QuantizeSummary> Go() {
     group_size_ =
         options_.group_size < 0 ? DefaultGroupSize(source_.config()) : options_.group_size;
+    // What is wrong with the command is said before any work; AtomicWriter looks at `out` again.
     NIBBLE_TRY_VOID(CheckGroup(expected_, group_size_));
+    NIBBLE_TRY_VOID(CheckSource(source_, expected_, options_.allow_requantize));
+    std::error_code ignored;
+    if (fs::exists(out_, ignored)) {
+      return Fail(
+          ErrorCode::kInvalidArgument,
+          fmt::format("{} exists already; remove it or choose another name", out_.string()));
+    }
     NIBBLE_TRY_VOID(Tokenize());
     float_dtype_ = SixteenBitType(source_.config());
     for (const ExpectedWeight& weight : expected_) {
@@ -424,10 +469,8 @@ class Run {
 
 std::int64_t DefaultGroupSize(const ModelConfig& config) {
   const std::vector<ExpectedWeight> weights = ExpectedWeights(config);
-  for (const std::int64_t group : {128, 64, 32}) {
-    if (std::ranges::all_of(weights, [&](const ExpectedWeight& w) {
-          return !w.is_linear || w.cols % group == 0;
-        })) {
+  for (const std::int64_t group : kUsualGroups) {
+    if (DividesAll(weights, group)) {
       return group;
     }
   }

@@ -135,11 +135,34 @@ TEST_F(Quantize, AGroupThatDoesNotDivideIsAnErrorNamingTheTensor) {
   EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
   EXPECT_NE(refused.error().message.find("self_attn.q_proj"), std::string::npos)
       << refused.error().message;
+  EXPECT_NE(refused.error().message.find("this model takes 64, 32, or 0"), std::string::npos)
+      << refused.error().message;
+  options_.group_size = 16;  // divides, but no kernel would run it
+  const auto too_fine = Run(temp_.path() / "out");
+  ASSERT_FALSE(too_fine);
+  EXPECT_NE(too_fine.error().message.find("multiple of 32"), std::string::npos);
+}
+
+TEST_F(Quantize, WhatIsQuantizedAlreadyIsRefusedUnlessAskedFor) {
+  ASSERT_TRUE(Run(temp_.path() / "first"));
+  auto first = Checkpoint::Open((temp_.path() / "first").string());
+  ASSERT_TRUE(first) << first.error().message;
+  source_ = std::move(*first);
+  const auto refused = Run(temp_.path() / "second");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(refused.error().message.find("quantized already"), std::string::npos);
+  options_.allow_requantize = true;
+  EXPECT_TRUE(Run(temp_.path() / "second"));
 }
 
 TEST_F(Quantize, NothingIsOverwritten) {
   fs::create_directory(temp_.path() / "out");
-  EXPECT_FALSE(Run(temp_.path() / "out"));
+  bool began = false;
+  const auto refused = Run(temp_.path() / "out", [&](auto&&...) { return began = true; });
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message.find("exists already"), std::string::npos);
+  EXPECT_FALSE(began) << "said after the source was read";
 }
 
 TEST_F(Quantize, AsymmetricAndInt8AndWholeRowsWorkToo) {

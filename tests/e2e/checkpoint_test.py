@@ -130,7 +130,29 @@ class Checkpoint(unittest.TestCase):
         result = run("quantize", GOLDEN / "llama3", "--out", self.root / "bad", "--scheme", "int4", "--group-size", 128)
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("model.layers.0", result.stderr)
+        self.assertIn("this model takes 64, 32, or 0", result.stderr)
         self.assertFalse((self.root / "bad").exists())
+
+    def test_what_quantize_cannot_do_is_said_with_the_way_out(self):
+        (self.root / "taken").mkdir(exist_ok=True)
+        source, out = GOLDEN / "llama3", self.root / "never"
+        cases = [
+            ([source, "--out", out, "--scheme", "int3"], ["--scheme", "int4", "int8"]),
+            ([source, "--scheme", "int4"], ["--out"]),
+            ([source, "--out", out, "--calibration", self.root / "no-text"], ["--calibration", "no-text"]),
+            ([source, "--out", out, "--group-size", 16], ["multiple of 32", "64, 32, or 0"]),
+            ([source, "--out", out, "--group-size", -5], ["--group-size"]),
+            ([source, "--out", self.root / "taken"], ["exists already", "another name"]),
+            ([self.int4, "--out", out], ["quantized already", "original", "--allow-requantize"]),
+        ]
+        for arguments, words in cases:
+            with self.subTest(arguments=arguments):
+                result = run("quantize", *arguments)
+                self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
+                for word in words:
+                    self.assertIn(word, result.stderr)
+                self.assertLess(result.stderr.count("\n"), 4, "one message, not a wall of text")
+                self.assertFalse(out.exists())
 
 
 nibble_process.binary()
