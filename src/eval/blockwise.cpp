@@ -91,7 +91,7 @@ class BlockwiseEvaluation {
     const KvCacheSpec spec{.num_layers = 1,
                            .num_kv_heads = config_.num_kv_heads,
                            .head_dim = config_.head_dim,
-                           .dtype = KvDType::kBF16,
+                           .dtype = KvDType::kBF16,  // as golden logits are replayed
                            .block_size_tokens = BlockSizeTokens(device_)};
     NIBBLE_TRY_VOID(Validate(spec));
     const std::int64_t blocks = (longest + spec.block_size_tokens - 1) / spec.block_size_tokens;
