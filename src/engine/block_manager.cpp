@@ -46,15 +46,13 @@ void BlockTable::Clear() {
   }
 }
 
-BlockManager::BlockManager(const BlockManagerConfig& config) : config_(config) {
+BlockManager::BlockManager(const BlockManagerConfig& config)
+    : config_(config),
+      blocks_(static_cast<std::size_t>(config.num_blocks)),
+      index_(config.num_blocks, config.block_size_tokens),
+      idle_(config.num_blocks) {
   NIBBLE_CHECK(config.num_blocks > 0 && config.block_size_tokens > 0, "an empty KV pool");
-  const auto count = static_cast<std::size_t>(config.num_blocks);
-  blocks_.resize(count);
-  if (config.enable_prefix_caching) {
-    tokens_.resize(count * static_cast<std::size_t>(config.block_size_tokens));
-    index_.reserve(count);
-  }
-  free_.reserve(count);
+  free_.reserve(blocks_.size());
   for (std::int32_t i = config.num_blocks - 1; i >= 0; --i) {
     free_.push_back(BlockId{i});
   }
@@ -65,10 +63,10 @@ std::optional<BlockLease> BlockManager::Allocate() {
   if (!free_.empty()) {
     id = free_.back();
     free_.pop_back();
-  } else if (oldest_ >= 0) {
-    id = BlockId{oldest_};
-    DropFromIndex(id);
-    Unlink(id);
+  } else if (idle_.oldest() >= 0) {
+    id = BlockId{idle_.oldest()};
+    index_.Erase(Raw(id));
+    idle_.Remove(Raw(id));
     --num_cached_;
   } else {
     return std::nullopt;
@@ -102,19 +100,8 @@ void BlockManager::ExtendHashes(std::vector<std::uint64_t>& hashes, std::span<co
   }
 }
 
-std::span<const TokenId> BlockManager::TokensOf(BlockId id) const {
-  const auto block_size = static_cast<std::size_t>(config_.block_size_tokens);
-  return std::span(tokens_).subspan(static_cast<std::size_t>(Raw(id)) * block_size, block_size);
-}
-
-bool BlockManager::Holds(BlockId id, ChainId parent, std::span<const TokenId> tokens,
-                         std::string_view salt) const {
-  const Block& block = At(id);
-  if (MistakeIs(Mistake::kSkippedTokenCompare)) {
-    return true;
-  }
-  return block.parent == parent && std::ranges::equal(TokensOf(id), tokens) &&
-         (parent != kChainRoot || block.salt == salt || MistakeIs(Mistake::kSaltIgnored));
+bool BlockManager::Holds(std::int32_t block, const BlockContent& content) const {
+  return MistakeIs(Mistake::kSkippedTokenCompare) || index_.Holds(block, content);
 }
 
 BlockManager::Prefix BlockManager::FindPrefix(std::span<const std::uint64_t> hashes,
@@ -130,8 +117,8 @@ BlockManager::Prefix BlockManager::FindPrefix(std::span<const std::uint64_t> has
   const std::size_t limit = std::min(hashes.size(), static_cast<std::size_t>(max_blocks));
   std::vector<TokenId> border;  // the one block that may lie across prompt and output
   for (std::size_t i = 0; i < limit; ++i) {
-    const auto found = index_.find(hashes[i]);
-    if (found == index_.end()) {
+    const auto found = index_.Find(hashes[i]);
+    if (!found) {
       break;
     }
     const std::size_t begin = i * block_size;
@@ -147,26 +134,26 @@ BlockManager::Prefix BlockManager::FindPrefix(std::span<const std::uint64_t> has
       }
       tokens = border;
     }
-    if (!Holds(found->second, prefix.last, tokens, salt)) {
+    if (!Holds(*found, {hashes[i], prefix.last, tokens, salt})) {
       break;
     }
-    const Block& block = At(found->second);
-    prefix.blocks.push_back(found->second);
-    prefix.last = block.chain;
-    prefix.num_idle += block.state == State::kCached ? 1 : 0;
+    const BlockId id{*found};
+    prefix.blocks.push_back(id);
+    prefix.last = index_.ChainAt(*found);
+    prefix.num_idle += At(id).state == State::kCached ? 1 : 0;
   }
   return prefix;
 }
 
 BlockLease BlockManager::Hold(BlockId id) {
   Block& block = At(id);
-  NIBBLE_CHECK(block.indexed, "a block outside the prefix index cannot be shared");
+  NIBBLE_CHECK(index_.Has(Raw(id)), "a block outside the prefix index cannot be shared");
   switch (block.state) {
     case State::kHeld:
       break;
     case State::kCached:
       if (!MistakeIs(Mistake::kEvictsHeldBlock)) {
-        Unlink(id);
+        idle_.Remove(Raw(id));
       }
       --num_cached_;
       ++num_held_;
@@ -192,27 +179,18 @@ std::optional<ChainId> BlockManager::Register(BlockId id, std::uint64_t hash, Ch
   NIBBLE_CHECK(std::ssize(tokens) == config_.block_size_tokens ||
                    MistakeIs(Mistake::kPartialBlockRegistered),
                "only full blocks enter the prefix index");
-  const auto [place, inserted] = index_.try_emplace(hash, id);
-  if (!inserted) {
-    if (Holds(place->second, parent, tokens, salt)) {
-      return At(place->second).chain;
-    }
-    return std::nullopt;
+  const BlockContent content{hash, parent, tokens, salt};
+  if (const auto found = index_.Find(hash)) {
+    return Holds(*found, content) ? std::optional(index_.ChainAt(*found)) : std::nullopt;
   }
-  Block& block = At(id);
-  block.indexed = true;
-  block.hash = hash;
-  block.parent = parent;
-  block.chain = ChainId{next_chain_++};
-  block.salt = parent == kChainRoot ? std::string(salt) : std::string();
-  std::ranges::copy(
-      tokens, tokens_.begin() + static_cast<std::ptrdiff_t>(Raw(id)) * config_.block_size_tokens);
-  return block.chain;
+  const ChainId chain{next_chain_++};
+  index_.Put(Raw(id), content, chain);
+  return chain;
 }
 
 bool BlockManager::IsWritable(BlockId id) const {
   const Block& block = At(id);
-  return block.state == State::kHeld && block.references == 1 && !block.indexed;
+  return block.state == State::kHeld && block.references == 1 && !index_.Has(Raw(id));
 }
 
 void BlockManager::Return(BlockId id) {
@@ -237,13 +215,13 @@ void BlockManager::Return(BlockId id) {
 
 void BlockManager::ToIdle(BlockId id) {
   Block& block = At(id);
-  if (!block.indexed) {
+  if (!index_.Has(Raw(id))) {
     block.state = State::kFree;
     free_.push_back(id);
     return;
   }
   block.state = State::kCached;
-  PushNewest(id);
+  idle_.PushNewest(Raw(id));
   ++num_cached_;
 }
 
@@ -261,78 +239,41 @@ void BlockManager::StepRetired(std::uint64_t step) {
   }
 }
 
-void BlockManager::PushNewest(BlockId id) {
-  Block& block = At(id);
-  block.older = newest_;
-  block.newer = -1;
-  if (newest_ >= 0) {
-    At(BlockId{newest_}).newer = Raw(id);
-  } else {
-    oldest_ = Raw(id);
-  }
-  newest_ = Raw(id);
-}
-
-void BlockManager::Unlink(BlockId id) {
-  Block& block = At(id);
-  (block.older >= 0 ? At(BlockId{block.older}).newer : oldest_) = block.newer;
-  (block.newer >= 0 ? At(BlockId{block.newer}).older : newest_) = block.older;
-  block.older = block.newer = -1;
-}
-
-void BlockManager::DropFromIndex(BlockId id) {
-  Block& block = At(id);
-  if (block.indexed) {
-    index_.erase(block.hash);
-    block.indexed = false;
-    block.salt.clear();
-  }
-}
-
 Result<void> BlockManager::Audit(std::span<const std::int32_t> references) const {
   const auto broken = [](std::size_t b, const char* what) {
     return Fail(ErrorCode::kInternal, fmt::format("block {}: {}", b, what));
   };
   std::array<std::int32_t, 4> by_state{};
-  std::size_t num_indexed = 0;
   for (std::size_t b = 0; b < blocks_.size(); ++b) {
     const Block& block = blocks_[b];
     ++by_state[static_cast<std::size_t>(block.state)];
-    num_indexed += block.indexed ? 1 : 0;
+    const bool indexed = index_.Has(static_cast<std::int32_t>(b));
     if (block.references != references[b]) {
       return broken(b, "its count differs from the table entries that name it");
     }
     if ((block.state == State::kHeld) != (block.references > 0)) {
       return broken(b, "held without a holder, or the reverse");
     }
-    if (block.state == State::kCached && !block.indexed) {
+    if (block.state == State::kCached && !indexed) {
       return broken(b, "cached-idle outside the index");
     }
-    if (block.state == State::kFree && block.indexed) {
+    if (block.state == State::kFree && indexed) {
       return broken(b, "free but in the index");
     }
-    if (block.references > 1 && !block.indexed) {
+    if (block.references > 1 && !indexed) {
       return broken(b, "shared outside the index");
     }
     if (block.state == State::kFenced && block.fence <= last_retired_) {
       return broken(b, "fenced by a step that has retired");
     }
-    if (block.indexed) {
-      const auto found = index_.find(block.hash);
-      if (found == index_.end() || static_cast<std::size_t>(Raw(found->second)) != b) {
-        return broken(b, "the index does not name it");
-      }
-    }
   }
-  if (num_indexed != index_.size()) {
-    return Fail(ErrorCode::kInternal, "the prefix index names blocks that are not in it");
-  }
+  NIBBLE_TRY_VOID(index_.Audit());
   if (by_state[0] != num_free() || by_state[1] != num_held_ || by_state[2] != num_cached_ ||
       by_state[3] != num_fenced_) {
     return Fail(ErrorCode::kInternal, "the four counts of blocks are wrong");
   }
   std::int32_t in_order = 0;
-  for (std::int32_t b = oldest_; b >= 0; b = At(BlockId{b}).newer) {
+  for (std::int32_t b = idle_.oldest(); b >= 0; b = idle_.newer(b)) {
     if (At(BlockId{b}).state != State::kCached || ++in_order > num_cached_) {
       return broken(static_cast<std::size_t>(b), "in the eviction order but not cached-idle");
     }

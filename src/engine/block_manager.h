@@ -4,14 +4,14 @@
 #include <deque>
 #include <optional>
 #include <span>
-#include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "base/ids.h"
 #include "base/result.h"
+#include "engine/content_index.h"
+#include "engine/lru_order.h"
 
 namespace nibble {
 
@@ -65,11 +65,6 @@ class BlockTable {
  private:
   std::vector<BlockLease> leases_;
 };
-
-/// A block's place in a chain of full blocks. Ids are never used twice, so naming the parent's id
-/// names all tokens before the block and the salt, exactly and without hashing.
-enum class ChainId : std::uint64_t {};
-inline constexpr ChainId kChainRoot{0};
 
 struct BlockManagerConfig {
   std::int32_t num_blocks = 0;
@@ -146,35 +141,23 @@ class BlockManager {
   enum class State : std::uint8_t { kFree, kHeld, kCached, kFenced };
   struct Block {
     State state = State::kFree;
-    bool indexed = false;
     std::int32_t references = 0;
     std::uint64_t fence = 0;  // step that must retire first
-    std::uint64_t hash = 0;
-    ChainId chain{0};
-    ChainId parent{0};
-    std::string salt;                     // of a chain's first block only
-    std::int32_t newer = -1, older = -1;  // in the eviction order
   };
 
   Block& At(BlockId id) { return blocks_[static_cast<std::size_t>(Raw(id))]; }
   const Block& At(BlockId id) const { return blocks_[static_cast<std::size_t>(Raw(id))]; }
-  std::span<const TokenId> TokensOf(BlockId id) const;
-  bool Holds(BlockId id, ChainId parent, std::span<const TokenId> tokens,
-             std::string_view salt) const;
+  bool Holds(std::int32_t block, const BlockContent& content) const;
   void Return(BlockId id);
   void ToIdle(BlockId id);
-  void PushNewest(BlockId id);
-  void Unlink(BlockId id);
-  void DropFromIndex(BlockId id);
 
   BlockManagerConfig config_;
   std::vector<Block> blocks_;
-  std::vector<TokenId> tokens_;  // of indexed blocks, block_size_tokens each
+  ContentIndex index_;  // the prefix cache
   std::vector<BlockId> free_;
-  std::unordered_map<std::uint64_t, BlockId> index_;
+  LruOrder idle_;  // cached-idle blocks
   std::deque<std::pair<std::uint64_t, BlockId>>
-      fences_;                              // by step; stale where a block was revived
-  std::int32_t oldest_ = -1, newest_ = -1;  // ends of the eviction order
+      fences_;  // by step; stale where a block was revived
   std::int32_t num_held_ = 0, num_cached_ = 0, num_fenced_ = 0;
   std::uint64_t last_launched_ = 0, last_retired_ = 0;
   std::uint64_t next_chain_ = 1;
