@@ -49,6 +49,9 @@ class CpuDevice final : public Device {
     std::memcpy(host, device, bytes);
     return {};
   }
+  void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
 
  protected:
   Result<std::span<std::byte>> Map(std::size_t bytes, Place) override {

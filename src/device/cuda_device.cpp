@@ -148,6 +148,10 @@ class CudaDeviceImpl final : public CudaDevice {
     return Health();
   }
 
+  void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override {
+    NoteError(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying a KV block");
+  }
+
   bool CanCaptureSteps() const override { return true; }
   void BeginCapture() override {
     capturing_ = true;

@@ -124,6 +124,10 @@ class Device {
   /// Copies device memory to the host, after all work submitted so far. Slow: for evaluation and
   /// tests. Errors: kUnavailable if the device failed.
   virtual Result<void> Read(std::byte* host, const std::byte* device, std::size_t bytes) = 0;
+  /// Copies between memory of this device, or from or to memory of AllocateHost, as a part of the
+  /// steps' queue: after all work submitted so far, before what follows. Not while capturing. A
+  /// failure is told by Health.
+  virtual void Copy(std::byte* to, const std::byte* from, std::size_t bytes) = 0;
   /// The workers that CPU kernels, and the host side of other devices, run on.
   virtual ThreadPool& pool() = 0;
 

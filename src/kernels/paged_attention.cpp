@@ -106,6 +106,22 @@ Result<void> Validate(const KvCacheSpec& spec) {
   return {};
 }
 
+void CopyBlock(Device& device, const KvCache& cache, BlockId block, std::byte* host,
+               BlockCopyDirection direction) {
+  NIBBLE_CHECK(Raw(block) >= 0 && Raw(block) < cache.num_blocks, "block beyond the cache");
+  for (std::int64_t layer = 0; layer < cache.spec.num_layers; ++layer) {
+    const LayerView view = Layer(cache, layer);
+    auto* pool = reinterpret_cast<std::byte*>(view.heads + Raw(block) * view.block_stride);
+    const auto bytes = static_cast<std::size_t>(view.block_stride);
+    if (direction == BlockCopyDirection::kToHost) {
+      device.Copy(host, pool, bytes);
+    } else {
+      device.Copy(pool, host, bytes);
+    }
+    host += bytes;
+  }
+}
+
 std::int64_t BlockSizeTokens(const Device& device) {
   return device.kind() == DeviceKind::kCpu ? kKvBlockTokens : 64;
 }

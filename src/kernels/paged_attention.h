@@ -38,6 +38,13 @@ struct KvCache {
   std::byte* data = nullptr;  // num_blocks * spec.BlockBytes()
 };
 
+enum class BlockCopyDirection : std::uint8_t { kToHost, kFromHost };
+
+/// Copies a whole block between the pool and spec.BlockBytes() bytes of host memory (AllocateHost),
+/// where its layers follow one another, on the queue of the steps.
+void CopyBlock(Device& device, const KvCache& cache, BlockId block, std::byte* host,
+               BlockCopyDirection direction);
+
 /// Physical block size of a device.
 std::int64_t BlockSizeTokens(const Device& device);
 

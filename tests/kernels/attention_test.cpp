@@ -537,6 +537,31 @@ TEST(RopeAndCache, AnF32BlockHoldsWhatItIsGiven) {
   }
 }
 
+TEST(CopyBlock, MovesEveryLayerOfOneBlockAndNothingElse) {
+  const auto device = MakeCpuDevice(1);
+  KvCache cache{.spec = {.num_layers = 3, .num_kv_heads = 2, .head_dim = 16}, .num_blocks = 5};
+  const std::size_t block_bytes = cache.spec.BlockBytes();
+  std::vector<std::byte> pool(5 * block_bytes);
+  for (std::size_t i = 0; i < pool.size(); ++i) {
+    pool[i] = static_cast<std::byte>(i * 31 % 251);
+  }
+  const std::vector<std::byte> before = pool;
+  cache.data = pool.data();
+  std::vector<std::byte> host(block_bytes);
+  CopyBlock(*device, cache, BlockId{3}, host.data(), BlockCopyDirection::kToHost);
+  EXPECT_EQ(pool, before);
+  CopyBlock(*device, cache, BlockId{1}, host.data(), BlockCopyDirection::kFromHost);
+  const std::size_t part = block_bytes / 3;  // of one layer
+  std::vector<std::byte> expected = before;
+  for (std::size_t layer = 0; layer < 3; ++layer) {
+    const auto at = [&](std::size_t block) {
+      return static_cast<std::ptrdiff_t>((layer * 5 + block) * part);
+    };
+    std::copy_n(before.begin() + at(3), part, expected.begin() + at(1));
+  }
+  EXPECT_EQ(pool, expected);
+}
+
 TEST(RopeAndCache, OddValuesAreStoredAlikeOnEveryIsa) {
   const float odd[] = {0.0F,  -0.0F,       1e-45F,   -1e-40F, 3.4e38F, -3.4e38F,
                        1e-8F, 1.00390625F, INFINITY, 6e4F,    NAN,     -INFINITY};
