@@ -50,6 +50,7 @@ BlockManager::BlockManager(const BlockManagerConfig& config)
     : config_(config),
       blocks_(static_cast<std::size_t>(config.num_blocks)),
       index_(config.num_blocks, config.block_size_tokens),
+      host_(config.enable_prefix_caching ? config.num_host_slots : 0, config.block_size_tokens),
       idle_(config.num_blocks) {
   NIBBLE_CHECK(config.num_blocks > 0 && config.block_size_tokens > 0, "an empty KV pool");
   free_.reserve(blocks_.size());
@@ -65,6 +66,7 @@ std::optional<BlockLease> BlockManager::Allocate() {
     free_.pop_back();
   } else if (idle_.oldest() >= 0) {
     id = BlockId{idle_.oldest()};
+    host_.Spill(id, index_.ContentAt(Raw(id)), index_.ChainAt(Raw(id)));
     index_.Erase(Raw(id));
     idle_.Remove(Raw(id));
     --num_cached_;
@@ -117,10 +119,6 @@ BlockManager::Prefix BlockManager::FindPrefix(std::span<const std::uint64_t> has
   const std::size_t limit = std::min(hashes.size(), static_cast<std::size_t>(max_blocks));
   std::vector<TokenId> border;  // the one block that may lie across prompt and output
   for (std::size_t i = 0; i < limit; ++i) {
-    const auto found = index_.Find(hashes[i]);
-    if (!found) {
-      break;
-    }
     const std::size_t begin = i * block_size;
     std::span<const TokenId> tokens;
     if (begin + block_size <= prompt.size()) {
@@ -134,15 +132,48 @@ BlockManager::Prefix BlockManager::FindPrefix(std::span<const std::uint64_t> has
       }
       tokens = border;
     }
-    if (!Holds(*found, {hashes[i], prefix.last, tokens, salt})) {
+    const BlockContent content{hashes[i], prefix.last, tokens, salt};
+    if (const auto found = index_.Find(content.hash)) {
+      if (!Holds(*found, content)) {
+        break;
+      }
+      const BlockId id{*found};
+      prefix.blocks.push_back({.block = id});
+      prefix.last = index_.ChainAt(*found);
+      ++prefix.num_in_pool;
+      prefix.num_idle += At(id).state == State::kCached ? 1 : 0;
+    } else if (const auto slot = host_.Find(content)) {
+      prefix.blocks.push_back({.slot = *slot});
+      prefix.last = host_.ChainAt(*slot);
+    } else {
       break;
     }
-    const BlockId id{*found};
-    prefix.blocks.push_back(id);
-    prefix.last = index_.ChainAt(*found);
-    prefix.num_idle += At(id).state == State::kCached ? 1 : 0;
   }
   return prefix;
+}
+
+void BlockManager::Claim(const Prefix& prefix, BlockTable& table) {
+  // All that was found is held or pinned before the first Allocate, which evicts.
+  std::vector<BlockLease> held;
+  for (const Cached& cached : prefix.blocks) {
+    if (cached.in_pool()) {
+      held.push_back(Hold(cached.block));
+    } else {
+      host_.Pin(cached.slot);
+    }
+  }
+  auto next_held = held.begin();
+  for (const Cached& cached : prefix.blocks) {
+    if (cached.in_pool()) {
+      table.Append(std::move(*next_held++));
+      continue;
+    }
+    auto lease = Allocate();
+    NIBBLE_CHECK(lease, "no block for what comes back from host memory");
+    const ChainId chain = host_.ChainAt(cached.slot);
+    index_.Put(Raw(lease->id()), host_.Restore(cached.slot, lease->id()), chain);
+    table.Append(*std::move(lease));
+  }
 }
 
 BlockLease BlockManager::Hold(BlockId id) {
@@ -183,9 +214,23 @@ std::optional<ChainId> BlockManager::Register(BlockId id, std::uint64_t hash, Ch
   if (const auto found = index_.Find(hash)) {
     return Holds(*found, content) ? std::optional(index_.ChainAt(*found)) : std::nullopt;
   }
-  const ChainId chain{next_chain_++};
+  // If host memory has it, its children there are this one's, too.
+  const auto slot = host_.Find(content);
+  const ChainId chain = slot ? host_.ChainAt(*slot) : ChainId{next_chain_++};
   index_.Put(Raw(id), content, chain);
   return chain;
+}
+
+void BlockManager::TakeCopies(StepPlan& plan) { host_.TakeCopies(plan.spills, plan.restores); }
+
+void BlockManager::LaunchFailed(const StepPlan& plan) {
+  if (MistakeIs(Mistake::kFailedCopiesKept)) {
+    return;
+  }
+  host_.Forget(plan.spills);
+  for (const BlockCopy& copy : plan.restores) {
+    index_.Erase(Raw(copy.block));
+  }
 }
 
 bool BlockManager::IsWritable(BlockId id) const {
@@ -268,6 +313,7 @@ Result<void> BlockManager::Audit(std::span<const std::int32_t> references) const
     }
   }
   NIBBLE_TRY_VOID(index_.Audit());
+  NIBBLE_TRY_VOID(host_.Audit(index_));
   if (by_state[0] != num_free() || by_state[1] != num_held_ || by_state[2] != num_cached_ ||
       by_state[3] != num_fenced_) {
     return Fail(ErrorCode::kInternal, "the four counts of blocks are wrong");

@@ -11,7 +11,9 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "engine/content_index.h"
+#include "engine/host_tier.h"
 #include "engine/lru_order.h"
+#include "engine/step.h"
 
 namespace nibble {
 
@@ -68,6 +70,7 @@ class BlockTable {
 
 struct BlockManagerConfig {
   std::int32_t num_blocks = 0;
+  std::int32_t num_host_slots = 0;  // for blocks that the pool evicts; 0: they are forgotten
   std::int32_t block_size_tokens = 16;
   bool enable_prefix_caching = true;
   std::int32_t prefix_hash_bits = 64;  // tests lower it, so that collisions are common
@@ -100,24 +103,33 @@ class BlockManager {
     return (num_tokens + config_.block_size_tokens - 1) / config_.block_size_tokens;
   }
 
-  /// A block for writing: a free one, else the least recently used cached-idle one. Nothing if
-  /// there is neither.
+  /// A block for writing: a free one, else the least recently used cached-idle one, whose content
+  /// moves to host memory where there is such a tier. Nothing if there is neither.
   std::optional<BlockLease> Allocate();
 
   /// Extends `hashes`, the chained content hashes of a sequence's full blocks, to cover `tokens`.
   void ExtendHashes(std::vector<std::uint64_t>& hashes, std::span<const TokenId> prompt,
                     std::span<const TokenId> output, std::string_view salt) const;
 
-  /// The longest cached prefix: blocks that hold exactly these tokens under this salt, at most
-  /// max_blocks. Takes no reference; the answer is good until the next call that is not const.
+  /// The longest cached prefix: what holds exactly these tokens under this salt, at most max_blocks
+  /// of it. Takes no reference; the answer is good until the next call that is not const.
+  struct Cached {  // in the pool, else in host memory
+    BlockId block{-1};
+    HostSlot slot{-1};
+    bool in_pool() const { return Raw(block) >= 0; }
+  };
   struct Prefix {
-    std::vector<BlockId> blocks;
+    std::vector<Cached> blocks;
     ChainId last = kChainRoot;
+    std::int32_t num_in_pool = 0;
     std::int32_t num_idle = 0;  // of them cached-idle: holding these makes num_available smaller
   };
   Prefix FindPrefix(std::span<const std::uint64_t> hashes, std::span<const TokenId> prompt,
                     std::span<const TokenId> output, std::string_view salt,
                     std::int32_t max_blocks) const;
+  /// Holds what was found, for a table that is empty. What is in host memory is given a block,
+  /// which must be available, and comes back before the kernels of the step under construction.
+  void Claim(const Prefix& prefix, BlockTable& table);
   BlockLease Hold(BlockId id);
 
   /// Puts a held block that is full and written into the index, behind `parent`; returns its place
@@ -125,6 +137,13 @@ class BlockManager {
   /// another content has the same hash: the chain ends there.
   std::optional<ChainId> Register(BlockId id, std::uint64_t hash, ChainId parent,
                                   std::span<const TokenId> tokens, std::string_view salt);
+
+  /// The copies of the step under construction go with it.
+  void TakeCopies(StepPlan& plan);
+  /// The step was not launched: what its copies would have filled is in no index any more. Its
+  /// sequences still hold their blocks, and nobody else holds those that were to be restored.
+  void LaunchFailed(const StepPlan& plan);
+  const HostTier& host() const { return host_; }
 
   /// May this block be written: held once and not in the index.
   bool IsWritable(BlockId id) const;
@@ -154,6 +173,7 @@ class BlockManager {
   BlockManagerConfig config_;
   std::vector<Block> blocks_;
   ContentIndex index_;  // the prefix cache
+  HostTier host_;       // and what it had to let go
   std::vector<BlockId> free_;
   LruOrder idle_;  // cached-idle blocks
   std::deque<std::pair<std::uint64_t, BlockId>>

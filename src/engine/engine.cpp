@@ -50,6 +50,7 @@ class EngineImpl final : public Engine {
         text_(std::move(text)),
         clock_(clock),
         blocks_({.num_blocks = config.num_blocks,
+                 .num_host_slots = config.num_host_blocks,
                  .block_size_tokens = config.block_size_tokens,
                  .enable_prefix_caching = config.enable_prefix_caching,
                  .prefix_hash_bits = config.prefix_hash_bits}),
@@ -311,6 +312,7 @@ bool EngineImpl::LaunchNext(Clock::TimePoint now) {
       --step.members[i]->in_flight_steps;
       step.members[i]->in_flight_samples -= step.plan.sequences[i].sample ? 1 : 0;
     }
+    blocks_.LaunchFailed(step.plan);
     FailStep(step.members, ticket.error().message);
     scheduler_.Recycle(step.plan);
     spare_.push_back(std::move(step));
@@ -565,6 +567,13 @@ void EngineImpl::Publish() {
   stats_.num_preemptions = scheduler_.num_preemptions();
   stats_.prefix_cache_queries = scheduler_.prefix_cache_queries();
   stats_.prefix_cache_hits = scheduler_.prefix_cache_hits();
+  stats_.host_cache_queries = scheduler_.host_cache_queries();
+  stats_.host_cache_hits = scheduler_.host_cache_hits();
+  stats_.num_host_blocks_total = blocks_.host().num_slots();
+  stats_.num_host_blocks_used = blocks_.host().num_used();
+  const auto block_bytes = static_cast<std::uint64_t>(config_.block_bytes);
+  stats_.bytes_spilled = blocks_.host().num_spilled() * block_bytes;
+  stats_.bytes_restored = blocks_.host().num_restored() * block_bytes;
   const std::scoped_lock lock(mutex_);
   published_ = stats_;
   engine_idle_ = num_live_ == 0 && in_flight_.empty();

@@ -25,6 +25,8 @@ struct EngineConfig {
   std::int32_t max_model_len = 2048;       // prompt + output of one sequence
   std::int32_t block_size_tokens = 16;     // from the device
   std::int32_t num_blocks = 0;             // of the KV pool
+  std::int32_t num_host_blocks = 0;        // room for blocks that it evicts (docs/kv_spill.md)
+  std::int64_t block_bytes = 0;            // of one block, for statistics
   std::int32_t max_queued_requests = 1024;
   bool enable_prefix_caching = true;
   std::int64_t vocab_size = 0;
@@ -55,6 +57,10 @@ struct EngineStats {
   std::uint64_t num_preemptions = 0;
   std::uint64_t prefix_cache_queries = 0;  // tokens
   std::uint64_t prefix_cache_hits = 0;
+  std::uint64_t host_cache_queries = 0;  // tokens that the pool did not have
+  std::uint64_t host_cache_hits = 0;
+  std::int32_t num_host_blocks_total = 0, num_host_blocks_used = 0;
+  std::uint64_t bytes_spilled = 0, bytes_restored = 0;
   std::uint64_t prompt_tokens = 0, generation_tokens = 0, prompt_tokens_cached = 0;
   std::uint64_t finished[8] = {};  // by FinishReason
   std::uint64_t num_steps = 0;

@@ -22,6 +22,10 @@ enum class Mistake : std::uint8_t {
   kEarlyRegistration,       // blocks enter the prefix index at launch, before they are written
   kDeviceTokenForgotten,    // a lookahead step is given a stale token of the host
   kOldestPreempted,         // preemption takes the oldest
+  kSpillForgotten,          // a slot is given to an evicted block, but its copy is not planned
+  kHostCompareSkipped,      // a hit in host memory trusts the hash alone
+  kSlotNotPinned,           // a slot may be reused while a restore from it is planned
+  kFailedCopiesKept,        // the copies of a launch that failed are believed
   kCount,
 };
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "base/text.h"
@@ -76,6 +77,32 @@ std::uint64_t Available(const RunnerConfig& config, const Device& device) {
                                                 static_cast<double>(device.TotalBytes()));
   const std::uint64_t taken = device.TotalBytes() - device.AvailableBytes();
   return share > taken ? share - taken : 0;
+}
+
+// Plans the host memory for evicted blocks; how many it holds. On a CPU it comes out of the same
+// memory as all else.
+Result<std::int64_t> PlanSpill(const RunnerConfig& config, const KvCacheSpec& spec, Device& device,
+                               std::uint64_t available) {
+  const std::uint64_t block_bytes = spec.BlockBytes();
+  const std::uint64_t num_blocks = config.kv_spill_bytes / block_bytes;
+  if (config.kv_spill_bytes > 0 && num_blocks == 0) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--kv-offloading-size gives {}, less than one KV block of {}",
+                            HumanBytes(static_cast<double>(config.kv_spill_bytes)),
+                            HumanBytes(static_cast<double>(block_bytes))));
+  }
+  MemoryLedger& ledger = device.ledger();
+  const std::uint64_t room = device.kind() == DeviceKind::kCpu
+                                 ? available - std::min(available, ledger.planned_bytes())
+                                 : AvailableMemoryBytes();
+  if (num_blocks * block_bytes > room || num_blocks > std::numeric_limits<std::int32_t>::max()) {
+    return Fail(ErrorCode::kOutOfMemory,
+                fmt::format("--kv-offloading-size asks for {} of host memory and {} are available",
+                            HumanBytes(static_cast<double>(config.kv_spill_bytes)),
+                            HumanBytes(static_cast<double>(room))));
+  }
+  ledger.Plan("kv_spill", num_blocks * block_bytes);
+  return static_cast<std::int64_t>(num_blocks);
 }
 
 // Rows that a recorded step is padded to: finer where a step is short.
@@ -157,12 +184,17 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
   const std::int64_t spare = device.CanCaptureSteps() ? 1 : 0;
   const std::size_t kv_bytes = static_cast<std::size_t>(num_blocks + spare) * spec.BlockBytes();
   ledger.Plan("kv_cache", kv_bytes);
+  NIBBLE_TRY(num_host_blocks, PlanSpill(config, spec, device, available));
   NIBBLE_TRY(kv_buffer, device.Allocate("kv_cache", kv_bytes));
+  NIBBLE_TRY(kv_spill, device.AllocateHost("kv_spill", static_cast<std::size_t>(num_host_blocks) *
+                                                           spec.BlockBytes()));
   NIBBLE_TRY(logits, device.Allocate("logits", logits_bytes));
   NIBBLE_TRY_VOID(PrepareSteps(device, steps));
   runner->kv_buffer_ = std::move(kv_buffer);
+  runner->kv_spill_ = std::move(kv_spill);
   runner->logits_ = std::move(logits);
   runner->num_blocks_ = num_blocks;
+  runner->num_host_blocks_ = num_host_blocks;
   runner->spare_block_ = BlockId{static_cast<std::int32_t>(num_blocks)};
   runner->cache_ = {
       .spec = spec, .num_blocks = num_blocks + spare, .data = runner->kv_buffer_.data()};
@@ -171,9 +203,24 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
   runner->model_ = std::move(loaded);
   if (config.touch_pages && device.kind() == DeviceKind::kCpu) {
     TouchPages(device, runner->kv_buffer_.data(), runner->kv_buffer_.size_bytes());
+    TouchPages(device, runner->kv_spill_.data(), runner->kv_spill_.size_bytes());
     TouchPages(device, runner->logits_.data(), runner->logits_.size_bytes());
   }
   return runner;
+}
+
+void ModelRunner::CopyBlocks(const StepPlan& plan) {
+  const auto host = [&](const BlockCopy& copy) {
+    NIBBLE_CHECK(Raw(copy.slot) >= 0 && Raw(copy.slot) < num_host_blocks_,
+                 "a slot beyond the tier");
+    return kv_spill_.data() + static_cast<std::int64_t>(Raw(copy.slot)) * block_bytes();
+  };
+  for (const BlockCopy& copy : plan.spills) {
+    CopyBlock(*device_, cache_, copy.block, host(copy), BlockCopyDirection::kToHost);
+  }
+  for (const BlockCopy& copy : plan.restores) {
+    CopyBlock(*device_, cache_, copy.block, host(copy), BlockCopyDirection::kFromHost);
+  }
 }
 
 void ModelRunner::Gather(const StepPlan& plan, InFlight& step) {
@@ -267,6 +314,7 @@ Result<void> ModelRunner::RunStep(const StepPlan& plan, InFlight& step) {
   if (!can_replay) {
     step.samples.resize(sample_rows_.size());
     NIBBLE_TRY_VOID(BeginStep(model_->context(), cache_, Inputs()));
+    CopyBlocks(plan);
     RunKernels(step);
     return {};
   }
@@ -275,6 +323,7 @@ Result<void> ModelRunner::RunStep(const StepPlan& plan, InFlight& step) {
   PadTo(rows);
   step.samples.resize(rows);
   NIBBLE_TRY_VOID(BeginStep(model_->context(), cache_, Inputs()));
+  CopyBlocks(plan);
   auto found = captured_.find(rows);
   if (found == captured_.end()) {
     device_->BeginCapture();

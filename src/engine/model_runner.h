@@ -28,6 +28,7 @@ struct RunnerConfig {
   TableFormat tables = TableFormat::kAuto;
   std::optional<std::int64_t> num_blocks_override = {};  // exactly so many blocks
   std::optional<std::uint64_t> kv_cache_bytes = {};      // at most so many bytes
+  std::uint64_t kv_spill_bytes = 0;   // host memory for blocks that the pool evicts, at most
   std::uint64_t available_bytes = 0;  // what the plan may use in all; 0: what the device has free
   double memory_utilization = 0.9;    // of a card's memory, where it is one (vLLM's meaning)
   bool touch_pages = true;            // give the pool its pages now, so that nothing fails later
@@ -39,9 +40,9 @@ struct RunnerConfig {
 /// with sequences of one token that write to a block nobody owns, and replayed.
 class ModelRunner final : public StepExecutor {
  public:
-  /// Plans all memory (weights, rope, workspace, scratch, logits, kv_cache), refuses what does not
-  /// fit before a weight is read, then loads. Errors: kOutOfMemory with the bytes and the flag that
-  /// would help; what loading gives.
+  /// Plans all memory (weights, rope, workspace, scratch, logits, kv_cache, kv_spill), refuses what
+  /// does not fit before a weight is read, then loads. Errors: kOutOfMemory with the bytes and the
+  /// flag that would help; what loading gives.
   static Result<std::unique_ptr<ModelRunner>> Create(const Checkpoint& checkpoint,
                                                      const RunnerConfig& config, Device& device,
                                                      const ExpectedHashes& hashes = {},
@@ -54,6 +55,8 @@ class ModelRunner final : public StepExecutor {
   LlamaModel& model() { return *model_; }
   const RunnerConfig& config() const { return config_; }
   std::int64_t num_blocks() const { return num_blocks_; }
+  std::int64_t num_host_blocks() const { return num_host_blocks_; }
+  std::int64_t block_bytes() const { return static_cast<std::int64_t>(cache_.spec.BlockBytes()); }
   std::int32_t block_size_tokens() const {
     return static_cast<std::int32_t>(cache_.spec.block_size_tokens);
   }
@@ -98,6 +101,7 @@ class ModelRunner final : public StepExecutor {
     StepSlot slot{0};
     Event done{0};
   };
+  void CopyBlocks(const StepPlan& plan);
   void Gather(const StepPlan& plan, InFlight& step);
   Result<void> RunStep(const StepPlan& plan, InFlight& step);
   void RunKernels(InFlight& step);
@@ -110,9 +114,9 @@ class ModelRunner final : public StepExecutor {
   RunnerConfig config_;
   Device* device_ = nullptr;
   std::unique_ptr<LlamaModel> model_;
-  DeviceBuffer kv_buffer_, logits_;
+  DeviceBuffer kv_buffer_, kv_spill_, logits_;
   KvCache cache_;
-  std::int64_t num_blocks_ = 0;
+  std::int64_t num_blocks_ = 0, num_host_blocks_ = 0;
   BlockId spare_block_{-1};  // behind the pool: where padding writes
   int depth_ = 0;
   std::uint64_t next_ticket_ = 1;

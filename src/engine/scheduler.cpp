@@ -55,6 +55,8 @@ void Scheduler::Schedule(Clock::TimePoint now, StepPlan& plan, std::vector<Seque
   if (!preempted_ && !waits_for_fence_) {
     Admit(now, budget);
   }
+  blocks_.TakeCopies(plan);
+  NIBBLE_CHECK(!plan.sequences.empty() || plan.spills.empty(), "a block evicted for nobody");
 }
 
 void Scheduler::ScheduleDecodes(std::int32_t& budget) {
@@ -137,7 +139,7 @@ bool Scheduler::TryAdmit(Clock::TimePoint now, Sequence& sequence) {
     }
   }
   const auto num_hits = static_cast<std::int32_t>(prefix.blocks.size());
-  const std::int32_t needed = num_blocks - num_hits;
+  const std::int32_t needed = num_blocks - prefix.num_in_pool;
   const std::int32_t left = blocks_.num_available() - prefix.num_idle - needed;
   const bool becomes_oldest = running_.empty() || sequence.id < running_.front()->id;
   const Sequence& oldest = becomes_oldest ? sequence : *running_.front();
@@ -147,10 +149,8 @@ bool Scheduler::TryAdmit(Clock::TimePoint now, Sequence& sequence) {
     return false;
   }
 
-  for (const BlockId id : prefix.blocks) {
-    sequence.blocks.Append(blocks_.Hold(id));
-  }
-  for (std::int32_t i = 0; i < needed; ++i) {
+  blocks_.Claim(prefix, sequence.blocks);
+  for (std::int32_t i = num_hits; i < num_blocks; ++i) {
     auto lease = blocks_.Allocate();
     NIBBLE_CHECK(lease, "fewer blocks than were counted");
     sequence.blocks.Append(*std::move(lease));
@@ -164,8 +164,13 @@ bool Scheduler::TryAdmit(Clock::TimePoint now, Sequence& sequence) {
     sequence.first_scheduled = now;
     sequence.num_cached_tokens = std::min(sequence.num_planned, sequence.prompt_size());
     if (config_.enable_prefix_caching && sequence.PromptScored()) {
+      const std::int32_t in_pool = prefix.num_in_pool * blocks_.block_size_tokens();
       prefix_cache_queries_ += static_cast<std::uint64_t>(num_tokens);
-      prefix_cache_hits_ += static_cast<std::uint64_t>(sequence.num_planned);
+      prefix_cache_hits_ += static_cast<std::uint64_t>(in_pool);
+      if (blocks_.host().num_slots() > 0) {
+        host_cache_queries_ += static_cast<std::uint64_t>(num_tokens - in_pool);
+        host_cache_hits_ += static_cast<std::uint64_t>(sequence.num_planned - in_pool);
+      }
     }
   }
   sequence.slot = free_slots_.back();
@@ -314,6 +319,8 @@ void Scheduler::Recycle(StepPlan& plan) {
     spare_.push_back(std::move(step));
   }
   plan.sequences.clear();
+  plan.spills.clear();
+  plan.restores.clear();
 }
 
 Result<void> Scheduler::Audit() const {

@@ -52,6 +52,9 @@ class Scheduler {
   std::uint64_t num_preemptions() const { return num_preemptions_; }
   std::uint64_t prefix_cache_queries() const { return prefix_cache_queries_; }
   std::uint64_t prefix_cache_hits() const { return prefix_cache_hits_; }
+  /// Of the tokens that the pool did not have.
+  std::uint64_t host_cache_queries() const { return host_cache_queries_; }
+  std::uint64_t host_cache_hits() const { return host_cache_hits_; }
   std::int32_t num_free_slots() const { return static_cast<std::int32_t>(free_slots_.size()); }
   const std::vector<Sequence*>& running() const { return running_; }
   const std::map<SequenceId, Sequence*>& waiting() const { return waiting_; }
@@ -77,7 +80,8 @@ class Scheduler {
   std::vector<Sequence*> running_;           // oldest first
   std::vector<std::int32_t> free_slots_;
   std::vector<StepSequence> spare_;  // storage of old plans
-  std::uint64_t num_preemptions_ = 0, prefix_cache_queries_ = 0, prefix_cache_hits_ = 0;
+  std::uint64_t num_preemptions_ = 0, prefix_cache_queries_ = 0, prefix_cache_hits_ = 0,
+                host_cache_queries_ = 0, host_cache_hits_ = 0;
 
   // Of the Schedule call under way.
   StepPlan* plan_ = nullptr;

@@ -32,8 +32,18 @@ struct StepSequence {
   std::int32_t num_prompt_logprobs = -1;
 };
 
+/// A block's content, all layers of it, between the pool and host memory.
+struct BlockCopy {
+  BlockId block{-1};
+  HostSlot slot{-1};
+};
+
 struct StepPlan {
   std::uint64_t step = 0;  // grows by one
+  /// Copies that come before the step's kernels: first blocks to slots, then slots to blocks. No
+  /// block or slot is written twice by one list, and steps in flight touch none of the blocks.
+  std::vector<BlockCopy> spills;
+  std::vector<BlockCopy> restores;
   std::vector<StepSequence> sequences;
 };
 
@@ -54,6 +64,8 @@ enum class Ticket : std::uint64_t {};
 /// The device side of the engine: ModelRunner, or the simulator's content-addressed fake.
 /// Launch n+1 may come before Retire n, up to the executor's depth; Retire comes in launch order.
 /// Planning step n+1 never reads the tokens of step n.
+/// Copies of a launch that failed count as not made. Those of a step that was launched are made in
+/// the order of steps even if its result is lost, or else every later step fails, too.
 class StepExecutor {
  public:
   virtual ~StepExecutor() = default;

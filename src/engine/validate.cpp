@@ -29,6 +29,9 @@ Result<void> Validate(const EngineConfig& config) {
   NIBBLE_TRY_VOID(at_least_one("the number of KV blocks", config.num_blocks));
   NIBBLE_TRY_VOID(at_least_one("max_queued_requests", config.max_queued_requests));
   NIBBLE_TRY_VOID(at_least_one("the vocabulary's size", config.vocab_size));
+  if (config.num_host_blocks < 0) {
+    return Invalid("the number of KV blocks in host memory is negative");
+  }
   if (config.prefix_hash_bits < 1 || config.prefix_hash_bits > 64) {
     return Invalid("prefix_hash_bits must be in 1..64");
   }

@@ -142,7 +142,7 @@ TEST(BlockManager, AHitSavesABlockFromEviction) {
   const auto tokens = Tokens(10, 2);
   blocks.ExtendHashes(hashes, tokens, {}, "");
   BlockTable reader;
-  reader.Append(blocks.Hold(blocks.FindPrefix(hashes, tokens, {}, "", 1).blocks[0]));
+  reader.Append(blocks.Hold(blocks.FindPrefix(hashes, tokens, {}, "", 1).blocks[0].block));
   std::vector<BlockLease> held;
   for (int i = 0; i < 3; ++i) {
     held.push_back(*blocks.Allocate());
@@ -190,6 +190,152 @@ TEST(BlockManager, AFencedPrefixCanBeSharedAgainAtOnce) {
   std::vector<std::int32_t> references(4);
   references[static_cast<std::size_t>(Raw(id))] = 1;
   EXPECT_TRUE(blocks.Audit(references));
+}
+
+constexpr BlockManagerConfig kFourBlocksAndTwoSlots{
+    .num_blocks = 4, .num_host_slots = 2, .block_size_tokens = 2};
+
+/// Allocates every block, and gives them back: what was cached is evicted.
+void EvictAll(BlockManager& blocks) {
+  BlockTable all;
+  while (auto lease = blocks.Allocate()) {
+    all.Append(*std::move(lease));
+  }
+}
+
+BlockManager::Prefix Find(const BlockManager& blocks, const std::vector<TokenId>& tokens,
+                          const char* salt = "") {
+  std::vector<std::uint64_t> hashes;
+  blocks.ExtendHashes(hashes, tokens, {}, salt);
+  return blocks.FindPrefix(hashes, tokens, {}, salt, 100);
+}
+
+StepPlan Copies(BlockManager& blocks) {
+  StepPlan plan;
+  blocks.TakeCopies(plan);
+  return plan;
+}
+
+TEST(HostMemory, AnEvictedPrefixComesBackInItsOrder) {
+  BlockManager blocks(kFourBlocksAndTwoSlots);
+  std::vector<BlockId> before;
+  {
+    const BlockTable table = Fill(blocks, Tokens(10, 4));
+    before = {table[0], table[1]};
+  }
+  EvictAll(blocks);
+  const StepPlan out = Copies(blocks);
+  ASSERT_EQ(out.spills.size(), 2U);  // the end of a prefix leaves first
+  EXPECT_EQ(out.spills[0].block, before[1]);
+  EXPECT_EQ(out.spills[1].block, before[0]);
+
+  const auto prefix = Find(blocks, Tokens(10, 5));
+  ASSERT_EQ(prefix.blocks.size(), 2U);
+  EXPECT_EQ(prefix.num_in_pool, 0);
+  BlockTable reader;
+  blocks.Claim(prefix, reader);
+  const StepPlan back = Copies(blocks);
+  ASSERT_EQ(back.restores.size(), 2U);
+  EXPECT_TRUE(back.spills.empty());
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(back.restores[i].block, reader[static_cast<std::int32_t>(i)]);
+    EXPECT_EQ(back.restores[i].slot, out.spills[1 - i].slot);
+  }
+  EXPECT_EQ(Find(blocks, Tokens(10, 5)).num_in_pool, 2);  // others may share it from now on
+  reader.Clear();
+  EXPECT_TRUE(blocks.Audit(std::vector<std::int32_t>(4)));
+}
+
+TEST(HostMemory, WhatIsThereAlreadyIsNotCopiedAgain) {
+  BlockManager blocks(kFourBlocksAndTwoSlots);
+  { const BlockTable table = Fill(blocks, Tokens(10, 4)); }
+  EvictAll(blocks);
+  EXPECT_EQ(Copies(blocks).spills.size(), 2U);
+  {
+    BlockTable reader;
+    blocks.Claim(Find(blocks, Tokens(10, 4)), reader);
+  }
+  EXPECT_EQ(Copies(blocks).restores.size(), 2U);
+  EvictAll(blocks);
+  EXPECT_TRUE(Copies(blocks).spills.empty());
+  EXPECT_EQ(Hits(blocks, Tokens(10, 4)), 2U);
+}
+
+TEST(HostMemory, ContentComputedAgainFindsItsChildrenThere) {
+  BlockManager blocks(kFourBlocksAndTwoSlots);
+  { const BlockTable table = Fill(blocks, Tokens(10, 4)); }
+  EvictAll(blocks);
+  Copies(blocks);
+  // As a sequence does that may not read the cache: its first block has the same place in the
+  // chain.
+  const BlockTable table = Fill(blocks, Tokens(10, 2));
+  const auto prefix = Find(blocks, Tokens(10, 4));
+  EXPECT_EQ(prefix.blocks.size(), 2U);
+  EXPECT_EQ(prefix.num_in_pool, 1);
+}
+
+TEST(HostMemory, AReusedSlotTakesItsCopyOutOfThePlan) {
+  BlockManager blocks(kFourBlocksAndTwoSlots);
+  { const BlockTable table = Fill(blocks, Tokens(10, 8)); }
+  EvictAll(blocks);
+  const StepPlan plan = Copies(blocks);
+  ASSERT_EQ(plan.spills.size(), 2U);
+  EXPECT_NE(plan.spills[0].slot, plan.spills[1].slot);
+  EXPECT_EQ(Hits(blocks, Tokens(10, 8)), 2U);  // the beginning of the prefix
+  EXPECT_TRUE(blocks.Audit(std::vector<std::int32_t>(4)));
+}
+
+TEST(HostMemory, ASlotIsNotReusedWhileItsRestoreIsPlanned) {
+  BlockManager blocks(kFourBlocksAndTwoSlots);
+  { const BlockTable table = Fill(blocks, Tokens(10, 4)); }
+  EvictAll(blocks);
+  Copies(blocks);
+  { const BlockTable table = Fill(blocks, Tokens(20, 8)); }  // the pool is full of other content
+  BlockTable reader;
+  blocks.Claim(Find(blocks, Tokens(10, 4)), reader);  // evicts two blocks, for which is no slot
+  const StepPlan plan = Copies(blocks);
+  EXPECT_EQ(plan.restores.size(), 2U);
+  EXPECT_TRUE(plan.spills.empty());
+}
+
+TEST(HostMemory, ATenantDoesNotSeeAnothersBlocks) {
+  BlockManager blocks(kFourBlocksAndTwoSlots);
+  { const BlockTable table = Fill(blocks, Tokens(10, 4), "a"); }
+  EvictAll(blocks);
+  EXPECT_EQ(Hits(blocks, Tokens(10, 4), "a"), 2U);
+  EXPECT_EQ(Hits(blocks, Tokens(10, 4), "b"), 0U);
+}
+
+TEST(HostMemory, EqualHashesOfDifferentTokensAreNoHit) {
+  BlockManagerConfig config = kFourBlocksAndTwoSlots;
+  config.prefix_hash_bits = 1;
+  BlockManager blocks(config);
+  { const BlockTable table = Fill(blocks, Tokens(0, 2)); }
+  EvictAll(blocks);
+  for (std::int32_t first = 100; first < 150; ++first) {
+    EXPECT_EQ(Hits(blocks, Tokens(first, 2)), 0U);
+  }
+  EXPECT_EQ(Hits(blocks, Tokens(0, 2)), 1U);
+}
+
+TEST(HostMemory, CopiesOfAFailedLaunchAreForgotten) {
+  BlockManager blocks(kFourBlocksAndTwoSlots);
+  { const BlockTable table = Fill(blocks, Tokens(10, 4)); }
+  EvictAll(blocks);
+  blocks.LaunchFailed(Copies(blocks));
+  EXPECT_EQ(Hits(blocks, Tokens(10, 4)), 0U);
+  EXPECT_EQ(blocks.host().num_used(), 0);
+
+  { const BlockTable table = Fill(blocks, Tokens(10, 4)); }
+  EvictAll(blocks);
+  Copies(blocks);
+  BlockTable reader;
+  blocks.Claim(Find(blocks, Tokens(10, 4)), reader);
+  blocks.LaunchFailed(Copies(blocks));
+  reader.Clear();
+  EXPECT_EQ(blocks.num_free(), 4);  // nothing came back, but the slots still hold it
+  EXPECT_EQ(Hits(blocks, Tokens(10, 4)), 2U);
+  EXPECT_TRUE(blocks.Audit(std::vector<std::int32_t>(4)));
 }
 
 TEST(BlockManager, AuditSeesAWrongCount) {

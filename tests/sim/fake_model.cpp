@@ -209,6 +209,8 @@ FakeExecutor::FakeExecutor(const EngineConfig& config, int depth, std::uint64_t 
     : config_(config), depth_(depth), clock_(clock), faults_(faults), random_(seed) {
   cache_.resize(static_cast<std::size_t>(config.num_blocks) *
                 static_cast<std::size_t>(config.block_size_tokens));
+  host_.resize(static_cast<std::size_t>(config.num_host_blocks) *
+               static_cast<std::size_t>(config.block_size_tokens));
   slot_tokens_.assign(static_cast<std::size_t>(config.max_num_sequences), -1);
 }
 
@@ -218,12 +220,88 @@ void FakeExecutor::Violate(const std::string& what) {
   }
 }
 
+std::span<KvEntry> FakeExecutor::EntriesOf(BlockId block) {
+  const auto size = static_cast<std::size_t>(config_.block_size_tokens);
+  return std::span(cache_).subspan(static_cast<std::size_t>(Raw(block)) * size, size);
+}
+
+std::span<KvEntry> FakeExecutor::EntriesOf(HostSlot slot) {
+  const auto size = static_cast<std::size_t>(config_.block_size_tokens);
+  return std::span(host_).subspan(static_cast<std::size_t>(Raw(slot)) * size, size);
+}
+
 KvEntry& FakeExecutor::EntryAt(const StepSequence& step, std::int32_t position) {
   const BlockId block =
       step.block_table[static_cast<std::size_t>(position / config_.block_size_tokens)];
-  return cache_[static_cast<std::size_t>(Raw(block)) *
-                    static_cast<std::size_t>(config_.block_size_tokens) +
-                static_cast<std::size_t>(position % config_.block_size_tokens)];
+  return EntriesOf(block)[static_cast<std::size_t>(position % config_.block_size_tokens)];
+}
+
+void FakeExecutor::CheckCopies(const StepPlan& plan) {
+  std::set<std::int32_t> slots_written;
+  std::set<std::int32_t> blocks_written;
+  for (const auto* copies : {&plan.spills, &plan.restores}) {
+    for (const BlockCopy& copy : *copies) {
+      if (Raw(copy.block) < 0 || Raw(copy.block) >= config_.num_blocks || Raw(copy.slot) < 0 ||
+          Raw(copy.slot) >= config_.num_host_blocks) {
+        Violate("a copy from or to nowhere");
+        return;
+      }
+      const bool is_new = copies == &plan.spills ? slots_written.insert(Raw(copy.slot)).second
+                                                 : blocks_written.insert(Raw(copy.block)).second;
+      if (!is_new) {
+        Violate("a copy overwrites another of its step");
+      }
+      for (const Launched& earlier : in_flight_) {
+        for (const Op& op : earlier.ops) {
+          if (std::ranges::find(op.step.block_table, copy.block) != op.step.block_table.end()) {
+            Violate("a block is copied while a step in flight uses it");
+          }
+        }
+      }
+    }
+  }
+}
+
+/// What came back is this tenant's and of these positions; whether the tokens are right, the text
+/// tells.
+void FakeExecutor::CheckRestored(std::span<const BlockCopy> restores, const Op& op) {
+  for (std::size_t b = 0; b < op.step.block_table.size(); ++b) {
+    const BlockId block = op.step.block_table[b];
+    if (std::ranges::find(restores, block, &BlockCopy::block) == restores.end()) {
+      continue;
+    }
+    auto position = static_cast<std::int32_t>(b) * config_.block_size_tokens;
+    for (const KvEntry& entry : EntriesOf(block)) {
+      if (entry.position != position++ || entry.tenant != op.tenant) {
+        Violate("a restored block holds another content");
+      }
+    }
+  }
+}
+
+/// Copies keep the order of steps, and within a step spills come first; in a list any order does.
+void FakeExecutor::CopyUpTo(std::uint64_t step) {
+  for (Launched& launched : in_flight_) {
+    if (launched.step > step) {
+      return;
+    }
+    if (std::exchange(launched.copied, true)) {
+      continue;
+    }
+    std::ranges::shuffle(launched.spills, random_);
+    std::ranges::shuffle(launched.restores, random_);
+    for (const BlockCopy& copy : launched.spills) {
+      std::ranges::copy(EntriesOf(copy.block), EntriesOf(copy.slot).begin());
+    }
+    for (const BlockCopy& copy : launched.restores) {
+      std::ranges::copy(EntriesOf(copy.slot), EntriesOf(copy.block).begin());
+    }
+    for (const Op& op : launched.ops) {
+      CheckRestored(launched.restores, op);
+    }
+    num_spills_ += launched.spills.size();
+    num_restores_ += launched.restores.size();
+  }
 }
 
 void FakeExecutor::CheckPlan(const StepPlan& plan) {
@@ -286,9 +364,11 @@ void FakeExecutor::CheckPlan(const StepPlan& plan) {
   if (num_tokens > config_.max_batched_tokens) {
     Violate("a step over max_batched_tokens");
   }
+  CheckCopies(plan);
 }
 
 void FakeExecutor::Write(Op& op) {
+  CopyUpTo(op.of_step);
   FinishEarlierOpsOf(op.step);
   op.written = true;
   for (std::int32_t i = 0; i < op.step.num_tokens; ++i) {
@@ -359,11 +439,17 @@ Result<Ticket> FakeExecutor::Launch(const StepPlan& plan) {
     MarkFailed(plan);
     return Fail(ErrorCode::kUnavailable, "simulated: launch failed");
   }
-  Launched launched{plan.step, {}};
+  Launched launched{.step = plan.step, .spills = plan.spills, .restores = plan.restores, .ops = {}};
   for (const StepSequence& step : plan.sequences) {
-    launched.ops.push_back({step, tenants_[Raw(step.id) / limits::kChoices], false, false, {}});
+    launched.ops.push_back({.of_step = plan.step,
+                            .step = step,
+                            .tenant = tenants_[Raw(step.id) / limits::kChoices],
+                            .output = {}});
   }
   in_flight_.push_back(std::move(launched));
+  if (random_() % 2 == 0) {
+    CopyUpTo(plan.step);
+  }
   std::vector<Op>& ops = in_flight_.back().ops;
   std::vector<std::size_t> order(ops.size());
   for (std::size_t i = 0; i < order.size(); ++i) {

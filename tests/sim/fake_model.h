@@ -68,7 +68,8 @@ struct ExecutorFaults {
 };
 
 /// A device that takes liberties: within what the contract allows, work of different sequences runs
-/// in any order between Launch and Retire, writes early and reads late. Checks every plan.
+/// in any order between Launch and Retire, writes early and reads late; a step's copies come at
+/// some time before its own work, perhaps before that of earlier steps. Checks every plan.
 class FakeExecutor final : public StepExecutor {
  public:
   FakeExecutor(const EngineConfig& config, int depth, std::uint64_t seed, VirtualClock& clock,
@@ -87,9 +88,12 @@ class FakeExecutor final : public StepExecutor {
   std::uint64_t num_launches() const { return num_launches_; }
   std::uint64_t num_retires() const { return num_retires_; }
   std::uint64_t num_lookaheads() const { return num_lookaheads_; }
+  std::uint64_t num_spills() const { return num_spills_; }
+  std::uint64_t num_restores() const { return num_restores_; }
 
  private:
   struct Op {  // one sequence's part of a step
+    std::uint64_t of_step = 0;
     StepSequence step;
     std::uint64_t tenant = 0;
     bool written = false, read = false;
@@ -97,10 +101,17 @@ class FakeExecutor final : public StepExecutor {
   };
   struct Launched {
     std::uint64_t step = 0;
+    std::vector<BlockCopy> spills, restores;
+    bool copied = false;
     std::vector<Op> ops;
   };
 
   void CheckPlan(const StepPlan& plan);
+  void CheckCopies(const StepPlan& plan);
+  void CopyUpTo(std::uint64_t step);
+  void CheckRestored(std::span<const BlockCopy> restores, const Op& op);
+  std::span<KvEntry> EntriesOf(BlockId block);
+  std::span<KvEntry> EntriesOf(HostSlot slot);
   void Write(Op& op);
   void Read(Op& op);
   void FinishEarlierOpsOf(const StepSequence& step);
@@ -114,11 +125,13 @@ class FakeExecutor final : public StepExecutor {
   const ExecutorFaults faults_;
   std::mt19937_64 random_;
   std::vector<KvEntry> cache_;
+  std::vector<KvEntry> host_;              // of the slots of host memory
   std::vector<std::int32_t> slot_tokens_;  // last token sampled, by slot
   std::vector<Launched> in_flight_;
   std::unordered_map<std::uint64_t, std::uint64_t> tenants_;
   std::set<std::uint64_t> failed_requests_;
-  std::uint64_t last_step_ = 0, num_launches_ = 0, num_retires_ = 0, num_lookaheads_ = 0;
+  std::uint64_t last_step_ = 0, num_launches_ = 0, num_retires_ = 0, num_lookaheads_ = 0,
+                num_spills_ = 0, num_restores_ = 0;
   std::uint64_t newest_first_choice_ = 0;  // greatest id of a choice 0 that was ever launched
   std::set<std::uint64_t> seen_;
   std::string violation_;

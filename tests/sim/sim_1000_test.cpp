@@ -46,7 +46,8 @@ TEST(Sim1000, ThousandSeedsAtEveryDepthHoldEveryInvariant) {
       "%llu\n"
       "  preemptions %llu, prefix hits %llu tokens, lookahead tokens %llu, steps with fenced "
       "blocks "
-      "%llu\n",
+      "%llu\n"
+      "  blocks spilled %llu, restored %llu\n",
       static_cast<unsigned long long>(num_runs), static_cast<unsigned long long>(total.num_steps),
       total.virtual_seconds / 3600, elapsed.count(),
       static_cast<double>(total.num_steps) / elapsed.count(),
@@ -62,7 +63,9 @@ TEST(Sim1000, ThousandSeedsAtEveryDepthHoldEveryInvariant) {
       static_cast<unsigned long long>(total.num_preemptions),
       static_cast<unsigned long long>(total.num_prefix_hits),
       static_cast<unsigned long long>(total.num_lookaheads),
-      static_cast<unsigned long long>(total.num_fenced));
+      static_cast<unsigned long long>(total.num_fenced),
+      static_cast<unsigned long long>(total.num_spills),
+      static_cast<unsigned long long>(total.num_restores));
 }
 
 }  // namespace

@@ -29,6 +29,8 @@ TEST(SimFast, HundredSeedsAtEachDepthHoldEveryInvariant) {
   EXPECT_GT(total.num_fenced, 0U);
   EXPECT_GT(total.num_prompt_logprobs, 0U);
   EXPECT_GT(total.num_stop_strings, 0U);
+  EXPECT_GT(total.num_spills, 0U);
+  EXPECT_GT(total.num_restores, 0U);
 }
 
 TEST(SimFast, ARunIsAPureFunctionOfItsSeed) {

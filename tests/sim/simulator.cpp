@@ -135,6 +135,8 @@ class World {
         std::chrono::duration<double>(clock_.Now().time_since_epoch()).count();
     report_.num_steps = executor_->num_launches();
     report_.num_lookaheads = executor_->num_lookaheads();
+    report_.num_spills = executor_->num_spills();
+    report_.num_restores = executor_->num_restores();
     return report_;
   }
 
@@ -156,6 +158,14 @@ class World {
     // From "fits one" up, and sometimes too small for the longest requests.
     const double scale = dice_.Chance(0.15) ? 0.5 : 1.0 + dice_.Exponential(1.2);
     config_.num_blocks = std::max(1, static_cast<std::int32_t>(fits_one * scale));
+    // Host memory, often less than one sequence needs. Dice of its own: a seed's world was drawn
+    // before there was such a thing.
+    Dice host(options_.seed ^ 0x5B111);
+    if (host.Chance(0.7)) {
+      config_.num_host_blocks =
+          host.Int(1, host.Chance(0.5) ? std::max(2, fits_one / 2) : 4 * config_.num_blocks);
+      config_.block_bytes = host.Int(1, 1000);
+    }
 
     ExecutorFaults faults;
     if (dice_.Chance(0.3)) {
@@ -529,6 +539,13 @@ class World {
         config_.num_blocks) {
       return Break("blocks are lost");
     }
+    const auto block_bytes = static_cast<std::uint64_t>(config_.block_bytes);
+    if (stats.num_host_blocks_used > stats.num_host_blocks_total ||
+        stats.bytes_spilled < executor_->num_spills() * block_bytes ||
+        stats.bytes_restored < executor_->num_restores() * block_bytes ||
+        stats.host_cache_hits > stats.host_cache_queries) {
+      return Break("the use of host memory was counted wrong");
+    }
     std::int64_t num_live = 0;
     for (const auto& client : clients_) {
       num_live += std::ranges::count_if(
@@ -611,6 +628,8 @@ void Report::Add(const Report& other) {
   num_fenced += other.num_fenced;
   num_prompt_logprobs += other.num_prompt_logprobs;
   num_stop_strings += other.num_stop_strings;
+  num_spills += other.num_spills;
+  num_restores += other.num_restores;
 }
 
 Report Simulate(const Options& options) { return World(options).Run(); }

@@ -19,7 +19,7 @@ struct Report {
                 num_deadline = 0, num_queue_timeout = 0, num_failed = 0, num_rejected = 0,
                 num_shutdown = 0;
   std::uint64_t num_preemptions = 0, num_prefix_hits = 0, num_lookaheads = 0, num_fenced = 0,
-                num_prompt_logprobs = 0, num_stop_strings = 0;
+                num_prompt_logprobs = 0, num_stop_strings = 0, num_spills = 0, num_restores = 0;
 
   void Add(const Report& other);
 };
