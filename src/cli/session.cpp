@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "base/clock.h"
@@ -32,6 +33,9 @@ void ModelFlags::DeclareEngine(OptionSet& options) {
               "blocks of the KV cache, exactly (16 tokens each)");
   options.Add("--kv-cache-memory-bytes", &kv_cache_memory_bytes,
               "size of the KV cache (default: 512 MiB at most)");
+  options.Add(
+      "--kv-offloading-size", &kv_offloading_size,
+      "GiB of host memory for KV blocks that the cache evicts (0: they are computed again)");
   options.Choice("--kv-cache-dtype", &kv_cache_dtype,
                  {"auto", "bfloat16", "float16", "float32", "int8"}, "storage of keys and values");
   options.Add("--enable-prefix-caching", &enable_prefix_caching,
@@ -136,6 +140,13 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
   if (flags.num_gpu_blocks_override && *flags.num_gpu_blocks_override < 1) {
     return Fail(ErrorCode::kInvalidArgument, "--num-gpu-blocks-override takes 1 or more");
   }
+  if (!(flags.kv_offloading_size >= 0.0 && flags.kv_offloading_size <= 1 << 20)) {
+    return Fail(ErrorCode::kInvalidArgument, "--kv-offloading-size takes 0 GiB or more");
+  }
+  if (flags.kv_offloading_size > 0.0 && !flags.enable_prefix_caching) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "--kv-offloading-size keeps what the prefix cache evicts, and that is off");
+  }
   RunnerConfig runner{.max_num_sequences = static_cast<std::int32_t>(flags.max_num_seqs),
                       .max_batched_tokens = static_cast<std::int32_t>(
                           std::max(flags.max_num_batched_tokens, flags.max_num_seqs)),
@@ -148,6 +159,7 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
     runner.kv_cache_bytes =
         static_cast<std::uint64_t>(std::max<std::int64_t>(0, *flags.kv_cache_memory_bytes));
   }
+  runner.kv_spill_bytes = static_cast<std::uint64_t>(std::ldexp(flags.kv_offloading_size, 30));
   if (flags.device == "cuda") {
     NIBBLE_TRY(device, MakeCudaDevice(0, environment.num_threads));
     model.device = std::move(device);
@@ -191,6 +203,8 @@ Result<std::unique_ptr<Engine>> MakeEngine(LoadedModel& model, const ModelFlags&
                       .max_model_len = model.runner->config().max_model_len,
                       .block_size_tokens = model.runner->block_size_tokens(),
                       .num_blocks = static_cast<std::int32_t>(model.runner->num_blocks()),
+                      .num_host_blocks = static_cast<std::int32_t>(model.runner->num_host_blocks()),
+                      .block_bytes = model.runner->block_bytes(),
                       .max_queued_requests = max_queued,
                       .enable_prefix_caching = flags.enable_prefix_caching,
                       .vocab_size = config.vocab_size,

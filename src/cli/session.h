@@ -28,6 +28,7 @@ struct ModelFlags {
   std::int64_t max_num_batched_tokens = 512;
   std::optional<std::int64_t> num_gpu_blocks_override;
   std::optional<std::int64_t> kv_cache_memory_bytes;
+  double kv_offloading_size = 0.0;  // GiB
   bool enable_prefix_caching = true;
 
   void DeclareModel(OptionSet& options);

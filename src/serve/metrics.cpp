@@ -190,10 +190,12 @@ std::string RenderEngineMetrics(const EngineStats& stats, const EngineConfig& co
   w.Gauge("vllm:gpu_cache_usage_perc", stats.kv_cache_usage,
           "The older name of vllm:kv_cache_usage_perc.");
   w.Family("vllm:cache_config_info", "gauge", "Settings of the KV cache.");
-  w.Sample("vllm:cache_config_info", 1.0,
-           fmt::format("block_size=\"{}\",num_gpu_blocks=\"{}\",enable_prefix_caching=\"{}\"",
-                       config.block_size_tokens, stats.num_blocks_total,
-                       config.enable_prefix_caching ? "True" : "False"));
+  w.Sample(
+      "vllm:cache_config_info", 1.0,
+      fmt::format("block_size=\"{}\",num_gpu_blocks=\"{}\",num_cpu_blocks=\"{}\","
+                  "enable_prefix_caching=\"{}\"",
+                  config.block_size_tokens, stats.num_blocks_total, stats.num_host_blocks_total,
+                  config.enable_prefix_caching ? "True" : "False"));
   w.Family("vllm:engine_sleep_state", "gauge", "1 for the state the engine is in.");
   w.Sample("vllm:engine_sleep_state", 1.0, "sleep_state=\"awake\"");
   w.Sample("vllm:engine_sleep_state", 0.0, "sleep_state=\"weights_offloaded\"");
@@ -203,6 +205,21 @@ std::string RenderEngineMetrics(const EngineStats& stats, const EngineConfig& co
             "Prompt tokens looked up in the prefix cache.");
   w.Counter("vllm:prefix_cache_hits_total", stats.prefix_cache_hits,
             "Prompt tokens found in the prefix cache.");
+  w.Counter("vllm:external_prefix_cache_queries_total", stats.host_cache_queries,
+            "Prompt tokens that the prefix cache did not have, looked up in host memory.");
+  w.Counter("vllm:external_prefix_cache_hits_total", stats.host_cache_hits,
+            "Prompt tokens found in host memory.");
+  w.Gauge("vllm:kv_offload_cpu_cache_usage_perc",
+          stats.num_host_blocks_total == 0
+              ? 0.0
+              : static_cast<double>(stats.num_host_blocks_used) / stats.num_host_blocks_total,
+          "Part of the host memory for KV blocks in use, 0 to 1.");
+  w.Family("vllm:kv_offload_total_bytes_total", "counter",
+           "Bytes of KV blocks copied to host memory and back.");
+  w.Sample("vllm:kv_offload_total_bytes_total", static_cast<double>(stats.bytes_spilled),
+           "transfer_type=\"GPU_to_CPU\"");
+  w.Sample("vllm:kv_offload_total_bytes_total", static_cast<double>(stats.bytes_restored),
+           "transfer_type=\"CPU_to_GPU\"");
   w.Counter("vllm:gpu_prefix_cache_queries_total", stats.prefix_cache_queries,
             "The older name of vllm:prefix_cache_queries_total.");
   w.Counter("vllm:gpu_prefix_cache_hits_total", stats.prefix_cache_hits,

@@ -1,8 +1,8 @@
 """CTest `e2e_same_tokens`: 24 prompts give the same tokens and logprobs however they are run.
 
 Usage: same_tokens_test.py [MODEL] [--blocks N] [--isa ref,avx2,avx512]
-Alone; in a batch of 32 with random company; with so few KV blocks that sequences are preempted; with a warm prefix
-cache; with 1 and 2 threads; with each instruction set. Without MODEL the tiny llama3, quantized to 4 bits.
+Alone; in a batch of 32 with random company; with so few KV blocks that sequences are preempted; with KV blocks that
+come back from host memory; with a warm prefix cache; with 1 and 2 threads; with each instruction set. Without MODEL the tiny llama3, quantized to 4 bits.
 Half of the prompts are greedy, half sampled with a seed.
 """
 
@@ -113,6 +113,14 @@ def main():
             preemptions = server.metrics()["vllm:num_preemptions_total"]
             print(f"  preemptions: {preemptions:.0f}")
             good &= preemptions > 0
+
+        with Server(model, *common, "--max-num-seqs", BATCH, "--threads", 2, "--num-gpu-blocks-override", args.blocks,
+                    "--kv-offloading-size", 0.125) as server:
+            good &= compare(f"{args.blocks} blocks and host memory", together(server, 4, crowds=3), expected)
+            good &= compare("again, from host memory", alone(server), expected)
+            hits = server.metrics()["vllm:external_prefix_cache_hits_total"]
+            print(f"  host memory hits: {hits:.0f} tokens")
+            good &= hits > 0
 
         for isa in args.isa.split(",") if args.isa else machine_isas():
             with Server(model, *common, "--max-num-seqs", BATCH, "--threads", 2, "--isa", isa) as server:

@@ -105,6 +105,11 @@ class FakeEngine final : public Engine {
     stats.num_requests_running = static_cast<std::int32_t>(active_.size());
     stats.num_steps = num_steps_;
     stats.num_preemptions = 7;
+    stats.num_host_blocks_total = 8;
+    stats.num_host_blocks_used = 2;
+    stats.bytes_spilled = 4096;
+    stats.bytes_restored = 1024;
+    stats.host_cache_hits = 48;
     stats.time_to_first_token_s = {
         .bounds = {0.1, 1.0}, .counts = {2, 1, 1}, .sum = 5.5, .count = 4};
     return stats;

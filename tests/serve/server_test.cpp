@@ -430,6 +430,17 @@ TEST(Server, ShowsMetricsUnderTheirKnownNames) {
                                        "\"org/model\"} 0\n"));
   EXPECT_THAT(response.body, HasSubstr("vllm:num_preemptions_total{engine=\"0\",model_name=\"org/"
                                        "model\"} 7\n"));
+  const std::string engine_label = "{engine=\"0\",model_name=\"org/model\"";
+  for (const std::string& line :
+       {"vllm:kv_offload_cpu_cache_usage_perc" + engine_label + "} 0.25\n",
+        "vllm:kv_offload_total_bytes_total" + engine_label +
+            ",transfer_type=\"GPU_to_CPU\"} 4096\n",
+        "vllm:kv_offload_total_bytes_total" + engine_label +
+            ",transfer_type=\"CPU_to_GPU\"} 1024\n",
+        "vllm:external_prefix_cache_hits_total" + engine_label + "} 48\n"}) {
+    EXPECT_THAT(response.body, HasSubstr(line));
+  }
+  EXPECT_THAT(response.body, HasSubstr("num_cpu_blocks=\"8\""));
   EXPECT_THAT(response.body,
               HasSubstr("http_requests_total{handler=\"/v1/chat/completions\",method=\"POST\","
                         "status=\"2xx\"} 1\n"));
