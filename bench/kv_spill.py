@@ -4,7 +4,8 @@ Usage: kv_spill.py MODEL [--out FILE.json] [--nibble build/release/nibble] [--de
                    [--prompts 4] [--rounds 6] [options of nibble serve...]
 Prompts of equal length without a common beginning are asked in turn for one token each. `recompute`: the pool holds one
 of them; `restore`: the same pool with --kv-offloading-size; `resident`: the pool holds all. Median over all rounds but the
-first, with the smallest and largest. All three must give the same tokens.
+first, with the smallest and largest. All three must give the same tokens; on CUDA a prompt computed in other chunks may
+differ, which is then said.
 """
 
 import argparse
@@ -64,13 +65,17 @@ def measure(num_blocks, *options):
                     "bytes_spilled": offload["spilled"], "bytes_restored": offload["restored"]}
 
 
+cpu = next((line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")), "unknown")
 load_before = os.getloadavg()
 runs = {}
 expected, runs["resident"] = measure(args.prompts * blocks_of_one + 1)
 for name, options in (("recompute", ()), ("restore", ("--kv-offloading-size", args.host_gib))):
     tokens, runs[name] = measure(blocks_of_one + 1, *options)
     if tokens != expected:
-        sys.exit(f"{name} gives other tokens than the pool that holds all")
+        print(f"{name} gives other tokens than the pool that holds all")
+        if name == "restore" or args.device == "cpu":
+            sys.exit(1)
 if runs["restore"]["bytes_restored"] == 0:
     sys.exit("nothing was restored")
 copied = runs["restore"]["bytes_restored"] / (args.rounds - 1) / args.prompts
@@ -78,7 +83,8 @@ extra_ms = runs["restore"]["ms_median"] - runs["resident"]["ms_median"]
 result = {
     "commit": subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE,
                              text=True).stdout.strip(),
-    "model": pathlib.Path(args.model).name, "device": args.device, "prompt_tokens": args.prompt_tokens,
+    "model": pathlib.Path(args.model).name, "device": args.device, "cpu": cpu, "serve_options": serve_options,
+    "prompt_tokens": args.prompt_tokens,
     "prompts": args.prompts, "rounds": args.rounds, "load_before": load_before, "load_after": os.getloadavg(),
     "runs": runs, "bytes_restored_a_prompt": copied,
     "recompute_over_restore": runs["recompute"]["ms_median"] / runs["restore"]["ms_median"],
