@@ -151,6 +151,7 @@ int Main(int argc, char** argv) {
   commands.push_back(MakeTokenizeCommand());
   commands.push_back(MakeRenderCommand());
   commands.push_back(MakeKernelsCommand());
+  commands.push_back(MakeDoctorCommand());
   for (const auto& command : commands) {
     CLI::App* sub = app.add_subcommand(command->name(), command->summary());
     sub->footer(command->description());

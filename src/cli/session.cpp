@@ -113,6 +113,13 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
   const Clock::TimePoint begin = SystemClock().Now();
   NIBBLE_TRY(path, flags.Path());
   LoadedModel model;
+  // First: whoever asks for a card that is not there learns it at once.
+  if (flags.device == "cuda") {
+    NIBBLE_TRY(device, MakeCudaDevice(0, environment.num_threads));
+    model.device = std::move(device);
+  } else {
+    model.device = MakeCpuDevice(environment.num_threads);
+  }
   NIBBLE_TRY(checkpoint, Checkpoint::Open(path, environment.hub_cache));
   model.checkpoint = std::move(checkpoint);
   NIBBLE_TRY(certificate, LoadCertificate(*model.checkpoint));
@@ -160,12 +167,6 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
         static_cast<std::uint64_t>(std::max<std::int64_t>(0, *flags.kv_cache_memory_bytes));
   }
   runner.kv_spill_bytes = static_cast<std::uint64_t>(std::ldexp(flags.kv_offloading_size, 30));
-  if (flags.device == "cuda") {
-    NIBBLE_TRY(device, MakeCudaDevice(0, environment.num_threads));
-    model.device = std::move(device);
-  } else {
-    model.device = MakeCpuDevice(environment.num_threads);
-  }
   Progress progress("loading", options.show_progress);
   ExpectedHashes hashes;
   if (model.certificate) {

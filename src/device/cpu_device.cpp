@@ -1,6 +1,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -91,23 +92,34 @@ class CpuDevice final : public Device {
 
 }  // namespace
 
-std::uint64_t AvailableMemoryBytes() {
-  std::uint64_t available = std::numeric_limits<std::uint64_t>::max();
+MachineMemory ReadMachineMemory() {
+  MachineMemory memory;
   std::ifstream meminfo("/proc/meminfo");
   std::string key;
   std::string unit;
   std::uint64_t kib = 0;
   while (meminfo >> key >> kib) {
     std::getline(meminfo, unit);
+    if (key == "MemTotal:") {
+      memory.total_bytes = kib * 1024;
+    }
     if (key == "MemAvailable:") {
-      available = kib * 1024;
+      memory.available_bytes = kib * 1024;
       break;
     }
   }
-  const auto limit = ReadNumber("/sys/fs/cgroup/memory.max");
-  const auto used = ReadNumber("/sys/fs/cgroup/memory.current");
-  if (limit && used && *limit > *used) {
-    available = std::min(available, *limit - *used);
+  // "max", no number, is no limit.
+  memory.cgroup_limit_bytes = ReadNumber("/sys/fs/cgroup/memory.max").value_or(0);
+  memory.cgroup_used_bytes = ReadNumber("/sys/fs/cgroup/memory.current").value_or(0);
+  return memory;
+}
+
+std::uint64_t AvailableMemoryBytes() {
+  const MachineMemory memory = ReadMachineMemory();
+  std::uint64_t available = memory.available_bytes > 0 ? memory.available_bytes
+                                                       : std::numeric_limits<std::uint64_t>::max();
+  if (memory.cgroup_limit_bytes > memory.cgroup_used_bytes) {
+    available = std::min(available, memory.cgroup_limit_bytes - memory.cgroup_used_bytes);
   }
   return available;
 }

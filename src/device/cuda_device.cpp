@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "base/text.h"
+#include "device/cuda_start.h"
 
 namespace nibble {
 namespace {
@@ -303,24 +304,16 @@ class CudaDeviceImpl final : public CudaDevice {
 
 }  // namespace
 
+bool BuiltWithCuda() { return true; }
+
 Result<std::unique_ptr<Device>> MakeCudaDevice(int ordinal, int num_threads) {
   int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error == cudaErrorInsufficientDriver) {
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
     int driver = 0;
     cudaDriverGetVersion(&driver);
     return Fail(ErrorCode::kUnavailable,
-                driver == 0
-                    ? "no NVIDIA driver is installed (libcuda.so.1 was not found); run with "
-                      "--device cpu"
-                    : fmt::format("the NVIDIA driver speaks CUDA {}.{}; nibble needs 13.0: "
-                                  "update the driver, or run with --device cpu",
-                                  driver / 1000, driver % 1000 / 10));
-  }
-  if (error != cudaSuccess) {
-    return Fail(
-        ErrorCode::kUnavailable,
-        fmt::format("CUDA does not start: {}; run with --device cpu", cudaGetErrorString(error)));
+                fmt::format("{}; or run with --device cpu (nibble doctor shows what is here)",
+                            ExplainCudaStart(error, driver, cudaGetErrorString(error))));
   }
   if (ordinal < 0 || ordinal >= count) {
     return Fail(ErrorCode::kUnavailable,

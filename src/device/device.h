@@ -169,6 +169,15 @@ std::unique_ptr<Device> MakeCpuDevice(int num_threads = 0);
 /// what is missing (a build without CUDA, the driver, a card, a card that is too old).
 Result<std::unique_ptr<Device>> MakeCudaDevice(int ordinal, int num_threads = 0);
 
+/// Memory of the machine and of the cgroup around this process; 0: unknown, or no limit.
+struct MachineMemory {
+  std::uint64_t total_bytes = 0;
+  std::uint64_t available_bytes = 0;  // of the machine
+  std::uint64_t cgroup_limit_bytes = 0;
+  std::uint64_t cgroup_used_bytes = 0;
+};
+MachineMemory ReadMachineMemory();
+
 /// Bytes of memory that the machine, and the cgroup around this process, still have to give.
 std::uint64_t AvailableMemoryBytes();
 
