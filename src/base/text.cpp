@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstdint>
+#include <optional>
 
 #include "base/limits.h"
 
@@ -70,6 +73,36 @@ std::string HumanBytes(double bytes) {
   }
   const int digits = unit == 0 || bytes >= 99.95 ? 0 : bytes >= 9.995 ? 1 : 2;
   return fmt::format("{:.{}f} {}", bytes, digits, kUnits[unit]);
+}
+
+std::optional<std::uint64_t> ParseBytes(std::string_view text) {
+  constexpr std::string_view kLetters = "kmgt";
+  const std::size_t digits = std::min(text.find_first_not_of("0123456789."), text.size());
+  const std::string_view number = text.substr(0, digits);
+  const std::string_view unit = text.substr(digits);
+  double scale = 1.0;
+  bool binary = false;
+  if (!unit.empty() && unit != "B") {
+    const std::string_view rest = unit.substr(1);
+    const bool is_lower = unit[0] >= 'a';
+    const std::size_t power = kLetters.find(is_lower ? unit[0] : static_cast<char>(unit[0] + 32));
+    if (power == std::string_view::npos || (!rest.empty() && rest != "B" && rest != "iB")) {
+      return std::nullopt;
+    }
+    binary = rest == "iB" || (rest.empty() && !is_lower);
+    for (std::size_t i = 0; i <= power; ++i) {
+      scale *= binary ? 1024.0 : 1000.0;
+    }
+  }
+  if (binary && number.find('.') != std::string_view::npos) {
+    return std::nullopt;
+  }
+  double value = 0.0;
+  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
+  if (error != std::errc{} || end != number.data() + number.size() || value * scale > 0x1p63) {
+    return std::nullopt;
+  }
+  return static_cast<std::uint64_t>(value * scale);
 }
 
 bool IsUtf8(std::string_view text) {

@@ -32,7 +32,10 @@ void ModelFlags::DeclareEngine(OptionSet& options) {
   options.Add("--num-gpu-blocks-override", &num_gpu_blocks_override,
               "blocks of the KV cache, exactly (16 tokens each)");
   options.Add("--kv-cache-memory-bytes", &kv_cache_memory_bytes,
-              "size of the KV cache (default: 512 MiB at most)");
+              "size of the KV cache, as 4G or 4GiB (1024) or 4g or 4GB (1000); on a card it goes "
+              "beside --gpu-memory-utilization (default on a CPU: 512 MiB at most)");
+  options.Add("--gpu-memory-utilization", &gpu_memory_utilization,
+              "share of the card's memory for weights, KV cache and all else (default: 0.9)");
   options.Add(
       "--kv-offloading-size", &kv_offloading_size,
       "GiB of host memory for KV blocks that the cache evicts (0: they are computed again)");
@@ -83,14 +86,17 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint) {
                           checkpoint.path().string()));
 }
 
-std::string DescribePlan(const Device& device) {
-  std::string text;
-  MemoryLedger& ledger = const_cast<Device&>(device).ledger();
-  for (const MemoryLedger::Line& line : ledger.lines()) {
-    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", line.name,
-                        HumanBytes(static_cast<double>(line.planned_bytes)));
+std::string DescribePlan(const Device& device, const MemoryBudget& budget) {
+  const MemoryLedger& ledger = device.ledger();
+  const auto human = [](std::uint64_t bytes) { return HumanBytes(static_cast<double>(bytes)); };
+  if (!budget.is_card) {
+    return fmt::format("{} of {} free ({})", human(ledger.planned_bytes()),
+                       human(budget.free_bytes), DescribeLines(ledger));
   }
-  return fmt::format("{} ({})", HumanBytes(static_cast<double>(ledger.planned_bytes())), text);
+  return fmt::format("{} of the card's {} ({} free), {} of pinned host memory ({})",
+                     human(ledger.planned_bytes(MemoryPlace::kDevice)), human(budget.total_bytes),
+                     human(budget.free_bytes), human(ledger.planned_bytes(MemoryPlace::kHost)),
+                     DescribeLines(ledger));
 }
 
 // auto: bfloat16 on a CPU, float16 on CUDA, whose products take fp16 (docs/adr/0007).
@@ -106,6 +112,34 @@ static KvDType KvDTypeOf(const ModelFlags& flags) {
     return KvDType::kF16;
   }
   return KvDType::kBF16;
+}
+
+// --kv-cache-memory-bytes and --gpu-memory-utilization.
+static Result<void> SetMemory(const ModelFlags& flags, RunnerConfig& runner) {
+  if (!flags.kv_cache_memory_bytes.empty()) {
+    runner.kv_cache_bytes = ParseBytes(flags.kv_cache_memory_bytes);
+    if (!runner.kv_cache_bytes) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--kv-cache-memory-bytes {}: expected a number of bytes such as "
+                              "2147483648, 2G, 2GiB or 2.1GB",
+                              Quote(flags.kv_cache_memory_bytes)));
+    }
+  }
+  if (!flags.gpu_memory_utilization) {
+    return {};
+  }
+  if (!(*flags.gpu_memory_utilization > 0.0 && *flags.gpu_memory_utilization <= 1.0)) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--gpu-memory-utilization {}: expected a share above 0 and up to 1",
+                            *flags.gpu_memory_utilization));
+  }
+  runner.gpu_memory_utilization = *flags.gpu_memory_utilization;
+  if (flags.device != "cuda") {
+    fmt::print(stderr,
+               "warning: --gpu-memory-utilization is for GPUs (--device cuda) and changes nothing "
+               "here; on a CPU --kv-cache-memory-bytes sets the size of the KV cache\n");
+  }
+  return {};
 }
 
 Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& options,
@@ -162,9 +196,11 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
                       .activations = activations.mode,
                       .tables = options.tables,
                       .num_blocks_override = flags.num_gpu_blocks_override};
-  if (flags.kv_cache_memory_bytes) {
-    runner.kv_cache_bytes =
-        static_cast<std::uint64_t>(std::max<std::int64_t>(0, *flags.kv_cache_memory_bytes));
+  NIBBLE_TRY_VOID(SetMemory(flags, runner));
+  if (options.show_progress) {
+    runner.on_planned = [&](const MemoryBudget& budget) {
+      fmt::print(stderr, "memory plan: {}\n", DescribePlan(*model.device, budget));
+    };
   }
   runner.kv_spill_bytes = static_cast<std::uint64_t>(std::ldexp(flags.kv_offloading_size, 30));
   Progress progress("loading", options.show_progress);
@@ -190,8 +226,7 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
                activations.mode == ActivationMode::kInt8 ? "int8" : "int16", activations.reason,
                model.certificate ? "; certificate verified" : "");
     const std::chrono::duration<double> seconds = SystemClock().Now() - begin;
-    fmt::print(stderr, "memory plan: {}; ready in {:.2f} s\n", DescribePlan(*model.device),
-               seconds.count());
+    fmt::print(stderr, "ready in {:.2f} s\n", seconds.count());
   }
   return model;
 }

@@ -27,7 +27,8 @@ struct ModelFlags {
   std::int64_t max_num_seqs = 64;
   std::int64_t max_num_batched_tokens = 512;
   std::optional<std::int64_t> num_gpu_blocks_override;
-  std::optional<std::int64_t> kv_cache_memory_bytes;
+  std::string kv_cache_memory_bytes;  // ParseBytes; empty: not given
+  std::optional<double> gpu_memory_utilization;
   double kv_offloading_size = 0.0;  // GiB
   bool enable_prefix_caching = true;
 
@@ -76,7 +77,7 @@ struct ActivationChoice {
 Result<ActivationChoice> ChooseActivations(const std::string& flag,
                                            const std::optional<Certificate>& certificate);
 
-/// "plan: weights 80.2 MB, kv_cache 512 MB, ...": one line for standard error.
-std::string DescribePlan(const Device& device);
+/// "5.42 GB of 71.3 GB (weights 4.12 GB, kv_cache 1.07 GB, ...)": one line for standard error.
+std::string DescribePlan(const Device& device, const MemoryBudget& budget);
 
 }  // namespace nibble::cli

@@ -9,18 +9,18 @@
 
 namespace nibble {
 
-MemoryLedger::Line& MemoryLedger::Find(std::string_view name) {
+MemoryLedger::Line& MemoryLedger::Find(std::string_view name, MemoryPlace place) {
   for (Line& line : lines_) {
     if (line.name == name) {
       return line;
     }
   }
-  return lines_.emplace_back(Line{.name = std::string(name)});
+  return lines_.emplace_back(Line{.name = std::string(name), .place = place});
 }
 
-void MemoryLedger::Plan(std::string_view line, std::uint64_t bytes) {
+void MemoryLedger::Plan(std::string_view line, std::uint64_t bytes, MemoryPlace place) {
   const std::lock_guard lock(mutex_);
-  Find(line).planned_bytes += bytes;
+  Find(line, place).planned_bytes += bytes;
 }
 
 std::vector<MemoryLedger::Line> MemoryLedger::lines() const {
@@ -29,10 +29,14 @@ std::vector<MemoryLedger::Line> MemoryLedger::lines() const {
 }
 
 std::uint64_t MemoryLedger::planned_bytes() const {
+  return planned_bytes(MemoryPlace::kDevice) + planned_bytes(MemoryPlace::kHost);
+}
+
+std::uint64_t MemoryLedger::planned_bytes(MemoryPlace place) const {
   const std::lock_guard lock(mutex_);
   std::uint64_t sum = 0;
   for (const Line& line : lines_) {
-    sum += line.planned_bytes;
+    sum += line.place == place ? line.planned_bytes : 0;
   }
   return sum;
 }
@@ -128,7 +132,7 @@ Result<DeviceBuffer> Device::AllocateAt(std::string_view line, std::size_t bytes
   }
   {
     const std::lock_guard lock(ledger_.mutex_);
-    ledger_.Find(line).allocated_bytes += bytes;
+    ledger_.Find(line, place).allocated_bytes += bytes;
   }
   buffer.device_ = this;
   buffer.data_ = mapped->data();

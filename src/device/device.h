@@ -16,19 +16,25 @@ namespace nibble {
 
 enum class DeviceKind : std::uint8_t { kCpu, kCuda };
 
+/// Whose memory: the device's own, or the host's that the device reads and writes by itself. On a
+/// CPU both are the same.
+enum class MemoryPlace : std::uint8_t { kDevice, kHost };
+
 /// What each large allocation was planned to be and what it became. Every allocation names its
 /// line.
 class MemoryLedger {
  public:
   struct Line {
     std::string name;
+    MemoryPlace place = MemoryPlace::kDevice;
     std::uint64_t planned_bytes = 0;
     std::uint64_t allocated_bytes = 0;
   };
-  /// Adds to the plan of a line (created on first use).
-  void Plan(std::string_view line, std::uint64_t bytes);
+  /// Adds to the plan of a line (created on first use, at `place`).
+  void Plan(std::string_view line, std::uint64_t bytes, MemoryPlace place = MemoryPlace::kDevice);
   std::vector<Line> lines() const;
   std::uint64_t planned_bytes() const;
+  std::uint64_t planned_bytes(MemoryPlace place) const;
   std::uint64_t allocated_bytes() const;
   /// After this, nothing large may be allocated: "ready".
   void Seal();
@@ -36,7 +42,7 @@ class MemoryLedger {
 
  private:
   friend class Device;
-  Line& Find(std::string_view name);
+  Line& Find(std::string_view name, MemoryPlace place);
   mutable std::mutex mutex_;
   std::vector<Line> lines_;
   bool sealed_ = false;
@@ -148,7 +154,7 @@ class Device {
   virtual void Replay(CapturedStep step);
 
  protected:
-  enum class Place : std::uint8_t { kDevice, kHost };
+  using Place = MemoryPlace;
   virtual Result<std::span<std::byte>> Map(std::size_t bytes, Place place) = 0;
   virtual void Unmap(std::span<std::byte> memory, Place place) = 0;
   /// A staging range for `bytes` at `destination`, and its end.

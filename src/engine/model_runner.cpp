@@ -12,72 +12,8 @@ namespace nibble {
 namespace {
 
 constexpr std::int64_t kMaxLogitRows = 64;
-// What the KV pool takes when nobody says: enough for a busy laptop, little enough to start at
-// once.
-constexpr std::uint64_t kDefaultKvBytes = std::uint64_t{512} << 20;
-
-std::string Lines(const MemoryLedger& ledger) {
-  std::string text;
-  for (const MemoryLedger::Line& line : ledger.lines()) {
-    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", line.name,
-                        HumanBytes(static_cast<double>(line.planned_bytes)));
-  }
-  return text;
-}
-
-// Blocks of the pool: what was asked for, else the default size but never less than one sequence's
-// worst case.
-Result<std::int64_t> ChooseBlocks(const RunnerConfig& config, const KvCacheSpec& spec,
-                                  const MemoryLedger& ledger, std::uint64_t available,
-                                  bool take_all) {
-  const auto block_bytes = static_cast<std::uint64_t>(spec.BlockBytes());
-  const std::int64_t one_sequence =
-      (config.max_model_len + spec.block_size_tokens - 1) / spec.block_size_tokens;
-  const std::int64_t all = one_sequence * config.max_num_sequences;
-  if (config.num_blocks_override) {
-    return *config.num_blocks_override;
-  }
-  const std::uint64_t others = ledger.planned_bytes();
-  const std::uint64_t room = available > others ? available - others : 0;
-  std::int64_t blocks = 0;
-  if (config.kv_cache_bytes) {
-    blocks = static_cast<std::int64_t>(*config.kv_cache_bytes / block_bytes);
-  } else {
-    // A card is there to be filled; a machine's memory has other uses.
-    const auto wanted =
-        static_cast<std::int64_t>((take_all ? room : kDefaultKvBytes) / block_bytes);
-    blocks = std::min(all, std::max(wanted, one_sequence));
-  }
-  if (static_cast<std::uint64_t>(blocks) * block_bytes > room) {
-    blocks = static_cast<std::int64_t>(room / block_bytes);
-  }
-  if (blocks < one_sequence) {
-    return Fail(
-        ErrorCode::kOutOfMemory,
-        fmt::format(
-            "the KV cache of one sequence of {} tokens takes {} but {} are left beside {}; "
-            "lower --max-model-len or use --kv-cache-dtype int8",
-            config.max_model_len,
-            HumanBytes(static_cast<double>(one_sequence) * static_cast<double>(block_bytes)),
-            HumanBytes(static_cast<double>(room)), Lines(ledger)));
-  }
-  return blocks;
-}
-
-// What the plan may use: what was asked for, a card's share, or what the machine has free.
-std::uint64_t Available(const RunnerConfig& config, const Device& device) {
-  if (config.available_bytes > 0) {
-    return config.available_bytes;
-  }
-  if (device.kind() == DeviceKind::kCpu) {
-    return device.AvailableBytes();
-  }
-  // Of the whole card, less what others hold already (vLLM's gpu_memory_utilization).
-  const auto share = static_cast<std::uint64_t>(config.memory_utilization *
-                                                static_cast<double>(device.TotalBytes()));
-  const std::uint64_t taken = device.TotalBytes() - device.AvailableBytes();
-  return share > taken ? share - taken : 0;
-}
+// What a recorded step takes of the card for each kernel in it.
+constexpr std::uint64_t kCapturedKernelBytes = 4096;
 
 // Plans the host memory for evicted blocks; how many it holds. On a CPU it comes out of the same
 // memory as all else.
@@ -101,7 +37,9 @@ Result<std::int64_t> PlanSpill(const RunnerConfig& config, const KvCacheSpec& sp
                             HumanBytes(static_cast<double>(config.kv_spill_bytes)),
                             HumanBytes(static_cast<double>(room))));
   }
-  ledger.Plan("kv_spill", num_blocks * block_bytes);
+  if (num_blocks > 0) {
+    ledger.Plan("kv_spill", num_blocks * block_bytes, MemoryPlace::kHost);
+  }
   return static_cast<std::int64_t>(num_blocks);
 }
 
@@ -115,6 +53,19 @@ std::size_t BatchClass(std::size_t sequences) {
                             : sequences <= 256 ? 32
                                                : 64;
   return (sequences + grain - 1) / grain * grain;
+}
+
+// All recorded steps: one for each class of batch size.
+std::uint64_t CapturedBytes(const RunnerConfig& config, std::int64_t num_layers) {
+  constexpr std::int64_t kKernelsPerLayer = 8;
+  constexpr std::int64_t kOtherKernels = 16;
+  std::uint64_t classes = 0;
+  for (std::size_t rows = 1; rows <= static_cast<std::size_t>(config.max_num_sequences);
+       rows = BatchClass(rows) + 1) {
+    ++classes;
+  }
+  return classes * static_cast<std::uint64_t>(num_layers * kKernelsPerLayer + kOtherKernels) *
+         kCapturedKernelBytes;
 }
 
 // Gives the range its pages, all workers at it.
@@ -170,21 +121,32 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
                          .dtype = config.kv_dtype,
                          .block_size_tokens = BlockSizeTokens(device)};
   NIBBLE_TRY_VOID(Validate(spec));
-  const std::uint64_t available = Available(config, device);
-  if (ledger.planned_bytes() > available) {
-    return Fail(ErrorCode::kOutOfMemory,
-                fmt::format("{} needs {} ({}) and {} are available; use a smaller or more "
-                            "quantized model, or lower "
-                            "--max-num-batched-tokens",
-                            checkpoint.path().string(),
-                            HumanBytes(static_cast<double>(ledger.planned_bytes())), Lines(ledger),
-                            HumanBytes(static_cast<double>(available))));
-  }
-  NIBBLE_TRY(num_blocks, ChooseBlocks(config, spec, ledger, available, device.CanCaptureSteps()));
   const std::int64_t spare = device.CanCaptureSteps() ? 1 : 0;
-  const std::size_t kv_bytes = static_cast<std::size_t>(num_blocks + spare) * spec.BlockBytes();
+  if (device.CanCaptureSteps()) {
+    ledger.Plan("graphs", CapturedBytes(config, model.num_layers));
+  }
+  const MemoryBudget budget =
+      config.budget ? *config.budget : BudgetOf(device, config.gpu_memory_utilization);
+  auto num_blocks = PlanKvPool(
+      budget,
+      {.block_bytes = static_cast<std::uint64_t>(spec.BlockBytes()),
+       .block_size_tokens = spec.block_size_tokens,
+       .extra_blocks = spare,
+       .max_model_len = config.max_model_len,
+       .max_num_sequences = config.max_num_sequences,
+       .num_blocks = config.num_blocks_override,
+       .kv_cache_bytes = config.kv_cache_bytes},
+      budget.is_card ? ledger.planned_bytes(MemoryPlace::kDevice) : ledger.planned_bytes(),
+      DescribeLines(ledger));
+  if (!num_blocks) {
+    return Fail(num_blocks.error(), fmt::format("{}: ", checkpoint.path().string()));
+  }
+  const std::size_t kv_bytes = static_cast<std::size_t>(*num_blocks + spare) * spec.BlockBytes();
   ledger.Plan("kv_cache", kv_bytes);
-  NIBBLE_TRY(num_host_blocks, PlanSpill(config, spec, device, available));
+  NIBBLE_TRY(num_host_blocks, PlanSpill(config, spec, device, budget.free_bytes));
+  if (config.on_planned) {
+    config.on_planned(budget);
+  }
   NIBBLE_TRY(kv_buffer, device.Allocate("kv_cache", kv_bytes));
   NIBBLE_TRY(kv_spill, device.AllocateHost("kv_spill", static_cast<std::size_t>(num_host_blocks) *
                                                            spec.BlockBytes()));
@@ -193,11 +155,11 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
   runner->kv_buffer_ = std::move(kv_buffer);
   runner->kv_spill_ = std::move(kv_spill);
   runner->logits_ = std::move(logits);
-  runner->num_blocks_ = num_blocks;
+  runner->num_blocks_ = *num_blocks;
   runner->num_host_blocks_ = num_host_blocks;
-  runner->spare_block_ = BlockId{static_cast<std::int32_t>(num_blocks)};
+  runner->spare_block_ = BlockId{static_cast<std::int32_t>(*num_blocks)};
   runner->cache_ = {
-      .spec = spec, .num_blocks = num_blocks + spare, .data = runner->kv_buffer_.data()};
+      .spec = spec, .num_blocks = *num_blocks + spare, .data = runner->kv_buffer_.data()};
   NIBBLE_TRY(loaded, LlamaModel::Load(checkpoint, weights, limits, config.activations, device,
                                       hashes, progress));
   runner->model_ = std::move(loaded);

@@ -13,6 +13,7 @@
 #include "base/result.h"
 #include "checkpoint/checkpoint.h"
 #include "device/device.h"
+#include "engine/memory_plan.h"
 #include "engine/step.h"
 #include "kernels/step.h"
 #include "model/llama.h"
@@ -27,11 +28,13 @@ struct RunnerConfig {
   ActivationMode activations = ActivationMode::kInt16;
   TableFormat tables = TableFormat::kAuto;
   std::optional<std::int64_t> num_blocks_override = {};  // exactly so many blocks
-  std::optional<std::uint64_t> kv_cache_bytes = {};      // at most so many bytes
-  std::uint64_t kv_spill_bytes = 0;   // host memory for blocks that the pool evicts, at most
-  std::uint64_t available_bytes = 0;  // what the plan may use in all; 0: what the device has free
-  double memory_utilization = 0.9;    // of a card's memory, where it is one (vLLM's meaning)
-  bool touch_pages = true;            // give the pool its pages now, so that nothing fails later
+  std::optional<std::uint64_t> kv_cache_bytes = {};      // exactly so many bytes
+  std::uint64_t kv_spill_bytes = 0;         // host memory for blocks that the pool evicts, at most
+  double gpu_memory_utilization = 0.9;      // of a card, where it is one
+  std::optional<MemoryBudget> budget = {};  // instead of what the device has
+  /// Called once when the plan holds, before memory is taken and weights are read.
+  std::function<void(const MemoryBudget&)> on_planned = {};
+  bool touch_pages = true;  // give the pool its pages now, so that nothing fails later
 };
 
 /// Runs steps on one device: flat batch in, tokens out. On a CPU a step is done when Launch returns
@@ -40,9 +43,9 @@ struct RunnerConfig {
 /// with sequences of one token that write to a block nobody owns, and replayed.
 class ModelRunner final : public StepExecutor {
  public:
-  /// Plans all memory (weights, rope, workspace, scratch, logits, kv_cache, kv_spill), refuses what
-  /// does not fit before a weight is read, then loads. Errors: kOutOfMemory with the bytes and the
-  /// flag that would help; what loading gives.
+  /// Plans all memory (weights, rope, workspace, scratch, step inputs, attention, sampler, logits,
+  /// graphs, kv_cache, kv_spill), refuses what does not fit before a weight is read, then loads.
+  /// Errors: kOutOfMemory with the bytes and the flag that would help; what loading gives.
   static Result<std::unique_ptr<ModelRunner>> Create(const Checkpoint& checkpoint,
                                                      const RunnerConfig& config, Device& device,
                                                      const ExpectedHashes& hashes = {},

@@ -29,7 +29,8 @@ struct StepLimits {
   int max_in_flight = 1;  // steps begun and not yet collected
 };
 
-/// Adds the lines "step" (device) and "step (host)" to the ledger.
+/// Adds the lines of step inputs, attention and the sampler to the ledger, on the device and on the
+/// host.
 void PlanSteps(Device& device, const StepLimits& limits);
 /// Allocates what PlanSteps announced. Errors: kOutOfMemory.
 Result<void> PrepareSteps(Device& device, const StepLimits& limits);

@@ -29,6 +29,23 @@ TEST(HumanBytes, KeepsThreeSignificantDigits) {
   EXPECT_EQ(HumanBytes(999'600), "1.00 MB");
 }
 
+TEST(ParseBytes, TakesWhatVllmTakesAndUnitsInFull) {
+  EXPECT_EQ(ParseBytes("0"), 0U);
+  EXPECT_EQ(ParseBytes("1073741824"), 1073741824U);
+  EXPECT_EQ(ParseBytes("25.6k"), 25'600U);
+  EXPECT_EQ(ParseBytes("1K"), 1024U);
+  EXPECT_EQ(ParseBytes("2g"), 2'000'000'000U);
+  EXPECT_EQ(ParseBytes("2G"), 2ULL << 30);
+  EXPECT_EQ(ParseBytes("2GiB"), 2ULL << 30);
+  EXPECT_EQ(ParseBytes("1.5GB"), 1'500'000'000U);
+  EXPECT_EQ(ParseBytes("1T"), 1ULL << 40);
+  EXPECT_EQ(ParseBytes("7B"), 7U);
+  for (const char* wrong :
+       {"", "G", "-1", "1.5G", "1 G", "1x", "1GiBs", "1..5", "1e9", "9999999t"}) {
+    EXPECT_EQ(ParseBytes(wrong), std::nullopt) << wrong;
+  }
+}
+
 TEST(Sha256, MatchesTheStandardsExample) {
   const std::string_view abc = "abc";
   EXPECT_EQ(Sha256Hex(std::as_bytes(std::span(abc))),

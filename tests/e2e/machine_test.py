@@ -4,12 +4,13 @@ import json
 import os
 import pathlib
 import subprocess
+import time
 import unittest
 
 import nibble_process
 from nibble_process import GOLDEN, run
 
-EXIT_NO_RESOURCES = 5
+EXIT_USAGE, EXIT_NO_RESOURCES = 2, 5
 RUN = ("run", GOLDEN / "llama3", "--prompt", "a", "--max-tokens", 1)
 
 
@@ -24,6 +25,36 @@ class MissingDevice(unittest.TestCase):
                 self.assertEqual(result.stdout, "")
                 self.assertRegex(result.stderr, "built without CUDA|NVIDIA driver")
                 self.assertIn("--device cpu", result.stderr)
+
+
+class MemoryPlan(unittest.TestCase):
+    def test_a_cache_beyond_the_machine_is_refused_at_once_with_numbers(self):
+        begin = time.monotonic()
+        result = run(*RUN, "--kv-cache-memory-bytes", "500T")
+        self.assertEqual(result.returncode, EXIT_NO_RESOURCES, result.stderr)
+        self.assertLess(time.monotonic() - begin, 5)  # a second, on a machine that is not busy
+        self.assertIn("asks for a KV cache of 550 TB", result.stderr)
+        self.assertRegex(result.stderr, r"[0-9.]+ .B of the machine's memory are free; "
+                                        r"at most --kv-cache-memory-bytes \d+ fits")
+
+    def test_the_plan_is_printed_before_loading(self):
+        result = run(*RUN, "--kv-cache-memory-bytes", "2MiB")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, r"memory plan: .* of .* free \(weights .*workspace .*logits .*kv_cache 2\.")
+        self.assertLess(result.stderr.index("memory plan"), result.stderr.index("ready in"))
+
+    def test_a_share_of_a_card_changes_nothing_on_a_cpu_and_says_so(self):
+        result = run(*RUN, "--gpu-memory-utilization", "0.5")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("--gpu-memory-utilization is for GPUs", result.stderr)
+
+    def test_wrong_values_are_refused(self):
+        for flag, value in (("--kv-cache-memory-bytes", "1.5G"), ("--kv-cache-memory-bytes", "lots"),
+                            ("--gpu-memory-utilization", "1.5"), ("--gpu-memory-utilization", "0")):
+            with self.subTest(flag=flag, value=value):
+                result = run(*RUN, flag, value)
+                self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
+                self.assertIn(f"{flag} {value}: expected", result.stderr)
 
 
 class Doctor(unittest.TestCase):

@@ -610,9 +610,12 @@ void Sample(KernelContext& context, float* logits, std::int64_t logits_stride,
 void PlanSteps(Device& device, const StepLimits& limits) {
   const InputLayout at = LayOut(limits);
   const auto slots = static_cast<std::size_t>(limits.max_in_flight) + 1;
-  device.ledger().Plan("step", at.bytes + PartialBytes(limits, at) + ArrivedBytes(limits) +
-                                   static_cast<std::size_t>(limits.max_sequences) * 4);
-  device.ledger().Plan("step (host)", slots * (at.bytes + ResultBytes(at)));
+  MemoryLedger& ledger = device.ledger();
+  ledger.Plan("step inputs", at.bytes);
+  ledger.Plan("attention", PartialBytes(limits, at) + ArrivedBytes(limits));
+  ledger.Plan("sampler", static_cast<std::size_t>(limits.max_sequences) * 4);
+  ledger.Plan("step inputs (host)", slots * at.bytes, MemoryPlace::kHost);
+  ledger.Plan("sampler (host)", slots * ResultBytes(at), MemoryPlace::kHost);
 }
 
 Result<void> PrepareSteps(Device& device, const StepLimits& limits) {
@@ -620,12 +623,13 @@ Result<void> PrepareSteps(Device& device, const StepLimits& limits) {
   state->limits = limits;
   state->at = LayOut(limits);
   const auto slots = static_cast<std::size_t>(limits.max_in_flight) + 1;
-  NIBBLE_TRY(inputs, device.Allocate("step", state->at.bytes));
-  NIBBLE_TRY(partial, device.Allocate("step", PartialBytes(limits, state->at)));
-  NIBBLE_TRY(arrived, device.Allocate("step", ArrivedBytes(limits)));
-  NIBBLE_TRY(tokens, device.Allocate("step", static_cast<std::size_t>(limits.max_sequences) * 4));
-  NIBBLE_TRY(staging, device.AllocateHost("step (host)", slots * state->at.bytes));
-  NIBBLE_TRY(results, device.AllocateHost("step (host)", slots * ResultBytes(state->at)));
+  NIBBLE_TRY(inputs, device.Allocate("step inputs", state->at.bytes));
+  NIBBLE_TRY(partial, device.Allocate("attention", PartialBytes(limits, state->at)));
+  NIBBLE_TRY(arrived, device.Allocate("attention", ArrivedBytes(limits)));
+  NIBBLE_TRY(tokens,
+             device.Allocate("sampler", static_cast<std::size_t>(limits.max_sequences) * 4));
+  NIBBLE_TRY(staging, device.AllocateHost("step inputs (host)", slots * state->at.bytes));
+  NIBBLE_TRY(results, device.AllocateHost("sampler (host)", slots * ResultBytes(state->at)));
   state->inputs = std::move(inputs);
   state->partial = std::move(partial);
   state->arrived = std::move(arrived);
