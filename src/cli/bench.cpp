@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -13,6 +14,8 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "cli/command.h"
+#include "cli/kernels.h"
+#include "cli/limits_text.h"
 #include "cli/progress.h"
 #include "cli/session.h"
 #include "json/value.h"
@@ -70,12 +73,44 @@ std::uint64_t AnonymousBytes() {
   return 0;
 }
 
+// Memory in use on the card, this process's and others'.
+std::int64_t CardUsedBytes(const Device& device) {
+  return static_cast<std::int64_t>(device.TotalBytes()) -
+         static_cast<std::int64_t>(device.AvailableBytes());
+}
+
 struct Measured {
   double seconds_to_first = 0.0;  // from submitting to the first token
   double prefill_tokens_per_s = 0.0;
   double decode_tokens_per_s = 0.0;  // all sequences together, after every one has its first token
   double ms_per_token = 0.0;         // of one sequence
 };
+
+// What this machine, or its card, can do at most: the bars of the table.
+struct Bars {
+  double read_gb_per_s = 0.0;
+  double product_gop_per_s = 0.0;  // of the products that the model's linears are; 0: not measured
+  json::Object measured;           // all of them
+  std::string text;                // in a line
+};
+
+Result<Bars> MeasureBars(LoadedModel& model) {
+  if (model.device->kind() == DeviceKind::kCuda) {
+    NIBBLE_TRY(limits, MeasureCardLimits(*model.device));
+    return Bars{.read_gb_per_s = limits.read_gb_per_s,
+                .product_gop_per_s = limits.f16_gflop_per_s,
+                .measured = DescribeLimits(limits),
+                .text = DescribeLimitsInWords(limits)};
+  }
+  const MachineLimits limits = MeasureLimits(model.device->pool(), CurrentIsa());
+  const double limbs = model.runner->model().activations() == ActivationMode::kInt8 ? 1.0 : 2.0;
+  return Bars{.read_gb_per_s = limits.read_gb_per_s,
+              .product_gop_per_s = limits.int8_gop_per_s / limbs,
+              .measured = DescribeLimits(limits),
+              .text = fmt::format(
+                  "memory read {:.1f} GB/s, int8 products {:.2f} TOPS, fp32 {:.2f} TFLOPS",
+                  limits.read_gb_per_s, limits.int8_gop_per_s / 1e3, limits.f32_gop_per_s / 1e3)};
+}
 
 class BenchCommand final : public Command {
  public:
@@ -86,11 +121,15 @@ class BenchCommand final : public Command {
   std::string description() const override {
     return "Drives the engine as the server does: a prompt of --input-len tokens, then "
            "--output-len tokens, at each batch size;\n"
-           "the median of --iterations runs. Beside each decode figure: the bytes of one step, and "
-           "their share of the memory\n"
-           "bandwidth measured in the same run. Beside prefill: integer operations, and their "
-           "share of the machine's peak.\n\n"
-           "  nibble bench smol-int4 --json";
+           "the median of --iterations runs. Beside each decode figure: the bytes of one step, the "
+           "time they take at the memory\n"
+           "bandwidth measured in the same run (the floor), and the share of it reached. Beside "
+           "prefill: its operations, and their\n"
+           "share of the product rate measured in the same run (int8 on a CPU, dense fp16 on a "
+           "card).\n\n"
+           "  nibble bench smol-int4 --json\n"
+           "  nibble bench llama-7b-int4 --device cuda --input-len 2048\n"
+           "  nibble bench kernels --cuda          single kernels, as nibble kernels";
   }
   void Declare(OptionSet& options) override {
     flags_.DeclareModel(options);
@@ -101,10 +140,23 @@ class BenchCommand final : public Command {
                 "tokens of each prompt where the batch is above 1");
     options.Add("--iterations", &iterations_, "runs of each; the median counts");
     options.Add("--json", &json_, "print one JSON object on standard output");
+    options.Add("--cuda", &kernels_.cuda, "with kernels as MODEL: those of the card");
+    options.Add("--filter", &kernels_.filter,
+                "with kernels as MODEL: only those whose name contains this");
     flags_.DeclareEngine(options);
   }
 
   Result<int> Run(const Environment& environment) override {
+    if (flags_.model == "kernels" && !std::filesystem::exists("kernels")) {
+      kernels_.json = json_;
+      kernels_.cuda = kernels_.cuda || flags_.device == "cuda";
+      return MeasureKernels(kernels_, environment);
+    }
+    if (kernels_.cuda || !kernels_.filter.empty()) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  "--cuda and --filter go with nibble bench kernels; a model runs on a card with "
+                  "--device cuda");
+    }
     CatchInterrupts();
     std::vector<int> batches;
     for (const std::string& word :
@@ -132,17 +184,24 @@ class BenchCommand final : public Command {
     const double load_seconds = Seconds(SystemClock().Now() - begin).count();
     model.device->pool().PinCaller();
     NIBBLE_TRY(engine, MakeEngine(model, flags_));
-    const std::uint64_t anonymous = AnonymousBytes();
-    const MachineLimits limits = MeasureLimits(model.device->pool(), CurrentIsa());
-    const std::uint64_t planned = model.device->ledger().planned_bytes();
+    const Memory memory{.planned = model.device->ledger().planned_bytes(MemoryPlace::kDevice),
+                        .used = model.device->kind() == DeviceKind::kCuda
+                                    ? static_cast<std::uint64_t>(CardUsedBytes(*model.device))
+                                    : AnonymousBytes()};
+    NIBBLE_TRY(bars, MeasureBars(model));
     json::Object out;
-    Describe(model, limits, load_seconds, planned, anonymous, out);
+    Describe(model, bars, load_seconds, memory, out);
+    const bool cuda = model.device->kind() == DeviceKind::kCuda;
+    const std::int64_t before = cuda ? CardUsedBytes(*model.device) : 0;
     json::Array rows;
     for (const int batch : batches) {
-      NIBBLE_TRY(row, MeasureBatch(*engine, model, batch, limits));
+      NIBBLE_TRY(row, MeasureBatch(*engine, model, batch, bars));
       rows.push_back(std::move(row));
     }
     out.Set("batches", std::move(rows));
+    if (cuda) {  // recorded steps, mostly
+      out.Set("card_growth_bytes", CardUsedBytes(*model.device) - before);
+    }
     if (json_) {
       fmt::print("{}\n", json::Dump(out, {.indent = 1, .key_separator = ": "}));
     }
@@ -150,8 +209,14 @@ class BenchCommand final : public Command {
   }
 
  private:
-  void Describe(LoadedModel& model, const MachineLimits& limits, double load_seconds,
-                std::uint64_t planned, std::uint64_t anonymous, json::Object& out) const {
+  struct Memory {
+    std::uint64_t planned = 0;
+    std::uint64_t used = 0;  // of a card: all that is in use; else anonymous memory of this process
+  };
+
+  void Describe(LoadedModel& model, const Bars& bars, double load_seconds, const Memory& memory,
+                json::Object& out) const {
+    const bool cuda = model.device->kind() == DeviceKind::kCuda;
     const bool int8 = model.runner->model().activations() == ActivationMode::kInt8;
     out.Set("model", flags_.model.empty() ? flags_.model_flag : flags_.model);
     out.Set("cpu", DescribeCpu());
@@ -159,31 +224,30 @@ class BenchCommand final : public Command {
     out.Set("threads", model.device->pool().num_workers());
     out.Set("activations", int8 ? "int8" : "int16");
     out.Set("load_seconds", load_seconds);
-    out.Set("planned_bytes", planned);
-    out.Set("anonymous_bytes", anonymous);
-    json::Object measured;
-    measured.Set("read_gb_per_s_one_thread", limits.read_gb_per_s_one);
-    measured.Set("read_gb_per_s", limits.read_gb_per_s);
-    measured.Set("int8_gop_per_s", limits.int8_gop_per_s);
-    measured.Set("f32_gop_per_s", limits.f32_gop_per_s);
-    out.Set("limits", std::move(measured));
+    out.Set("planned_bytes", memory.planned);
+    out.Set(cuda ? "card_used_bytes" : "anonymous_bytes", memory.used);
+    json::Object plan;
+    for (const MemoryLedger::Line& line : model.device->ledger().lines()) {
+      plan.Set(line.name, line.planned_bytes);
+    }
+    out.Set("plan_bytes", std::move(plan));
+    out.Set("limits", bars.measured);
     if (!json_) {
       fmt::print("{}  {} threads  activations {}\n", DescribeCpu(),
                  model.device->pool().num_workers(), int8 ? "int8" : "int16");
-      fmt::print("limits: memory read {:.1f} GB/s, int8 products {:.2f} TOPS, fp32 {:.2f} TFLOPS\n",
-                 limits.read_gb_per_s, limits.int8_gop_per_s / 1e3, limits.f32_gop_per_s / 1e3);
-      fmt::print("memory: plan {}, anonymous {} ({:+.1f} %)\n\n",
-                 HumanBytes(static_cast<double>(planned)),
-                 HumanBytes(static_cast<double>(anonymous)),
-                 100.0 * (static_cast<double>(anonymous) / static_cast<double>(planned) - 1.0));
+      fmt::print("limits: {}\n", bars.text);
       fmt::print(
-          "batch  prompt  first token  prefill tok/s   of peak   ms/token   decode tok/s   MB/step "
-          "  of memory\n");
+          "memory: plan {}, {} {} ({:+.1f} %)\n\n", HumanBytes(static_cast<double>(memory.planned)),
+          cuda ? "in use on the card" : "anonymous", HumanBytes(static_cast<double>(memory.used)),
+          100.0 * (static_cast<double>(memory.used) / static_cast<double>(memory.planned) - 1.0));
+      fmt::print(
+          "batch  prompt  first token  prefill tok/s   GOP/tok   of peak    ms/step  floor ms  of "
+          "floor   MB/step   decode tok/s\n");
     }
   }
 
   Result<json::Value> MeasureBatch(Engine& engine, LoadedModel& model, int batch,
-                                   const MachineLimits& limits) const {
+                                   const Bars& bars) const {
     const std::int64_t prompt = batch == 1 ? input_len_ : batch_input_len_;
     std::vector<double> first, prefill, decode, per_token;
     for (std::int64_t i = 0; i <= iterations_; ++i) {  // the first run warms up
@@ -197,14 +261,19 @@ class BenchCommand final : public Command {
     }
     const StepCost cost = CostOf(model, batch, prompt + output_len_ / 2);
     const double steps_per_s = Median(decode) / batch;
-    const double limbs = model.runner->model().activations() == ActivationMode::kInt8 ? 1.0 : 2.0;
-    const double memory_share = steps_per_s * cost.bytes / (limits.read_gb_per_s * 1e9);
-    const double peak_share =
-        Median(prefill) * 2.0 * cost.weights * limbs / (limits.int8_gop_per_s * 1e9);
+    const double floor_seconds = cost.bytes / (bars.read_gb_per_s * 1e9);
+    const double floor_share = steps_per_s * floor_seconds;
+    const double peak_share = bars.product_gop_per_s > 0.0 ? Median(prefill) * 2.0 * cost.weights /
+                                                                 (bars.product_gop_per_s * 1e9)
+                                                           : 0.0;
     if (!json_) {
-      fmt::print("{:5} {:7} {:9.1f} ms {:13.0f} {:8.0f} % {:10.2f} {:14.1f} {:9.1f} {:9.0f} %\n",
-                 batch, prompt, Median(first) * 1e3, Median(prefill), peak_share * 100.0,
-                 Median(per_token), Median(decode), cost.bytes / 1e6, memory_share * 100.0);
+      fmt::print(
+          "{:5} {:7} {:9.1f} ms {:14.0f} {:9.2f} {:>9} {:10.3f} {:9.3f} {:7.0f} % {:9.1f} "
+          "{:14.1f}\n",
+          batch, prompt, Median(first) * 1e3, Median(prefill), 2e-9 * cost.weights,
+          bars.product_gop_per_s > 0.0 ? fmt::format("{:.0f} %", peak_share * 100.0) : "?",
+          1e3 / steps_per_s, 1e3 * floor_seconds, floor_share * 100.0, cost.bytes / 1e6,
+          Median(decode));
     }
     json::Object row;
     row.Set("batch", batch);
@@ -213,26 +282,32 @@ class BenchCommand final : public Command {
     row.Set("iterations", iterations_);
     row.Set("seconds_to_first_token", Median(first));
     row.Set("prefill_tokens_per_s", Median(prefill));
-    row.Set("prefill_share_of_integer_peak", peak_share);
+    row.Set("prefill_operations_per_token", 2.0 * cost.weights);
+    row.Set("prefill_share_of_peak",
+            bars.product_gop_per_s > 0.0 ? json::Value(peak_share) : json::Value(nullptr));
     row.Set("decode_tokens_per_s", Median(decode));
     row.Set("decode_tokens_per_s_min", std::ranges::min(decode));
     row.Set("decode_tokens_per_s_max", std::ranges::max(decode));
     row.Set("ms_per_token", Median(per_token));
     row.Set("bytes_per_step", cost.bytes);
-    row.Set("decode_share_of_memory_read", memory_share);
+    row.Set("floor_seconds_per_step", floor_seconds);
+    row.Set("floor_tokens_per_s", batch / floor_seconds);
+    row.Set("decode_share_of_floor", floor_share);
     return json::Value(std::move(row));
   }
 
   struct StepCost {
-    double bytes = 0.0;    // packed weights + keys and values read by one decode step
+    double bytes = 0.0;    // packed weights, keys and values that one decode step reads
     double weights = 0.0;  // multiplied per token of prefill (the head only once a prompt)
   };
   static StepCost CostOf(LoadedModel& model, int batch, std::int64_t context) {
     StepCost cost;
-    for (const MemoryLedger::Line& line : model.device->ledger().lines()) {
-      if (line.name == "weights") {
-        cost.bytes = static_cast<double>(line.allocated_bytes);
-      }
+    const auto plan = PlanWeights(*model.checkpoint, *model.device, model.runner->config().tables);
+    for (const PlannedWeight& weight : plan ? plan->weights : std::vector<PlannedWeight>{}) {
+      // A step reads a row of the embedding for each token, and all of it only as the head.
+      const bool only_looked_up = weight.stored->name == "model.embed_tokens.weight" &&
+                                  plan->Find("lm_head.weight") != nullptr;
+      cost.bytes += only_looked_up ? 0.0 : static_cast<double>(weight.size_bytes);
     }
     const ModelConfig& config = model.checkpoint->config();
     const KvCacheSpec spec = model.runner->model().kv_spec(model.runner->config().kv_dtype);
@@ -284,6 +359,7 @@ class BenchCommand final : public Command {
   }
 
   ModelFlags flags_;
+  KernelOptions kernels_;
   std::vector<std::string> batches_;
   std::int64_t input_len_ = 512;
   std::int64_t output_len_ = 128;

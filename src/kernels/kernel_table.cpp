@@ -12,6 +12,10 @@ double Seconds() {
   return std::chrono::duration<double>(SystemClock().Now().time_since_epoch()).count();
 }
 
+double Fraction(double work, double seconds, double limit_giga) {
+  return seconds > 0.0 && limit_giga > 0.0 ? 1e-9 * work / seconds / limit_giga : 0.0;
+}
+
 }  // namespace
 
 std::vector<KernelInfo> KernelTable() {
@@ -27,21 +31,23 @@ std::vector<KernelInfo> KernelTable() {
 }
 
 double FractionOfLimit(const KernelSpeed& speed, const MachineLimits& limits) {
-  if (speed.seconds <= 0.0) {
-    return 0.0;
-  }
-  const auto fraction = [&](double work, double limit) {
-    return limit > 0.0 ? 1e-9 * work / speed.seconds / limit : 0.0;
-  };
   switch (speed.limit) {
     case KernelSpeed::Limit::kRead:
-      return fraction(speed.bytes, limits.read_gb_per_s);
+      return Fraction(speed.bytes, speed.seconds, limits.read_gb_per_s);
     case KernelSpeed::Limit::kInt8:
-      return fraction(speed.ops * speed.limb_products, limits.int8_gop_per_s);
+      return Fraction(speed.ops * speed.limb_products, speed.seconds, limits.int8_gop_per_s);
     case KernelSpeed::Limit::kF32:
-      return fraction(speed.ops, limits.f32_gop_per_s);
+      return Fraction(speed.ops, speed.seconds, limits.f32_gop_per_s);
+    case KernelSpeed::Limit::kF16:
+      break;  // no CPU kernel multiplies fp16
   }
   return 0.0;
+}
+
+double FractionOfLimit(const KernelSpeed& speed, const CardLimits& limits) {
+  return speed.limit == KernelSpeed::Limit::kRead
+             ? Fraction(speed.bytes, speed.seconds, limits.read_gb_per_s)
+             : Fraction(speed.ops, speed.seconds, limits.f16_gflop_per_s);
 }
 
 Timing MedianTime(double seconds, const std::function<void()>& run) {

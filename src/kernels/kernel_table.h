@@ -20,7 +20,7 @@ struct KernelReport {
 
 /// One measurement of one variant.
 struct KernelSpeed {
-  enum class Limit : std::uint8_t { kRead, kInt8, kF32 };
+  enum class Limit : std::uint8_t { kRead, kInt8, kF32, kF16 };
   std::string shape;     // "out=2048 in=2048 rows=1"
   double bytes = 0.0;    // moved in one call, weights and inputs that come from memory
   double ops = 0.0;      // multiplications and additions in one call
@@ -47,8 +47,14 @@ std::vector<KernelInfo> KernelTable();
 std::vector<KernelInfo> LinearKernelInfos();
 std::vector<KernelInfo> FloatKernelInfos();  // norms, RoPE, attention, sampling
 
+/// The CUDA kernels on the shapes of a layer of Llama-2-7B: W4 products in groups of 128, attention
+/// over an fp16 cache. To be measured on a CUDA device; their check is the gpu suite of the tests.
+/// Empty in a build without CUDA.
+std::vector<KernelInfo> CudaKernelInfos();
+
 /// Share of the limit that a measurement reached, 0 if the limit is unknown.
 double FractionOfLimit(const KernelSpeed& speed, const MachineLimits& limits);
+double FractionOfLimit(const KernelSpeed& speed, const CardLimits& limits);
 
 /// The median of at least 10 timings of `run`, within about `seconds`.
 struct Timing {

@@ -1,6 +1,10 @@
 #pragma once
 
+#include <string>
+
+#include "base/result.h"
 #include "base/thread_pool.h"
+#include "device/device.h"
 #include "kernels/isa_level.h"
 
 namespace nibble {
@@ -18,5 +22,20 @@ struct MachineLimits {
 /// Measures for about `seconds`; the best of several repetitions, as the machine may be shared.
 /// Needs 256 MiB for the time of the call. Rates of arithmetic are 0 at Isa::kRef.
 MachineLimits MeasureLimits(ThreadPool& pool, Isa isa, double seconds = 1.0);
+
+/// What a card can do at most right now.
+struct CardLimits {
+  std::string name;
+  int num_sms = 0;
+  double read_gb_per_s = 0.0;      // device memory read as a stream
+  double graph_node_us = 0.0;      // one of many empty kernels of a recorded step, a block an SM
+  double dependent_node_us = 0.0;  // the same where each may start while the one before it ends
+  double f16_gflop_per_s = 0.0;  // a dense fp16 product of 8192 cubed by cuBLASLt; 0: not measured
+  std::string f16_missing;       // why not
+};
+
+/// Measures on the device's stream for about two seconds; nothing else may run on it. Needs 2 GiB
+/// of the card for the time of the call, or what is free. Errors: kOutOfMemory, kUnavailable.
+Result<CardLimits> MeasureCardLimits(Device& device);
 
 }  // namespace nibble

@@ -98,5 +98,32 @@ class Doctor(unittest.TestCase):
         self.assertEqual(cuda["libraries"][0]["path"], folder + "/libcuda.so.1")
 
 
+class Bench(unittest.TestCase):
+    def test_each_figure_stands_beside_its_limit(self):
+        result = run("bench", GOLDEN / "llama3", "--input-len", 20, "--output-len", 8, "--iterations", 1, "--batch", 1,
+                     "--batch", 2, "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        report = json.loads(result.stdout)
+        self.assertEqual(sum(report["plan_bytes"].values()), report["planned_bytes"])
+        for row in report["batches"]:
+            floor = row["bytes_per_step"] / (report["limits"]["read_gb_per_s"] * 1e9)
+            self.assertAlmostEqual(row["floor_seconds_per_step"] / floor, 1.0)
+            self.assertAlmostEqual(row["decode_share_of_floor"] / (row["decode_tokens_per_s"] / row["floor_tokens_per_s"]),
+                                   1.0)
+
+    def test_single_kernels(self):
+        result = run("bench", "kernels", "--filter", "activations.", "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        report = json.loads(result.stdout)
+        self.assertGreater(report["limits"]["read_gb_per_s"], 0)
+        self.assertGreater(len(report["kernels"]), 0)
+
+    def test_kernels_of_a_card_need_one(self):
+        if pathlib.Path("/dev/nvidia0").exists():
+            self.skipTest("this machine has a card")
+        self.assertEqual(run("bench", "kernels", "--cuda").returncode, EXIT_NO_RESOURCES)
+        self.assertEqual(run("bench", GOLDEN / "llama3", "--cuda").returncode, EXIT_USAGE)
+
+
 nibble_process.binary()
 unittest.main(verbosity=2)

@@ -6,6 +6,8 @@
 
 #include "base/check.h"
 #include "kernels/cuda/backend.h"
+#include "kernels/kernel_table.h"
+#include "kernels/limits_probe.h"
 
 namespace nibble::cuda {
 namespace {
@@ -67,3 +69,10 @@ void HostActivations(KernelContext&, const float*, std::int64_t, std::int64_t, s
 }
 
 }  // namespace nibble::cuda
+
+namespace nibble {
+
+Result<CardLimits> MeasureCardLimits(Device&) { cuda::Absent(); }
+std::vector<KernelInfo> CudaKernelInfos() { return {}; }
+
+}  // namespace nibble

@@ -15,7 +15,7 @@
 #include "base/check.h"
 #include "device/cuda_device.h"
 #include "kernels/cuda/attention_kernel.h"
-#include "kernels/cuda/linear_kernel.h"
+#include "kernels/cuda/linear_choice.h"
 #include "kernels/cuda/ops_kernel.h"
 #include "kernels/cuda/sampling_kernel.h"
 #include "kernels/cuda/weight_layout.h"
@@ -175,25 +175,8 @@ bool SameKind(const WeightLayout& a, const WeightLayout& b) {
          a.unit_cols == b.unit_cols && a.sub_cols == b.sub_cols;
 }
 
-/// 227 KB of shared memory a block and copies by tensor map: data-centre cards from Hopper on.
-bool HasBigBlocks(const CudaDevice& device) {
-  return device.compute_capability() >= 90 && device.compute_capability() < 120;
-}
-
 void Run(CudaDevice& device, const LinearArgs& args) {
-  int error = 0;
-  const bool small = args.num_tokens <= kMaxSmallTokens;
-  const bool copies = args.layout.cols % 8 == 0;  // of x, by tensor map
-  if (HasBigBlocks(device) && small) {
-    error = LaunchLinearSmall(args, device.num_sms(), device.stream());
-  } else if (HasBigBlocks(device) && copies && args.num_tokens <= kMaxMediumTokens) {
-    error = LaunchLinearMedium(args, device.num_sms(), device.stream());
-  } else if (device.compute_capability() == 90 && copies) {
-    error = LaunchLinearLarge(args, device.stream());
-  } else {
-    error = LaunchLinearTile(args, device.stream());
-  }
-  device.NoteError(error, "a linear kernel");
+  device.NoteError(LaunchLinear(device, args), "a linear kernel");
 }
 
 // Launches what waits. The operators that wait, and what they become:

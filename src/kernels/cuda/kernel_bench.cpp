@@ -1,0 +1,274 @@
+// The kernels of one layer of Llama-2-7B beside the card's limits. Weights and caches are
+// pseudo-random and lie in so many copies that no cache serves them twice.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/attention_kernel.h"
+#include "kernels/cuda/launch_timer.h"
+#include "kernels/cuda/limits_kernel.h"
+#include "kernels/cuda/linear_choice.h"
+#include "kernels/kernel_table.h"
+
+namespace nibble {
+namespace {
+
+using cuda::LinearArgs;
+
+constexpr std::int64_t kHidden = 4096;
+constexpr std::int64_t kInner = 11008;
+constexpr int kHeads = 32;
+constexpr int kHeadDim = 128;
+constexpr std::int64_t kColdBytes = std::int64_t{256} << 20;  // five times the L2 of a large card
+constexpr int kLeastLaunches = 20;                            // of one measurement
+
+// Device memory of one measurement, filled.
+Result<DeviceBuffer> Take(CudaDevice& device, std::int64_t bytes) {
+  const std::int64_t rounded = (bytes + 255) / 256 * 256;
+  NIBBLE_TRY(buffer, device.Allocate("bench", static_cast<std::size_t>(rounded)));
+  device.NoteError(cuda::LaunchFill(buffer.data(), rounded, device.stream()), "filling memory");
+  return buffer;
+}
+
+template <typename T>
+Result<DeviceBuffer> Upload(CudaDevice& device, const std::vector<T>& values) {
+  NIBBLE_TRY(buffer, device.Allocate("bench", values.size() * sizeof(T)));
+  {
+    const DeviceWrite write = device.Write(buffer.data(), values.size() * sizeof(T));
+    std::memcpy(write.data(), values.data(), values.size() * sizeof(T));
+  }
+  NIBBLE_TRY_VOID(device.FinishWrites());
+  return buffer;
+}
+
+struct Matrix {
+  const char* name;
+  std::int64_t rows;  // of all parts
+  std::int64_t cols;
+  int num_parts;
+  cuda::Epilogue epilogue;
+};
+constexpr Matrix kMatrices[] = {
+    {"qkv", 3 * kHidden, kHidden, 3, cuda::Epilogue::kStore},
+    {"o", kHidden, kHidden, 1, cuda::Epilogue::kAdd},
+    {"gate_up", 2 * kInner, kHidden, 2, cuda::Epilogue::kSwiGlu},
+    {"down", kHidden, kInner, 1, cuda::Epilogue::kAdd},
+};
+constexpr int kTokens[] = {1, 8, 32, 2048};
+
+Result<KernelSpeed> MeasureLinear(CudaDevice& device, const Matrix& matrix, int tokens) {
+  const std::int64_t part_rows = matrix.rows / matrix.num_parts;
+  NIBBLE_TRY(layout, cuda::LayoutOf({.rows = part_rows,
+                                     .cols = matrix.cols,
+                                     .kind = CodecKind::kUniform,
+                                     .bits = 4,
+                                     .group_size = 128}));
+  const auto part_bytes = static_cast<std::int64_t>((layout.size_bytes() + 255) / 256 * 256);
+  const std::int64_t weight_bytes = part_bytes * matrix.num_parts;
+  const std::int64_t copies = std::max<std::int64_t>(2, (kColdBytes - 1) / weight_bytes + 1);
+  const int launches =
+      tokens > 256 ? static_cast<int>(copies) : std::max(kLeastLaunches, static_cast<int>(copies));
+  NIBBLE_TRY(weights, Take(device, weight_bytes * copies));
+  NIBBLE_TRY(x, Take(device, 2 * tokens * matrix.cols));
+  NIBBLE_TRY(y, Take(device, 4 * tokens * matrix.rows));
+  LinearArgs args{.layout = layout,
+                  .num_parts = matrix.num_parts,
+                  .epilogue = matrix.epilogue,
+                  .x = x.as<std::uint16_t>(),
+                  .x_stride = matrix.cols,
+                  .num_tokens = tokens,
+                  .product = y.as<std::uint16_t>(),
+                  .product_stride = part_rows};
+  const auto run = [&] {
+    int error = 0;
+    for (int i = 0; i < launches && error == 0; ++i) {
+      for (int p = 0; p < matrix.num_parts; ++p) {
+        const std::byte* weight = weights.data() + (i % copies * matrix.num_parts + p) * part_bytes;
+        args.parts[p] = {.weight = reinterpret_cast<const std::uint8_t*>(weight),
+                         .factor = reinterpret_cast<const float*>(weight + layout.factor_offset()),
+                         .y = y.as<float>() + p * part_rows,
+                         .y_stride = matrix.rows,
+                         .rows = layout.rows,
+                         .num_tiles = layout.num_tiles};
+      }
+      error = cuda::LaunchLinear(device, args);
+    }
+    return error;
+  };
+  NIBBLE_TRY(timing, cuda::TimeLaunches(device, run));
+  const std::int64_t out_bytes = matrix.epilogue == cuda::Epilogue::kSwiGlu ? 2 * part_rows
+                                 : matrix.epilogue == cuda::Epilogue::kAdd  ? 8 * matrix.rows
+                                                                            : 4 * matrix.rows;
+  KernelSpeed speed;
+  speed.shape = fmt::format("{} out={} in={} rows={} {}", matrix.name, matrix.rows, matrix.cols,
+                            tokens, Name(cuda::ChooseLinear(device, args)));
+  speed.bytes =
+      static_cast<double>(static_cast<std::int64_t>(layout.size_bytes()) * matrix.num_parts +
+                          tokens * (2 * matrix.cols + out_bytes));
+  speed.ops = 2.0 * static_cast<double>(matrix.rows * matrix.cols * tokens);
+  speed.seconds = timing.seconds / launches;
+  speed.num_runs = timing.num_runs;
+  speed.limit = tokens > 64 ? KernelSpeed::Limit::kF16 : KernelSpeed::Limit::kRead;
+  return speed;
+}
+
+// Attention of `batch` sequences: decode of one token after `context` - 1 others, or prefill of all
+// `context` tokens.
+Result<KernelSpeed> MeasureAttention(CudaDevice& device, bool decode, int batch, int context) {
+  using namespace cuda;  // NOLINT(google-build-using-namespace): plain data of one family
+  constexpr std::int64_t kWidth = std::int64_t{kHeads} * kHeadDim;
+  constexpr std::int64_t kHeadBytes = 2LL * kKvBlock * kHeadDim * 2;
+  constexpr std::int64_t kBlockBytes = kHeads * kHeadBytes;
+  const int blocks = (context + kKvBlock - 1) / kKvBlock;
+  const int rows = decode ? batch : batch * context;
+  const std::int64_t layer_bytes = kBlockBytes * blocks * batch;
+  const auto layers = static_cast<int>((kColdBytes - 1) / layer_bytes + 1);
+  const int launches = std::max(decode ? kLeastLaunches : 2, layers);
+  NIBBLE_TRY(cache, Take(device, layer_bytes * layers));
+  NIBBLE_TRY(q, Take(device, 4 * rows * kWidth));
+  NIBBLE_TRY(out, Take(device, 2 * rows * kWidth));
+
+  // Blocks of all sequences in a scattered order: a stride that meets each once.
+  const int all_blocks = blocks * batch;
+  std::vector<std::int32_t> table(static_cast<std::size_t>(all_blocks));
+  int stride = std::max(1, all_blocks * 5 / 8);
+  while (std::gcd(stride, all_blocks) != 1) {
+    ++stride;
+  }
+  for (std::int64_t i = 0; i < all_blocks; ++i) {
+    table[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i * stride % all_blocks);
+  }
+  std::vector<std::int32_t> first_row, num_rows, first_position, tiles;
+  std::vector<DecodeItem> items;
+  for (int s = 0; s < batch; ++s) {
+    first_row.push_back(decode ? s : s * context);
+    num_rows.push_back(decode ? 1 : context);
+    first_position.push_back(decode ? context - 1 : 0);
+    const int units = (context - 1) / kKvUnit + 1;
+    const auto first_item = static_cast<std::int32_t>(items.size());
+    for (int unit = 0; unit < units; ++unit) {
+      items.push_back({.sequence = s,
+                       .row = s,
+                       .length = context,
+                       .unit = unit,
+                       .num_units = units,
+                       .first_item = first_item});
+    }
+    for (int t = 0; t < context; t += kPrefillRows) {
+      tiles.insert(tiles.end(), {s, t});
+    }
+  }
+  NIBBLE_TRY(table_buffer, Upload(device, table));
+  NIBBLE_TRY(first_row_buffer, Upload(device, first_row));
+  NIBBLE_TRY(num_rows_buffer, Upload(device, num_rows));
+  NIBBLE_TRY(first_position_buffer, Upload(device, first_position));
+  NIBBLE_TRY(tiles_buffer, Upload(device, tiles));
+  NIBBLE_TRY(items_buffer, Upload(device, items));
+  NIBBLE_TRY(count, Upload(device, std::vector<std::int32_t>{static_cast<int>(items.size())}));
+  NIBBLE_TRY(partial, device.Allocate("bench", items.size() * kHeads * (kHeadDim + 2) * 4));
+  NIBBLE_TRY(arrived, device.Allocate("bench", static_cast<std::size_t>(batch) * kHeads * 4));
+  AttentionArgs args{.q = q.as<float>(),
+                     .q_stride = kWidth,
+                     .out = out.as<std::uint16_t>(),
+                     .out_stride = kWidth,
+                     .num_heads = kHeads,
+                     .scale_log2 = 1.44269504F / std::sqrt(static_cast<float>(kHeadDim)),
+                     .cache = {.block_bytes = kBlockBytes,
+                               .head_bytes = kHeadBytes,
+                               .num_kv_heads = kHeads,
+                               .head_dim = kHeadDim,
+                               .type = KvType::kF16},
+                     .sequences = {.first_row = first_row_buffer.as<std::int32_t>(),
+                                   .num_rows = num_rows_buffer.as<std::int32_t>(),
+                                   .first_position = first_position_buffer.as<std::int32_t>(),
+                                   .block_tables = table_buffer.as<std::int32_t>(),
+                                   .table_stride = blocks},
+                     .items = items_buffer.as<DecodeItem>(),
+                     .num_items = count.as<std::int32_t>(),
+                     .max_items = static_cast<int>(items.size()),
+                     .partial = partial.as<float>(),
+                     .arrived = arrived.as<std::int32_t>(),
+                     .tiles = tiles_buffer.as<std::int32_t>(),
+                     .num_tiles = static_cast<int>(tiles.size() / 2)};
+  const auto run = [&] {
+    int error = 0;
+    for (int i = 0; i < launches && error == 0; ++i) {
+      args.cache.data = cache.as<std::uint8_t>() + i % layers * layer_bytes;
+      error = decode ? LaunchDecodeAttention(args, device.num_sms(), device.stream())
+                     : LaunchPrefillAttention(args, device.stream());
+    }
+    return error;
+  };
+  NIBBLE_TRY(timing, TimeLaunches(device, run));
+  const double kv_bytes = 4.0 * static_cast<double>(kWidth) * context * batch;
+  // Each query meets the keys up to itself: half of them on average where all are queries.
+  const double pairs =
+      decode ? static_cast<double>(context) * batch : 0.5 * context * (context + 1.0) * batch;
+  KernelSpeed speed;
+  speed.shape =
+      fmt::format("{} heads of {}, batch={} context={}", kHeads, kHeadDim, batch, context);
+  speed.bytes = kv_bytes + 6.0 * static_cast<double>(rows * kWidth);
+  speed.ops = 4.0 * pairs * static_cast<double>(kWidth);
+  speed.seconds = timing.seconds / launches;
+  speed.num_runs = timing.num_runs;
+  speed.limit = decode ? KernelSpeed::Limit::kRead : KernelSpeed::Limit::kF16;
+  return speed;
+}
+
+// A measurement that fails becomes a row that says why.
+void Add(std::vector<KernelSpeed>& speeds, Result<KernelSpeed> speed) {
+  if (speed) {
+    speeds.push_back(std::move(*speed));
+  } else {
+    KernelSpeed failed;
+    failed.shape = speed.error().message;
+    speeds.push_back(std::move(failed));
+  }
+}
+
+}  // namespace
+
+std::vector<KernelInfo> CudaKernelInfos() {
+  std::vector<KernelInfo> infos;
+  for (const int tokens : kTokens) {
+    infos.push_back({.name = fmt::format("cuda.linear.w4.g128.rows{}", tokens),
+                     .family = "linear",
+                     .accepts = "Llama-2-7B",
+                     .bench = [tokens](Device& device) {
+                       std::vector<KernelSpeed> speeds;
+                       for (const Matrix& matrix : kMatrices) {
+                         Add(speeds,
+                             MeasureLinear(static_cast<CudaDevice&>(device), matrix, tokens));
+                       }
+                       return speeds;
+                     }});
+  }
+  infos.push_back({.name = "cuda.attention.decode.f16",
+                   .family = "attention",
+                   .accepts = "Llama-2-7B",
+                   .bench = [](Device& device) {
+                     std::vector<KernelSpeed> speeds;
+                     for (const int context : {128, 2048}) {
+                       Add(speeds,
+                           MeasureAttention(static_cast<CudaDevice&>(device), true, 32, context));
+                     }
+                     return speeds;
+                   }});
+  infos.push_back({.name = "cuda.attention.prefill.f16",
+                   .family = "attention",
+                   .accepts = "Llama-2-7B",
+                   .bench = [](Device& device) {
+                     std::vector<KernelSpeed> speeds;
+                     Add(speeds,
+                         MeasureAttention(static_cast<CudaDevice&>(device), false, 1, 2048));
+                     return speeds;
+                   }});
+  return infos;
+}
+
+}  // namespace nibble

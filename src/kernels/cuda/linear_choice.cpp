@@ -1,0 +1,48 @@
+#include "kernels/cuda/linear_choice.h"
+
+namespace nibble::cuda {
+
+bool HasBigBlocks(const CudaDevice& device) {
+  return device.compute_capability() >= 90 && device.compute_capability() < 120;
+}
+
+const char* Name(LinearVariant variant) {
+  switch (variant) {
+    case LinearVariant::kSmall:
+      return "small";
+    case LinearVariant::kMedium:
+      return "medium";
+    case LinearVariant::kLarge:
+      return "large";
+    case LinearVariant::kTile:
+      return "tile";
+  }
+  return "";
+}
+
+LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
+  const bool copies = args.layout.cols % 8 == 0;  // of x, by tensor map
+  if (HasBigBlocks(device) && args.num_tokens <= kMaxSmallTokens) {
+    return LinearVariant::kSmall;
+  }
+  if (HasBigBlocks(device) && copies && args.num_tokens <= kMaxMediumTokens) {
+    return LinearVariant::kMedium;
+  }
+  return device.compute_capability() == 90 && copies ? LinearVariant::kLarge : LinearVariant::kTile;
+}
+
+int LaunchLinear(CudaDevice& device, const LinearArgs& args) {
+  switch (ChooseLinear(device, args)) {
+    case LinearVariant::kSmall:
+      return LaunchLinearSmall(args, device.num_sms(), device.stream());
+    case LinearVariant::kMedium:
+      return LaunchLinearMedium(args, device.num_sms(), device.stream());
+    case LinearVariant::kLarge:
+      return LaunchLinearLarge(args, device.stream());
+    case LinearVariant::kTile:
+      break;
+  }
+  return LaunchLinearTile(args, device.stream());
+}
+
+}  // namespace nibble::cuda
