@@ -2,6 +2,7 @@
 // and on every machine that runs this test, not only on one machine at a time.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <set>
 #include <span>
@@ -29,17 +30,16 @@ constexpr Case kCases[] = {
     {"int8_kv_bfloat16", ActivationMode::kInt8, KvDType::kBF16},
 };
 
-class LogitHashes : public testing::TestWithParam<std::string> {};
-
-TEST_P(LogitHashes, AreTheRecordedOnesOnEveryIsa) {
+// The logits of `ids` have the hashes recorded for `name`.
+void ExpectRecorded(const std::string& name, const fs::path& path,
+                    const std::vector<TokenId>& ids) {
   const auto file = json::ParseFile(
       (fs::path(NIBBLE_SOURCE_DIR) / "tests/golden/logit_hashes/hashes.json").string());
   ASSERT_TRUE(file) << file.error().message;
-  const std::vector<TokenId> ids = ReadExpected(GetParam()).ids;
-  const json::Value* model = file->Find(GetParam());
+  const json::Value* model = file->Find(name);
   const Isa best = CurrentIsa();
   for (const Case& c : kCases) {
-    Runner runner(GetParam(), 2, c.activations, c.kv_dtype);
+    Runner runner(path, 2, c.activations, c.kv_dtype);
     const json::Value* recorded = model != nullptr ? model->Find(c.name) : nullptr;
     const std::string expected =
         recorded != nullptr && recorded->IsString() ? *recorded->AsString() : "nothing recorded";
@@ -51,12 +51,39 @@ TEST_P(LogitHashes, AreTheRecordedOnesOnEveryIsa) {
       const std::vector<float> logits = runner.Logits(ids, 64);
       const std::string found = Sha256Hex(std::as_bytes(std::span(logits)));
       // What tools/golden/make_logit_hashes.py collects.
-      RecordProperty(fmt::format("{}.{}", c.name, Name(isa)), found);
-      EXPECT_EQ(found, expected) << GetParam() << " " << c.name << " on " << Name(isa);
+      testing::Test::RecordProperty(fmt::format("{}.{}", c.name, Name(isa)), found);
+      EXPECT_EQ(found, expected) << name << " " << c.name << " on " << Name(isa);
     }
     ForceIsa(best);
   }
 }
+
+class LogitHashes : public testing::TestWithParam<std::string> {};
+
+TEST_P(LogitHashes, AreTheRecordedOnesOnEveryIsa) {
+  ExpectRecorded(GetParam(), Golden() / GetParam(), ReadExpected(GetParam()).ids);
+}
+
+// GGUF blocks, whose 4-bit codes have minima or a scale for 32 columns. Tiny ones are in the corpus
+// of the fuzz target.
+class GgufLogitHashes : public testing::TestWithParam<std::string> {};
+
+TEST_P(GgufLogitHashes, AreTheRecordedOnesOnEveryIsa) {
+  const fs::path path =
+      fs::path(testing::TempDir()) / fmt::format("{}_{}.gguf", GetParam(), getpid());
+  fs::copy_file(fs::path(NIBBLE_SOURCE_DIR) / "fuzz/corpus/gguf" / GetParam(), path,
+                fs::copy_options::overwrite_existing);
+  std::vector<TokenId> ids;
+  for (int i = 0; i < 24; ++i) {
+    ids.push_back(TokenId{i * 7 / 3 % 4});
+  }
+  ExpectRecorded(GetParam(), path, ids);
+  fs::remove(path);
+}
+
+INSTANTIATE_TEST_SUITE_P(Blocks, GgufLogitHashes,
+                         testing::Values("llama_q4_0", "llama_q4_1", "llama_q8_0"),
+                         [](const auto& param) { return param.param; });
 
 std::vector<std::string> GoldenModels() {
   std::set<std::string> names;

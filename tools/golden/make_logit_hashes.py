@@ -46,9 +46,9 @@ def main():
     (OUT / "hashes.json").write_text(text)
     (OUT / "PROVENANCE.md").write_text(f"""# Hashes of logits
 
-Written by `tools/golden/make_logit_hashes.py build/dev`: SHA-256 over the fp32 logits (little endian) of all 40
-positions of the prompt of every model in `tests/golden/models`, by activation mode and type of the KV cache, as nibble
-computes them. Recorded from: {', '.join(sorted(isas))}, which agreed.
+Written by `tools/golden/make_logit_hashes.py build/dev`: SHA-256 over the fp32 logits (little endian) of all
+positions of a prompt, by activation mode and type of the KV cache, as nibble computes them: 40 tokens for every model in
+`tests/golden/models`, 24 for three GGUF files of `fuzz/corpus/gguf`. Recorded from: {', '.join(sorted(isas))}, which agreed.
 
 sha256 of hashes.json: {hashlib.sha256(text.encode()).hexdigest()}
 """)
