@@ -24,8 +24,7 @@ std::optional<std::int32_t> ContentIndex::Find(std::uint64_t hash) const {
 bool ContentIndex::Holds(std::int32_t place, const BlockContent& content) const {
   const BlockContent own = ContentAt(place);
   return own.parent == content.parent && std::ranges::equal(own.tokens, content.tokens) &&
-         (own.parent != kChainRoot || own.salt == content.salt ||
-          MistakeIs(Mistake::kSaltIgnored));
+         (own.parent != kChainRoot || own.salt == content.salt || MistakeIs(Mistake::kSaltIgnored));
 }
 
 BlockContent ContentIndex::ContentAt(std::int32_t place) const {
@@ -46,9 +45,9 @@ void ContentIndex::Put(std::int32_t place, const BlockContent& content, ChainId 
                .chain = chain,
                .parent = content.parent,
                .salt = std::string(content.parent == kChainRoot ? content.salt : "")};
-  std::ranges::copy(content.tokens, tokens_.begin() + static_cast<std::ptrdiff_t>(
-                                                          static_cast<std::size_t>(place) *
-                                                          block_size_));
+  std::ranges::copy(
+      content.tokens,
+      tokens_.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(place) * block_size_));
 }
 
 void ContentIndex::Erase(std::int32_t place) {

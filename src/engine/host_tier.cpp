@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <ranges>
 #include <utility>
 
 #include "base/check.h"
@@ -91,9 +90,9 @@ void HostTier::TakeCopies(std::vector<BlockCopy>& spills, std::vector<BlockCopy>
     At(Raw(copy.slot)).spill_planned = false;
   }
   // The beginning of a prefix last, so that its end is reused first.
-  for (const BlockCopy& copy : std::views::reverse(restores_)) {
-    if (std::exchange(At(Raw(copy.slot)).pinned, false)) {
-      stored_.PushNewest(Raw(copy.slot));
+  for (auto copy = restores_.rbegin(); copy != restores_.rend(); ++copy) {
+    if (std::exchange(At(Raw(copy->slot)).pinned, false)) {
+      stored_.PushNewest(Raw(copy->slot));
     }
   }
   num_spilled_ += spills_.size();
