@@ -452,7 +452,9 @@ TEST(Server, ShowsMetricsUnderTheirKnownNames) {
 TEST(Server, DeliversEverythingToASlowReader) {
   FakeEngine engine([](const GenerationRequest&) { return std::string(5000, 'x'); });
   engine.step_time = std::chrono::microseconds(0);
-  Running running(engine);
+  ServerConfig config = TestConfig();
+  config.http.num_io_threads = 1;
+  Running running(engine, config);
   Client client(running.port(), /*receive_buffer_bytes=*/4096);
   // With many choices and log probabilities the kernel's buffers fill, then ours; what comes after
   // is joined.
@@ -460,6 +462,9 @@ TEST(Server, DeliversEverythingToASlowReader) {
                   R"({"prompt":"a","n":16,"stream":true,"max_tokens":200,"logprobs":20})");
   ASSERT_TRUE(client.WaitFor("data: "));
   EXPECT_TRUE(Eventually([&] { return engine.idle(); }));  // the engine never waits for a reader
+  // The one I/O thread answers this when it is done with the events before; reading earlier would
+  // race with it, and a thread slower than the reader has nothing to join.
+  EXPECT_TRUE(Client(running.port()).Get("/health").complete);
   const ClientResponse response = client.Read();
   ASSERT_TRUE(response.complete);
   EXPECT_LT(response.chunks.size(), 16U * 200U);
