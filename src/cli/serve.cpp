@@ -134,7 +134,7 @@ class ServeCommand final : public Command {
       return Fail(ErrorCode::kInvalidArgument,
                   "--queue-timeout and --shutdown-timeout take 0 to 86400 seconds");
     }
-    NIBBLE_TRY(model, LoadModel(flags_, {}, environment));
+    NIBBLE_TRY(model, LoadModel(flags_, {.touch_behind = true}, environment));
     NIBBLE_TRY(engine, MakeEngine(model, flags_, static_cast<std::int32_t>(max_queued_)));
     NIBBLE_TRY(text, TextOfModel::Create(*model.checkpoint, *model.tokenizer, template_file_));
     ServerConfig config;

@@ -195,7 +195,8 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
                       .kv_dtype = KvDTypeOf(flags),
                       .activations = activations.mode,
                       .tables = options.tables,
-                      .num_blocks_override = flags.num_gpu_blocks_override};
+                      .num_blocks_override = flags.num_gpu_blocks_override,
+                      .touch_behind = options.touch_behind};
   NIBBLE_TRY_VOID(SetMemory(flags, runner));
   if (options.show_progress) {
     runner.on_planned = [&](const MemoryBudget& budget) {

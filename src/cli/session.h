@@ -54,6 +54,7 @@ struct LoadOptions {
   bool show_progress = true;
   TableFormat tables = TableFormat::kAuto;
   bool replay_golden_logits = true;
+  bool touch_behind = false;  // the KV pool gets its pages while the first requests run
 };
 
 /// Opens the checkpoint, verifies its certificate while packing, replays the golden logits, and

@@ -12,6 +12,7 @@
 #include <system_error>
 
 #include "device/device.h"
+#include "device/populate.h"
 
 namespace nibble {
 namespace {
@@ -122,6 +123,19 @@ std::uint64_t AvailableMemoryBytes() {
     available = std::min(available, memory.cgroup_limit_bytes - memory.cgroup_used_bytes);
   }
   return available;
+}
+
+bool PopulatePages(std::byte* data, std::size_t bytes) {
+#ifdef MADV_POPULATE_WRITE
+  constexpr std::uintptr_t kPage = 4096;
+  const auto begin = reinterpret_cast<std::uintptr_t>(data) / kPage * kPage;
+  const auto end = reinterpret_cast<std::uintptr_t>(data) + bytes;
+  return bytes == 0 ||
+         madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_WRITE) == 0;
+#else
+  static_cast<void>(data);
+  return bytes == 0;
+#endif
 }
 
 std::unique_ptr<Device> MakeCpuDevice(int num_threads) {

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <string>
 
 #include "base/text.h"
+#include "device/populate.h"
 
 namespace nibble {
 namespace {
@@ -14,6 +16,7 @@ namespace {
 constexpr std::int64_t kMaxLogitRows = 64;
 // What a recorded step takes of the card for each kernel in it.
 constexpr std::uint64_t kCapturedKernelBytes = 4096;
+constexpr std::size_t kTouchPiece = std::size_t{8} << 20;
 
 // Plans the host memory for evicted blocks; how many it holds. On a CPU it comes out of the same
 // memory as all else.
@@ -70,8 +73,7 @@ std::uint64_t CapturedBytes(const RunnerConfig& config, std::int64_t num_layers)
 
 // Gives the range its pages, all workers at it.
 void TouchPages(Device& device, std::byte* data, std::size_t bytes) {
-  constexpr std::int64_t kPiece = std::int64_t{8} << 20;
-  device.pool().For(static_cast<std::int64_t>(bytes), kPiece,
+  device.pool().For(static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(kTouchPiece),
                     [&](std::int64_t begin, std::int64_t end, int) {
                       for (std::int64_t at = begin; at < end; at += 4096) {
                         data[at] = std::byte{0};
@@ -164,9 +166,24 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
                                       hashes, progress));
   runner->model_ = std::move(loaded);
   if (config.touch_pages && device.kind() == DeviceKind::kCpu) {
-    TouchPages(device, runner->kv_buffer_.data(), runner->kv_buffer_.size_bytes());
-    TouchPages(device, runner->kv_spill_.data(), runner->kv_spill_.size_bytes());
     TouchPages(device, runner->logits_.data(), runner->logits_.size_bytes());
+    const std::array ranges = {
+        std::span(runner->kv_buffer_.data(), runner->kv_buffer_.size_bytes()),
+        std::span(runner->kv_spill_.data(), runner->kv_spill_.size_bytes())};
+    const std::size_t first = std::min(kTouchPiece, ranges[0].size());
+    if (config.touch_behind && PopulatePages(ranges[0].data(), first)) {
+      runner->touching_ = std::jthread([ranges](const std::stop_token& stop) {
+        for (const std::span<std::byte> range : ranges) {
+          for (std::size_t at = 0; at < range.size() && !stop.stop_requested(); at += kTouchPiece) {
+            PopulatePages(range.data() + at, std::min(kTouchPiece, range.size() - at));
+          }
+        }
+      });
+    } else {
+      for (const std::span<std::byte> range : ranges) {
+        TouchPages(device, range.data(), range.size());
+      }
+    }
   }
   return runner;
 }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/result.h"
@@ -34,7 +35,8 @@ struct RunnerConfig {
   std::optional<MemoryBudget> budget = {};  // instead of what the device has
   /// Called once when the plan holds, before memory is taken and weights are read.
   std::function<void(const MemoryBudget&)> on_planned = {};
-  bool touch_pages = true;  // give the pool its pages now, so that nothing fails later
+  bool touch_pages = true;    // give the pool its pages now, so that nothing fails later
+  bool touch_behind = false;  // ... in the background, while the first steps run already
 };
 
 /// Runs steps on one device: flat batch in, tokens out. On a CPU a step is done when Launch returns
@@ -133,6 +135,7 @@ class ModelRunner final : public StepExecutor {
   std::vector<SampleRow> sample_rows_;
   std::vector<std::int32_t> sample_slots_;
   std::vector<float> host_logits_;  // of ChunkLogits, where logits lie elsewhere
+  std::jthread touching_;           // last: ends before the memory it touches
 };
 
 }  // namespace nibble

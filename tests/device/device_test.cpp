@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "device/populate.h"
+
 namespace nibble {
 namespace {
 
@@ -13,6 +15,18 @@ TEST(CpuDevice, LargeBuffersAreZeroAndStartOnAHugePage) {
   for (std::size_t i = 0; i < buffer->size_bytes(); i += 4096) {
     ASSERT_EQ(buffer->data()[i], std::byte{0});
   }
+}
+
+TEST(CpuDevice, PopulatingKeepsWhatTheMemoryHolds) {
+  const auto device = MakeCpuDevice(1);
+  auto buffer = device->Allocate("kv_cache", 5'000'000);
+  ASSERT_TRUE(buffer) << buffer.error().message;
+  buffer->data()[4'999'999] = std::byte{7};
+  if (!PopulatePages(buffer->data(), buffer->size_bytes())) {
+    GTEST_SKIP() << "this kernel has no MADV_POPULATE_WRITE";
+  }
+  EXPECT_EQ(buffer->data()[4'999'999], std::byte{7});
+  EXPECT_EQ(buffer->data()[0], std::byte{0});
 }
 
 TEST(CpuDevice, EveryAllocationLandsInItsLine) {
