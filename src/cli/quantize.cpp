@@ -40,7 +40,7 @@ class QuantizeCommand final : public Command {
                 "that divides every width)");
     options.Add("--symmetric", &symmetric_, "no zero points; --no-symmetric stores one a group");
     options.Add("--search-scale", &search_,
-                "search the scale with the least squared error; --no-search-scale: absmax");
+                "search the scale with the least weighted error; --no-search-scale: absmax");
     options.Add("--calibration", &text_file_,
                 "text that the certificate is measured on (default: a built-in one)");
     options.Add("--context", &context_, "tokens of a window of that text");

@@ -234,7 +234,7 @@ class Run {
     recipe.Set("bits", options_.bits);
     recipe.Set("group_size", group_size_);
     recipe.Set("symmetric", options_.symmetric);
-    recipe.Set("search_scale", options_.search_scale);
+    recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
     recipe.Set("scale_dtype", std::string(Name(float_dtype_)));
     recipe.Set("targets", "linears of the decoder blocks");
     recipe.Set("nibble", kVersion);

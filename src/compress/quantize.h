@@ -20,7 +20,7 @@ struct QuantizeOptions {
   std::int64_t group_size = -1;  // columns that share a scale; 0: a whole row; -1: the largest of
                                  // 128, 64, 32 that divides every width
   bool symmetric = true;
-  bool search_scale = true;       // MSE search; off: plain absmax
+  bool search_scale = true;       // off: plain absmax
   bool allow_requantize = false;  // of a folder whose linears are quantized already
   std::string text;               // what the certificate is measured on
   std::string text_name;

@@ -14,19 +14,24 @@ struct RtnOptions {
   int bits = 4;                     // 2..8
   std::int64_t group_size = 64;     // columns that share a scale; 0: the whole row
   bool symmetric = true;            // else an integer zero point a group
-  bool search_scale = true;         // shrink the range where that lowers the squared error
+  bool search_scale = true;         // move the range where that lowers the weighted error
   DType scale_dtype = DType::kF16;  // scales are rounded to it before codes are chosen
 };
 
 /// weights: [rows * cols], row-major. Per group, with qmax = 2^bits - 1:
-///   symmetric:   scale = absmax / (2^bits - 1) * 2,            code = clamp(round(w / scale) +
-///   2^(bits-1), 0, qmax) asymmetric:  scale = (max - min) / qmax with min <= 0 <= max, zero =
-///   clamp(round(-min / scale), 0, qmax),
-///                code = clamp(round(w / scale) + zero, 0, qmax)
-/// and with search_scale the range is multiplied by the factor of a fixed list (0.45 to 1.10) that
-/// gives the least squared error; ties take the wider range. The result does not depend on how rows
-/// are split over calls. Errors: kInvalidArgument for a group that does not divide cols, or bits
-/// outside 2..8; kCorruptFile for a weight that is not finite (the message says where).
+///   symmetric:   scale = 2 * absmax / qmax, zero = 2^(bits-1)
+///   asymmetric:  scale = (max - min) / qmax with min <= 0 <= max,
+///                zero = clamp(round(-min / scale), 0, qmax)
+///   code = clamp(round(w / scale) + zero, 0, qmax)
+/// and with search_scale the range is multiplied by the factor of a fixed list (0.70 to 1.10) that
+/// gives the least sum of (mean(w^2) + w^2) * error^2 over the group; ties take absmax, then the
+/// wider range. Without activation statistics llama.cpp weights an error by w^2 (make_qx_quants),
+/// with them by sqrt(sigma^2 + w^2): large weights tell which columns matter, and sigma^2 keeps the
+/// small ones from counting for nothing. Least squares alone clips the largest weights to make many
+/// small ones finer; but clipping always errs towards zero and adds up over a dot product, while
+/// rounding errors cancel. The result does not depend on how rows are split over calls. Errors:
+/// kInvalidArgument for a group that does not divide cols, or bits outside 2..8; kCorruptFile for a
+/// weight that is not finite (the message says where).
 Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t rows,
                                     std::int64_t cols, const RtnOptions& options);
 

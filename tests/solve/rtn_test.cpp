@@ -30,6 +30,25 @@ double SquaredError(const QuantizedTensor& tensor, std::span<const float> weight
   return sum;
 }
 
+// What the search minimizes, summed over the groups of a tensor.
+double WeightedError(const QuantizedTensor& tensor, std::span<const float> weights) {
+  const auto back = Dequantize(tensor);
+  const auto size = static_cast<std::size_t>(tensor.spec.group_size);
+  double sum = 0;
+  for (std::size_t begin = 0; begin < weights.size(); begin += size) {
+    double squares = 0;
+    for (const float w : weights.subspan(begin, size)) {
+      squares += static_cast<double>(w) * static_cast<double>(w);
+    }
+    for (std::size_t i = begin; i < begin + size; ++i) {
+      const double w = static_cast<double>(weights[i]);
+      const double d = static_cast<double>(back[i]) - w;
+      sum += (squares / static_cast<double>(size) + w * w) * d * d;
+    }
+  }
+  return sum;
+}
+
 class RtnProperty : public testing::TestWithParam<std::tuple<int, int, bool>> {};
 
 TEST_P(RtnProperty, WithoutSearchTheErrorIsAtMostAStepAndHalfAStepInside) {
@@ -50,7 +69,7 @@ TEST_P(RtnProperty, WithoutSearchTheErrorIsAtMostAStepAndHalfAStepInside) {
   }
 }
 
-TEST_P(RtnProperty, SearchNeverRaisesTheSquaredError) {
+TEST_P(RtnProperty, SearchNeverRaisesTheWeightedError) {
   const auto [bits, group, symmetric] = GetParam();
   const auto weights = RandomNormal(static_cast<std::size_t>(16 * 256), 5);
   RtnOptions options{
@@ -59,7 +78,7 @@ TEST_P(RtnProperty, SearchNeverRaisesTheSquaredError) {
   options.search_scale = true;
   const auto searched = QuantizeRtn(weights, 16, 256, options);
   ASSERT_TRUE(plain && searched);
-  EXPECT_LE(SquaredError(*searched, weights), SquaredError(*plain, weights) * (1.0 + 1e-6));
+  EXPECT_LE(WeightedError(*searched, weights), WeightedError(*plain, weights) * (1.0 + 1e-6));
 }
 
 TEST_P(RtnProperty, RowsMayBeQuantizedApart) {
@@ -108,6 +127,26 @@ TEST(Rtn, GaussianErrorMatchesTheKnownFigures) {
   ASSERT_TRUE(sym && asym);
   EXPECT_NEAR(SquaredError(*sym, weights) / energy, 1.06e-2, 1.06e-2 * 0.02);
   EXPECT_NEAR(SquaredError(*asym, weights) / energy, 8.30e-3, 8.30e-3 * 0.02);
+}
+
+// By how much the largest weight of a group loses: plain absmax 1.2 %, least squares 7.0 %, this
+// search 2.2 %.
+TEST(Rtn, TheSearchDoesNotClipTheLargestWeightsAsLeastSquaresWould) {
+  constexpr std::size_t kGroup = 64;
+  const auto weights = RandomNormal(1 << 18, 12, 1.0F);
+  const auto quantized = QuantizeRtn(weights, 1, 1 << 18,
+                                     {.bits = 4, .group_size = kGroup, .scale_dtype = DType::kF32});
+  ASSERT_TRUE(quantized);
+  const auto back = Dequantize(*quantized);
+  double lost = 0;
+  for (std::size_t begin = 0; begin < weights.size(); begin += kGroup) {
+    std::size_t largest = begin;
+    for (std::size_t i = begin; i < begin + kGroup; ++i) {
+      largest = std::fabs(weights[i]) > std::fabs(weights[largest]) ? i : largest;
+    }
+    lost += 1.0 - static_cast<double>(back[largest] / weights[largest]);
+  }
+  EXPECT_NEAR(lost / static_cast<double>(weights.size() / kGroup), 0.022, 0.01);
 }
 
 TEST(Rtn, RefusesWhatItCannotDoByName) {
