@@ -32,8 +32,9 @@ struct AttentionTile {
 
 /// Bytes of K and V of one KV head in a block.
 constexpr std::int64_t KvHeadBytes(KvDType dtype, std::int64_t head_dim) {
-  const std::int64_t values = 2 * kKvBlockTokens * head_dim;
-  return dtype == KvDType::kInt8  ? values + 2 * kKvBlockTokens * std::int64_t{2}
+  constexpr std::int64_t kValuesOfD = 2 * std::int64_t{kKvBlockTokens};  // K and V of all tokens
+  const std::int64_t values = kValuesOfD * head_dim;
+  return dtype == KvDType::kInt8  ? values + 2 * kValuesOfD  // an fp16 scale each
          : dtype == KvDType::kF32 ? 4 * values
                                   : 2 * values;
 }

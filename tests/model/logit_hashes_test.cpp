@@ -73,9 +73,9 @@ TEST_P(GgufLogitHashes, AreTheRecordedOnesOnEveryIsa) {
       fs::path(testing::TempDir()) / fmt::format("{}_{}.gguf", GetParam(), getpid());
   fs::copy_file(fs::path(NIBBLE_SOURCE_DIR) / "fuzz/corpus/gguf" / GetParam(), path,
                 fs::copy_options::overwrite_existing);
-  std::vector<TokenId> ids;
-  for (int i = 0; i < 24; ++i) {
-    ids.push_back(TokenId{i * 7 / 3 % 4});
+  std::vector<TokenId> ids(24);
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    ids[i] = TokenId{static_cast<std::int32_t>(i * 7 / 3 % 4)};
   }
   ExpectRecorded(GetParam(), path, ids);
   fs::remove(path);
