@@ -217,12 +217,15 @@ class BenchCommand final : public Command {
   void Describe(LoadedModel& model, const Bars& bars, double load_seconds, const Memory& memory,
                 json::Object& out) const {
     const bool cuda = model.device->kind() == DeviceKind::kCuda;
-    const bool int8 = model.runner->model().activations() == ActivationMode::kInt8;
+    const char* activations = cuda ? "fp16"
+                              : model.runner->model().activations() == ActivationMode::kInt8
+                                  ? "int8"
+                                  : "int16";
     out.Set("model", flags_.model.empty() ? flags_.model_flag : flags_.model);
     out.Set("cpu", DescribeCpu());
     out.Set("isa", Name(CurrentIsa()));
     out.Set("threads", model.device->pool().num_workers());
-    out.Set("activations", int8 ? "int8" : "int16");
+    out.Set("activations", activations);
     out.Set("load_seconds", load_seconds);
     out.Set("planned_bytes", memory.planned);
     out.Set(cuda ? "card_used_bytes" : "anonymous_bytes", memory.used);
@@ -234,7 +237,7 @@ class BenchCommand final : public Command {
     out.Set("limits", bars.measured);
     if (!json_) {
       fmt::print("{}  {} threads  activations {}\n", DescribeCpu(),
-                 model.device->pool().num_workers(), int8 ? "int8" : "int16");
+                 model.device->pool().num_workers(), activations);
       fmt::print("limits: {}\n", bars.text);
       fmt::print(
           "memory: plan {}, {} {} ({:+.1f} %)\n\n", HumanBytes(static_cast<double>(memory.planned)),
