@@ -135,6 +135,7 @@ class Http1Writer final : public ResponseWriter, public std::enable_shared_from_
   std::string Head(const HttpResponse& response, std::string_view framing, bool keep_alive) const;
   std::string Framed(std::string_view event) const;
   void Done();
+  // Once a request, and before its last byte leaves: a client that has its answer finds it counted.
   void Record(int status);
 
   std::shared_ptr<Connection> connection_;
@@ -151,6 +152,7 @@ class Http1Writer final : public ResponseWriter, public std::enable_shared_from_
   bool keep_alive_;
   bool chunked_;
   bool streaming_ = false;
+  bool recorded_ = false;
 };
 
 class Connection final : public std::enable_shared_from_this<Connection> {
@@ -305,6 +307,7 @@ void Http1Writer::Respond(HttpResponse response) {
   }
   response_bytes_ = bytes.size();
   status_ = response.status;
+  Record(status_);
   const auto connection = connection_;
   connection->Send(std::move(bytes));
   Done();
@@ -342,6 +345,7 @@ void Http1Writer::Finish(std::string_view last_event) {
   std::string bytes = Framed(last_event);
   bytes += chunked_ ? "0\r\n\r\n" : "";
   response_bytes_ += bytes.size();
+  Record(status_);
   if (!bytes.empty()) {
     connection->Send(std::move(bytes));
   }
@@ -353,6 +357,9 @@ std::size_t Http1Writer::buffered_bytes() const {
 }
 
 void Http1Writer::Record(int status) {
+  if (std::exchange(recorded_, true)) {
+    return;  // the last send found the client gone
+  }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start_;
   connection_->server().Record({.method = method_,
                                 .path = path_,
@@ -369,7 +376,6 @@ void Http1Writer::Done() {
   if (connection_ == nullptr) {  // the last send found the client gone
     return;
   }
-  Record(status_);
   const auto connection = std::exchange(connection_, nullptr);
   on_abort_ = nullptr;
   on_drained_ = nullptr;

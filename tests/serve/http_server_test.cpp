@@ -50,6 +50,7 @@ class HttpServerTest : public ::testing::Test {
                         });
     auto server = HttpServer::Create(config, Router({}, std::move(routes)),
                                      [this](const AccessRecord& record) {
+                                       std::this_thread::sleep_for(record_delay_);
                                        const std::lock_guard lock(mutex_);
                                        statuses_.push_back(record.status);
                                      });
@@ -72,6 +73,7 @@ class HttpServerTest : public ::testing::Test {
   std::mutex mutex_;
   std::vector<std::shared_ptr<ResponseWriter>> held_;
   std::vector<int> statuses_;
+  milliseconds record_delay_{0};
   std::atomic<int> num_aborts_{0};
   std::unique_ptr<HttpServer> server_;
 };
@@ -102,6 +104,20 @@ TEST_F(HttpServerTest, EndsAStreamWithTheLastEvent) {
   old.Send("GET /stream HTTP/1.0\r\n\r\n");
   EXPECT_TRUE(old.WaitFor("\r\n\r\nonetwo"));  // no chunks in 1.0
   EXPECT_TRUE(old.AtEnd());
+}
+
+TEST_F(HttpServerTest, CountsARequestBeforeItsClientHasTheAnswer) {
+  record_delay_ = milliseconds(100);  // time enough to read the answer, had it been sent
+  Start();
+  const auto statuses = [this] {
+    const std::lock_guard lock(mutex_);
+    return statuses_;
+  };
+  Client client(port());
+  EXPECT_EQ(client.Get("/echo").status, 200);
+  EXPECT_EQ(statuses(), (std::vector<int>{200}));
+  EXPECT_TRUE(client.Get("/stream").complete);
+  EXPECT_EQ(statuses(), (std::vector<int>{200, 200}));
 }
 
 TEST_F(HttpServerTest, SaysContinueOnlyToWhatItWillTake) {
