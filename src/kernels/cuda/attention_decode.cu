@@ -53,43 +53,67 @@ __device__ __forceinline__ void SplitsOf(const DecodeItem& item, int& begin, int
   end = min((item.unit + 1) * kSplits, (item.length - 1) / kKvSplit + 1);
 }
 
-/// Rotates the key of `row`, and writes it and the value to their place in the cache; the copies
-/// that follow find them there.
+/// Rotates the one new key of an item's sequence, writes it and the value to their place in the
+/// cache, and to the copies of their block in `tiles` (keys, values): these were made from memory
+/// before it was written. `landed` counts the bytes of the copies, `full` is told when they are
+/// whole. For a warp.
 template <int kHeadDim, KvType kType>
-__device__ __forceinline__ void WriteNewToken(const AttentionArgs& args, int kv_head, int row,
-                                              int lane) {
-  const TokenRecord token = args.tokens[row];
-  std::uint8_t* keys =
-      args.cache.data +
-      static_cast<std::int64_t>(token.kv_slot / kKvBlock) * args.cache.block_bytes +
-      kv_head * args.cache.head_bytes;
-  std::uint8_t* values = keys + kKvBlock * kHeadDim * 2;
-  const int place = token.kv_slot % kKvBlock;
-  const auto store = [&](std::uint8_t* tile, int d, float x) {
-    const std::uint16_t bits = kType == KvType::kF16 ? __half_as_ushort(__float2half_rn(x))
-                                                     : __bfloat16_as_ushort(__float2bfloat16_rn(x));
-    *reinterpret_cast<std::uint16_t*>(tile + ChunkAt<kHeadDim>(place, d / 8) + d % 8 * 2) = bits;
-  };
-  const float* k = args.k + row * args.k_stride + kv_head * kHeadDim;
-  const float* v = args.v + row * args.v_stride + kv_head * kHeadDim;
-  const float* cosines = args.cos_sin + static_cast<std::int64_t>(token.position) * kHeadDim;
+__device__ __forceinline__ void AddNewToken(const AttentionArgs& args, const Item& item, int block,
+                                            std::uint8_t* const (&tiles)[2], std::uint32_t landed,
+                                            std::uint32_t parity, const std::uint32_t (&full)[2],
+                                            int lane) {
   constexpr int kHalf = kHeadDim / 2;
+  constexpr int kPairs = (kHalf + 31) / 32;  // of a lane
+  const int position = item.of.length - 1;
+  const int place = position % kKvBlock;
+  std::uint8_t* const keys =
+      args.cache.data + block * args.cache.block_bytes + item.kv_head * args.cache.head_bytes;
+  const float* k = args.k + item.of.row * args.k_stride + item.kv_head * kHeadDim;
+  const float* v = args.v + item.of.row * args.v_stride + item.kv_head * kHeadDim;
+  const float* cosines = args.cos_sin + static_cast<std::int64_t>(position) * kHeadDim;
+  std::uint16_t bits[2][kPairs][2];  // keys and values, of d and d + kHalf
+  const auto to_bits = [](float x) {
+    return kType == KvType::kF16 ? __half_as_ushort(__float2half_rn(x))
+                                 : __bfloat16_as_ushort(__float2bfloat16_rn(x));
+  };
 #pragma unroll
-  for (int i = 0; i < (kHalf + 31) / 32; ++i) {
+  for (int i = 0; i < kPairs; ++i) {
     const int d = i * 32 + lane;
     if (d < kHalf) {
       float low = k[d];
       float high = k[d + kHalf];
       Rotate(low, high, cosines[d], cosines[d + kHalf]);
-      store(keys, d, low);
-      store(keys, d + kHalf, high);
-      store(values, d, v[d]);
-      store(values, d + kHalf, v[d + kHalf]);
+      bits[0][i][0] = to_bits(low);
+      bits[0][i][1] = to_bits(high);
+      bits[1][i][0] = to_bits(v[d]);
+      bits[1][i][1] = to_bits(v[d + kHalf]);
     }
   }
-  __threadfence();
-  asm volatile("fence.proxy.async;" ::: "memory");
-  __syncwarp();
+  const auto store = [&](std::uint8_t* tile, int which) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const int d = i * 32 + lane;
+      if (d < kHalf) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int dim = d + h * kHalf;
+          *reinterpret_cast<std::uint16_t*>(tile + ChunkAt<kHeadDim>(place, dim / 8) +
+                                            dim % 8 * 2) = bits[which][i][h];
+        }
+      }
+    }
+  };
+#pragma unroll
+  for (int which = 0; which < 2; ++which) {
+    store(keys + which * kKvBlock * kHeadDim * 2, which);
+    BarrierWait(landed + 8 * which, parity);
+    store(tiles[which], which);
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // a later copy overwrites it
+    __syncwarp();
+    if (lane == 0) {
+      BarrierArrive(full[which]);
+    }
+  }
 }
 
 template <int kHeadDim, KvType kType>
@@ -110,58 +134,79 @@ __global__ __launch_bounds__(kThreads,
   const std::uint32_t ring = SmemAddress(smem);
   const std::uint32_t full = ring + num_stages * kTileBytes;
   const std::uint32_t empty = full + 8 * num_stages;
+  const std::uint32_t landed = empty + 8 * num_stages;  // the block of the new key, and its values
   if (threadIdx.x == 0) {
     for (int s = 0; s < num_stages; ++s) {
       BarrierInit(full + 8 * s, 1);
       BarrierInit(empty + 8 * s, kWarps);
     }
+    BarrierInit(landed, 1);
+    BarrierInit(landed + 8, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
   LaunchDependents();
-  WaitForPrevious();
+  // What the host wrote for this step and what earlier steps wrote to the cache may be read before
+  // the previous kernel is done.
   const int group = args.num_heads / args.cache.num_kv_heads;
   const int parts = (group + kMaxGroup - 1) / kMaxGroup;
   const int num_items = *args.num_items * args.cache.num_kv_heads * parts;
   int stage = 0;
 
   if (warp == kWarps) {  // copies
+    const bool adds = args.k != nullptr;
     const std::uint64_t policy = EvictFirst();
     std::uint32_t phase = 1;
+    std::uint32_t landed_phase = 0;
+    if (!adds) {
+      WaitForPrevious();  // it may have written the cache
+    }
     for (int index = static_cast<int>(blockIdx.x); index < num_items;
          index += static_cast<int>(gridDim.x)) {
       const Item item = ItemAt(args, index);
       const std::int32_t* table =
           args.sequences.block_tables +
           static_cast<std::int64_t>(item.of.sequence) * args.sequences.table_stride;
-      if (args.k != nullptr && item.of.unit == (item.of.length - 1) / kKvUnit) {
-        WriteNewToken<kHeadDim, kType>(args, item.kv_head, item.of.row, lane);
-      }
-      if (lane == 0) {
-        int split_begin;
-        int split_end;
-        SplitsOf(item.of, split_begin, split_end);
-        for (int split = split_begin; split < split_end; ++split) {
-          int begin;
-          int end;
-          BlocksOf(item.of, split, begin, end);
-          for (int i = 0; i < 2 * (end - begin); ++i) {  // keys, then values
-            const int values = i >= end - begin ? 1 : 0;
-            const std::uint8_t* from =
-                args.cache.data +
-                table[begin + i - values * (end - begin)] * args.cache.block_bytes +
-                item.kv_head * args.cache.head_bytes + values * kTileBytes;
+      const int last = (item.of.length - 1) / kKvBlock;
+      const bool is_new = adds && item.of.unit == (item.of.length - 1) / kKvUnit;
+      int new_stages[2] = {0, 0};
+      int split_begin;
+      int split_end;
+      SplitsOf(item.of, split_begin, split_end);
+      for (int split = split_begin; split < split_end; ++split) {
+        int begin;
+        int end;
+        BlocksOf(item.of, split, begin, end);
+        for (int i = 0; i < 2 * (end - begin); ++i) {  // keys, then values
+          const int values = i >= end - begin ? 1 : 0;
+          const int block = begin + i - values * (end - begin);
+          const bool changes = is_new && block == last;
+          if (lane == 0) {
+            const std::uint8_t* from = args.cache.data + table[block] * args.cache.block_bytes +
+                                       item.kv_head * args.cache.head_bytes + values * kTileBytes;
+            const std::uint32_t barrier = changes ? landed + 8 * values : full + 8 * stage;
             BarrierWait(empty + 8 * stage, phase);
-            BarrierExpect(full + 8 * stage, kTileBytes);
-            BulkCopy(ring + stage * kTileBytes, from, kTileBytes, full + 8 * stage, policy);
-            if (++stage == num_stages) {
-              stage = 0;
-              phase ^= 1;
-            }
+            BarrierExpect(barrier, kTileBytes);
+            BulkCopy(ring + stage * kTileBytes, from, kTileBytes, barrier, policy);
+          }
+          if (changes) {
+            new_stages[values] = stage;
+          }
+          if (++stage == num_stages) {
+            stage = 0;
+            phase ^= 1;
           }
         }
       }
       __syncwarp();
+      if (is_new) {
+        WaitForPrevious();
+        AddNewToken<kHeadDim, kType>(
+            args, item, table[last],
+            {smem + new_stages[0] * kTileBytes, smem + new_stages[1] * kTileBytes}, landed,
+            landed_phase, {full + 8 * new_stages[0], full + 8 * new_stages[1]}, lane);
+        landed_phase ^= 1;
+      }
     }
     return;
   }
@@ -181,6 +226,18 @@ __global__ __launch_bounds__(kThreads,
        index += static_cast<int>(gridDim.x)) {
     const Item item = ItemAt(args, index);
     // The queries: column g of the products is head g.
+    float2 cosines[kSteps];  // eights of the first half, and of what they turn with
+    float2 sines[kSteps];
+    if (args.k != nullptr) {
+      const float* table =
+          args.cos_sin + static_cast<std::int64_t>(item.of.length - 1) * kHeadDim + 2 * t;
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        cosines[i] = *reinterpret_cast<const float2*>(table + i * 8);
+        sines[i] = *reinterpret_cast<const float2*>(table + kHeadDim / 2 + i * 8);
+      }
+    }
+    WaitForPrevious();
     const float* q_head = args.q + item.of.row * args.q_stride + (item.first_head + g) * kHeadDim;
     float2 raw[kSteps][2];
 #pragma unroll
@@ -190,16 +247,12 @@ __global__ __launch_bounds__(kThreads,
                               : make_float2(0.0F, 0.0F);
     }
     if (args.k != nullptr) {
-      const float* cosines =
-          args.cos_sin + static_cast<std::int64_t>(item.of.length - 1) * kHeadDim;
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {  // eights of the first half, and those they turn with
-        const float2 c = *reinterpret_cast<const float2*>(cosines + i * 8 + 2 * t);
-        const float2 s = *reinterpret_cast<const float2*>(cosines + kHeadDim / 2 + i * 8 + 2 * t);
+      for (int i = 0; i < kSteps; ++i) {
         float2& low = raw[i / 2][i % 2];
         float2& high = raw[(i + kSteps) / 2][(i + kSteps) % 2];
-        Rotate(low.x, high.x, c.x, s.x);
-        Rotate(low.y, high.y, c.y, s.y);
+        Rotate(low.x, high.x, cosines[i].x, sines[i].x);
+        Rotate(low.y, high.y, cosines[i].y, sines[i].y);
       }
     }
     std::uint32_t q[kSteps][2];
@@ -393,13 +446,14 @@ __global__ __launch_bounds__(kThreads,
     }
     WarpsSync();  // is_last is read before the next item may write it
   }
+  WaitForPrevious();  // blocks without items, too: the next kernel relies on it
 }
 
 template <int kHeadDim, KvType kType>
 int LaunchDecode(const AttentionArgs& args, int num_sms, cudaStream_t stream) {
   constexpr int kTileBytes = kKvBlock * kHeadDim * 2;
   constexpr int kStages = kRingBytes / kTileBytes < 16 ? kRingBytes / kTileBytes : 16;
-  constexpr int kSmem = kStages * (kTileBytes + 16);
+  constexpr int kSmem = kStages * (kTileBytes + 16) + 16;
   auto* kernel = DecodeKernel<kHeadDim, kType>;
   static const cudaError_t configured =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);

@@ -77,13 +77,12 @@ struct AttentionArgs {
   KvView cache;
   SequenceView sequences;
   // Decode with RoPE: if k is given, q is rotated as it is read, and the one new key and value of
-  // every sequence are rotated and written to the cache here (no norms; at most 8 query heads a KV
-  // head).
+  // every sequence are rotated and written to the cache here (no norms). What earlier kernels of the
+  // stream wrote to the cache must be older than the one before this.
   const float* k = nullptr;
   const float* v = nullptr;
   std::int64_t k_stride = 0, v_stride = 0;
   const float* cos_sin = nullptr;
-  const TokenRecord* tokens = nullptr;
   // Decode: the units of a sequence in order beside each other.
   const DecodeItem* items = nullptr;        // [max_items]
   const std::int32_t* num_items = nullptr;  // in device memory: a recorded step serves any context

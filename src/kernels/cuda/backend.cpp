@@ -558,7 +558,6 @@ void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t l
     launch.k_stride = rope->k_stride;
     launch.v_stride = rope->v_stride;
     launch.cos_sin = rope->cos_sin;
-    launch.tokens = rope->tokens;
   }
   if (state.num_decode > 0) {
     device.NoteError(LaunchDecodeAttention(launch, device.num_sms(), device.stream()),

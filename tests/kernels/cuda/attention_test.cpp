@@ -201,5 +201,127 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
   }
 }
 
+// Many sequences of many lengths take one step: rotated and cached by their own kernel, and by the
+// attention that reads them.
+TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
+  const std::vector<Case> cases = {{128, 4, 4, 0, KvType::kF16},
+                                   {128, 8, 1, 200, KvType::kBF16},
+                                   {64, 9, 3, 0, KvType::kBF16},
+                                   {16, 4, 2, 0, KvType::kF16}};
+  for (const Case& c : cases) {
+    std::mt19937 rng(7);
+    constexpr int kSequences = 150;
+    constexpr int kTable = 18;  // blocks of the longest sequence
+    const std::int64_t head_bytes = 2LL * kKvBlock * c.head_dim * 2;
+    std::vector<std::int32_t> order(static_cast<std::size_t>(kSequences * kTable));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), rng);
+    std::vector<TokenRecord> tokens;
+    std::vector<DecodeItem> items;
+    for (int i = 0; i < kSequences; ++i) {
+      const int length = i < 4 ? 63 + i : 1 + static_cast<int>(rng() % (kTable * kKvBlock));
+      const int position = length - 1;
+      tokens.push_back(
+          {.position = position,
+           .kv_slot = order[static_cast<std::size_t>(i * kTable + position / kKvBlock)] * kKvBlock +
+                      position % kKvBlock});
+      const int first_key = c.window > 0 ? std::max(0, position - c.window + 1) : 0;
+      const int first_unit = first_key / kKvUnit;
+      const int num_units = position / kKvUnit - first_unit + 1;
+      const auto first_item = static_cast<std::int32_t>(items.size());
+      for (int unit = 0; unit < num_units; ++unit) {
+        items.push_back({.sequence = i,
+                         .row = i,
+                         .length = length,
+                         .first_key = first_key,
+                         .unit = first_unit + unit,
+                         .num_units = num_units,
+                         .first_item = first_item});
+      }
+    }
+    // Cached numbers, and a table of angles.
+    const auto cache_values = static_cast<std::size_t>(kSequences * kTable * c.num_kv_heads) *
+                              static_cast<std::size_t>(head_bytes / 2);
+    std::vector<std::uint16_t> cached(cache_values);
+    for (auto& x : cached) {
+      const float value = static_cast<float>(rng() % 2001) / 1000.0F - 1.0F;
+      x = c.type == KvType::kF16 ? FloatToF16(value) : FloatToBF16(value);
+    }
+    std::vector<float> cos_sin(static_cast<std::size_t>(kTable * kKvBlock * c.head_dim));
+    for (auto& x : cos_sin) {
+      x = static_cast<float>(rng() % 2001) / 1000.0F - 1.0F;
+    }
+    const auto q_width = static_cast<std::size_t>(c.num_heads * c.head_dim);
+    const auto kv_width = static_cast<std::size_t>(c.num_kv_heads * c.head_dim);
+    const auto q = Normal(kSequences * q_width, 1.0F, 1);
+    const DeviceBuffer k = Upload(Normal(kSequences * kv_width, 1.0F, 2));
+    const DeviceBuffer v = Upload(Normal(kSequences * kv_width, 1.0F, 3));
+    const DeviceBuffer angles = Upload(cos_sin);
+    const DeviceBuffer token_buffer = Upload(tokens);
+    const DeviceBuffer items_buffer = Upload(items);
+    const DeviceBuffer table = Upload(order);
+    const DeviceBuffer count =
+        Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size())});
+    const DeviceBuffer arrived =
+        Upload(std::vector<std::int32_t>(static_cast<std::size_t>(kSequences * c.num_heads)));
+    const auto run = [&](bool fused) {
+      const DeviceBuffer q_buffer = Upload(q);
+      const DeviceBuffer cache = Upload(cached);
+      const DeviceBuffer out = Poisoned<std::uint16_t>(kSequences * q_width);
+      const DeviceBuffer partial =
+          Poisoned<float>(items.size() * static_cast<std::size_t>(c.num_heads * (c.head_dim + 2)));
+      const KvView view{.data = cache.as<std::uint8_t>(),
+                        .block_bytes = c.num_kv_heads * head_bytes,
+                        .head_bytes = head_bytes,
+                        .num_kv_heads = c.num_kv_heads,
+                        .head_dim = c.head_dim,
+                        .type = c.type};
+      AttentionArgs args{
+          .q = q_buffer.as<float>(),
+          .q_stride = static_cast<std::int64_t>(q_width),
+          .out = out.as<std::uint16_t>(),
+          .out_stride = static_cast<std::int64_t>(q_width),
+          .num_heads = c.num_heads,
+          .scale_log2 = 0.3F,
+          .window = c.window,
+          .cache = view,
+          .sequences = {.block_tables = table.as<std::int32_t>(), .table_stride = kTable},
+          .items = items_buffer.as<DecodeItem>(),
+          .num_items = count.as<std::int32_t>(),
+          .max_items = static_cast<int>(items.size()),
+          .partial = partial.as<float>(),
+          .arrived = arrived.as<std::int32_t>()};
+      if (fused) {
+        args.k = k.as<float>();
+        args.v = v.as<float>();
+        args.k_stride = args.v_stride = static_cast<std::int64_t>(kv_width);
+        args.cos_sin = angles.as<float>();
+      } else {
+        EXPECT_EQ(LaunchRopeAndCache({.q = q_buffer.as<float>(),
+                                      .k = k.as<float>(),
+                                      .v = v.as<float>(),
+                                      .q_stride = static_cast<std::int64_t>(q_width),
+                                      .k_stride = static_cast<std::int64_t>(kv_width),
+                                      .v_stride = static_cast<std::int64_t>(kv_width),
+                                      .num_heads = c.num_heads,
+                                      .cos_sin = angles.as<float>(),
+                                      .tokens = token_buffer.as<TokenRecord>(),
+                                      .num_tokens = kSequences,
+                                      .cache = view},
+                                     stream()),
+                  0);
+      }
+      EXPECT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
+      return std::pair(Download<std::uint16_t>(out, kSequences * q_width),
+                       Download<std::uint16_t>(cache, cached.size()));
+    };
+    const auto [out, cache] = run(false);
+    const auto [fused_out, fused_cache] = run(true);
+    EXPECT_EQ(out, fused_out) << "head_dim " << c.head_dim;
+    EXPECT_EQ(cache, fused_cache) << "head_dim " << c.head_dim;
+    EXPECT_NE(cache, cached);
+  }
+}
+
 }  // namespace
 }  // namespace nibble::cuda
