@@ -452,9 +452,7 @@ void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride,
   CudaDevice& device = DeviceOf(context);
   State& state = StateOf(device);
   state.NoteScale(out, kGatedScale);
-  const bool tile_kernel = device.compute_capability() != 90 &&
-                           !(device.compute_capability() > 90 && num_tokens <= kMaxSmallTokens);
-  if (state.linear && !tile_kernel && state.linear->num_parts == 2 &&
+  if (state.linear && state.linear->num_parts == 2 &&
       state.linear->parts[0].y == gate && state.linear->parts[1].y == up &&
       state.linear->parts[0].rows == width && state.linear->parts[1].rows == width) {
     LinearArgs args = *std::exchange(state.linear, {});

@@ -9,6 +9,10 @@
 
 namespace nibble::cuda {
 
+/// Has a tensor map ready before the first copy needs it.
+__device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 /// Copies the box at (column, row) of a matrix; rows beyond it arrive as zeros.
 __device__ __forceinline__ void TensorCopy(std::uint32_t smem, const CUtensorMap* map, int column,
                                            int row, std::uint32_t barrier) {
@@ -38,8 +42,25 @@ __device__ __forceinline__ void ArriveAt(std::uint32_t barrier, std::uint32_t ra
       "r"(rank)
       : "memory");
 }
+/// Writes `value` to block `rank` of the cluster, at the place of `to` here; its barrier, given by
+/// its address here, counts the 16 bytes.
+__device__ __forceinline__ void SendTo(std::uint32_t rank, float4* to, float4 value,
+                                       std::uint32_t barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 address, remote;\n"
+      "mapa.shared::cluster.u32 address, %0, %2;\n"
+      "mapa.shared::cluster.u32 remote, %1, %2;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [address], {%3, %4, %5, "
+      "%6}, [remote];\n"
+      "}" ::"r"(SmemAddress(to)),
+      "r"(barrier), "r"(rank), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+      : "memory");
+}
+/// Relaxed: it orders no memory but barriers whose initialization was fenced. With .release it would
+/// wait until the outputs of a kernel are in the L2 cache.
 __device__ __forceinline__ void ClusterArrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void ClusterWait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");

@@ -49,8 +49,11 @@ struct HalfCodes {
   __device__ __forceinline__ void Load(const std::uint8_t* half, int lane) {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      words[i] = *reinterpret_cast<const uint4*>(half + i * 512 + lane * 16);
+      LoadWord(half, i, lane);
     }
+  }
+  __device__ __forceinline__ void LoadWord(const std::uint8_t* half, int i, int lane) {
+    words[i] = *reinterpret_cast<const uint4*>(half + i * 512 + lane * 16);
   }
 };
 

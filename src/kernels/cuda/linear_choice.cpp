@@ -21,14 +21,16 @@ const char* Name(LinearVariant variant) {
 }
 
 LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
-  const bool copies = args.layout.cols % 8 == 0;  // of x, by tensor map
-  if (HasBigBlocks(device) && args.num_tokens <= kMaxSmallTokens) {
+  // The medium kernel wins from the first token on, but it does not norm its input.
+  const bool wgmma = device.compute_capability() == 90 && args.layout.cols % 8 == 0;
+  if (args.residual != nullptr ||
+      (HasBigBlocks(device) && !wgmma && args.num_tokens <= kMaxSmallTokens)) {
     return LinearVariant::kSmall;
   }
-  if (HasBigBlocks(device) && copies && args.num_tokens <= kMaxMediumTokens) {
-    return LinearVariant::kMedium;
+  if (wgmma) {
+    return args.num_tokens <= kMaxMediumTokens ? LinearVariant::kMedium : LinearVariant::kLarge;
   }
-  return device.compute_capability() == 90 && copies ? LinearVariant::kLarge : LinearVariant::kTile;
+  return LinearVariant::kTile;
 }
 
 int LaunchLinear(CudaDevice& device, const LinearArgs& args) {

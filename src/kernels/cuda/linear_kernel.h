@@ -56,7 +56,7 @@ constexpr int kMaxSmallTokens = 8;
 constexpr int kMaxNormTokens = 2;
 constexpr int kMaxNormWidth = 8192;  // the normed input lies in shared memory
 
-/// Any number of tokens, 32 at a time; the cards of the above. cols must be a multiple of 8.
+/// Any number of tokens, 32 at a time; sm_90a only. cols must be a multiple of 8.
 int LaunchLinearMedium(const LinearArgs& args, int num_sms, CUstream_st* stream);
 constexpr int kMaxMediumTokens = 96;  // above, LaunchLinearLarge takes less
 

@@ -1,46 +1,50 @@
 #pragma once
 
-// The products of linear_small.cuh for 9 to 32 tokens (decode of many sequences): weights stream
-// once and every fragment of them meets all tokens.
-// A block has two warps for each slice of K, and four that keep a ring of shared memory full: a
-// stage is one unit of K, of x and of up to six tiles, and belongs to the two warps of its slice,
-// which share the tiles. A warp keeps their sums in registers; at the end of K they pass from slice
-// to slice in order, and all warps write the outputs. Blocks work in pairs: each fetches half of
-// the tokens of x and sends them to both, as the L2 cache could not feed them otherwise. Moves rows
-// * cols * bits / 8 bytes of weights once; judge by GB/s.
+// The products of linear_small.cuh for 9 to 32 tokens (decode of many sequences), by wgmma: weights
+// stream once and every fragment of them meets all tokens.
+// Two blocks share their tiles and split K: each has four of the eight slices. A slice has a
+// warpgroup, whose warps take a tile each of every four of a pass, and a warp that keeps its ring
+// of shared memory full: a stage is one unit of K, of x and of up to 12 tiles. Sums stay in
+// registers; at the end of K they pass from slice to slice in order, tile by tile, from the first
+// block to the second, and the last slice writes the outputs. Moves rows * cols * bits / 8 bytes of
+// weights once; judge by GB/s.
 
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/codec.cuh"
 #include "kernels/cuda/linear_output.cuh"
 #include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace nibble::cuda {
 
 constexpr int kMediumTokens = 32;
-constexpr int kMediumTiles = 6;   // at most, of a pass over K
-constexpr int kMediumShares = 2;  // of the tiles: the warps of a slice
-constexpr int kMediumWarps = kMediumShares * kNumSlices;
-constexpr int kMediumWorkers = kMediumWarps * 32;
-constexpr int kMediumProducers = 4;  // warps
-constexpr int kMediumThreads = kMediumWorkers + kMediumProducers * 32;
+constexpr int kMediumSlices = kNumSlices / 2;  // of a block
+constexpr int kMediumQuad = 4;                 // tiles that a warpgroup takes at a time, one a warp
+constexpr int kMediumWarps = kMediumSlices * kMediumQuad;
+constexpr int kMediumThreads = (kMediumWarps + kMediumSlices) * 32;
+constexpr int kMediumSmem = 227 * 1024;
 
 struct MediumArgs {
   LinearArgs linear;
-  int first_tile[kMaxParts + 1];  // of each part among all; kSwiGlu: gate and up take turns
+  int first_tile[kMaxParts + 1];  // of each part among all; kSwiGlu: gate and up count as one
+  int tiles_per_pair = 0;
+  int extra_tiles = 0;  // so many pairs have one more
   int stage_bytes = 0;
-  int num_stages = 0;
+  int depth = 0;      // stages of a slice
   int sub_shift = 0;  // log2 of the layout's sub_cols
 };
 
-/// The tile with index `i` among all of a launch.
+/// Of a tile in a pass: where it lies. kSwiGlu: the first quad holds gates, the second their ups.
 struct MediumTile {
   int part;
   int tile;
 };
-__device__ __forceinline__ MediumTile MediumTileAt(const MediumArgs& args, int i) {
+__device__ __forceinline__ MediumTile MediumTileAt(const MediumArgs& args, int first, int quad,
+                                                   int member) {
   if (args.linear.epilogue == Epilogue::kSwiGlu) {
-    return {.part = i % 2, .tile = i / 2};
+    return {.part = quad, .tile = first + member};
   }
+  const int i = first + quad * kMediumQuad + member;
   int part = 0;
   while (i >= args.first_tile[part + 1]) {
     ++part;
@@ -48,283 +52,359 @@ __device__ __forceinline__ MediumTile MediumTileAt(const MediumArgs& args, int i
   return {.part = part, .tile = i - args.first_tile[part]};
 }
 
-/// c += the products of 64 columns of kTiles tiles with kTokens tokens. `codes` and `scales` are of
-/// the first tile, those of the next `unit_bytes` behind; `x` is a box of 64 columns.
-template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kTiles>
-__device__ __forceinline__ void MultiplyHalf(float (&c)[kTiles][kTokens / 8][4],
-                                             const std::uint8_t* codes, const std::uint8_t* scales,
-                                             int unit_bytes, std::uint32_t x, int lane) {
-  // Rows of a matrix are tokens; the chunks of a row are swapped by the token (TMA's 128-byte
-  // swizzle).
-  std::uint32_t b[4][kTokens / 16][4];
-  const std::uint32_t row = x + (lane % 8 + lane / 16 * 8) * 128;
+/// Where a warp's fragment of outputs goes: rows r and r + 8 of a tile, two tokens of every eight.
+/// Element i of a side (row): token i / 2 * 8 + i % 2 behind the lane's first.
+struct Place {
+  float* y = nullptr;  // of the first row and token
+  std::int64_t y_stride = 0;
+  int row = 0;
+  int token = 0;
+  bool exists[2] = {};
+  bool has_bias = false;
+  float factor[2] = {};
+  float bias[2] = {};
+
+  Place() = default;
+  __device__ __forceinline__ Place(const MediumArgs& args, const MediumTile& at, int lane) {
+    const LinearPart& part = args.linear.parts[at.part];
+    row = at.tile * kTileRows + lane / 4;
+    token = lane % 4 * 2;
+    y_stride = part.y_stride;
+    y = part.y + token * y_stride + row;
+    has_bias = part.bias != nullptr;
 #pragma unroll
-  for (int step = 0; step < 4; ++step) {
-#pragma unroll
-    for (int t = 0; t < kTokens / 16; ++t) {
-      LoadMatrices(b[step][t],
-                   row + t * 16 * 128 + (((2 * step + lane / 8 % 2) ^ (lane % 8)) << 4));
+    for (int side = 0; side < 2; ++side) {
+      exists[side] = row + side * 8 < part.rows;
+      factor[side] = exists[side] ? part.factor[row + side * 8] * args.linear.x_scale : 0.0F;
+      bias[side] = exists[side] && has_bias ? part.bias[row + side * 8] : 0.0F;
     }
   }
+  /// Calls visit(side, i, row, token) for each output that exists.
+  template <int kCount, typename Visit>
+  __device__ __forceinline__ void Each(const LinearArgs& linear, Visit visit) const {
 #pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
+    for (int side = 0; side < 2; ++side) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (exists[side] && token + i / 2 * 8 + i % 2 < linear.num_tokens) {
+          visit(side, i, side * 8, i / 2 * 8 + i % 2);
+        }
+      }
+    }
+  }
+  template <int kCount>
+  __device__ __forceinline__ void Read(const LinearArgs& linear, float (&before)[2][kCount]) const {
+    Each<kCount>(linear, [&](int side, int i, int r, int t) {
+      before[side][i] = y[t * y_stride + r];
+    });
+  }
+  template <int kCount>
+  __device__ __forceinline__ void Scale(float (&c)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int side = i / 2 % 2;
+      c[i] = has_bias ? c[i] * factor[side] + bias[side] : c[i] * factor[side];
+    }
+  }
+  template <int kCount>
+  __device__ __forceinline__ void Write(const LinearArgs& linear, const float (&c)[2 * kCount],
+                                        const float (&before)[2][kCount]) const {
+    const bool adds = linear.epilogue == Epilogue::kAdd;
+    Each<kCount>(linear, [&](int side, int i, int r, int t) {
+      const float v = c[i / 2 * 4 + side * 2 + i % 2];
+      y[t * y_stride + r] = adds ? before[side][i] + v : v;
+    });
+  }
+  template <int kCount>
+  __device__ __forceinline__ void WriteGated(const LinearArgs& linear, const float (&gate)[kCount],
+                                             const float (&up)[kCount]) const {
+    std::uint16_t* const product = linear.product + token * linear.product_stride + row;
+    Each<kCount / 2>(linear, [&](int side, int i, int r, int t) {
+      const int at = i / 2 * 4 + side * 2 + i % 2;
+      product[t * linear.product_stride + r] =
+          __half_as_ushort(__float2half_rn(SiluTimes(gate[at], up[at]) * linear.product_scale));
+    });
+  }
+};
+
+/// c += the products of 64 columns of kQuads tiles with kTokens tokens, asynchronously. `codes` and
+/// `scales` are of the first tile, those of the next quad `quad_bytes` behind; `x` is a box of 64
+/// columns.
+template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kQuads>
+__device__ __forceinline__ void MultiplyHalf(float (&c)[kQuads][kTokens / 2],
+                                             std::uint32_t (&a)[2][2][4], const std::uint8_t* codes,
+                                             const std::uint8_t* scales, int quad_bytes,
+                                             std::uint32_t x, int lane) {
+  const std::uint64_t descriptor = SwizzledDescriptor(x);
+#pragma unroll
+  for (int quad = 0; quad < kQuads; ++quad) {
     HalfCodes<kFormat> half;
-    half.Load(codes + j * unit_bytes, lane);
+    if constexpr (kFormat != Format::kF16) {
+      half.Load(codes + quad * quad_bytes, lane);
+    }
     LaneScales scale;
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      if (kFormat != Format::kF16 && (step == 0 || (kFineScales && step == 2))) {
-        LoadScales<kGrid>(scales + j * unit_bytes + step / 2 * SubBytes<kFormat, kGrid>(), lane,
+    for (int pair = 0; pair < 2; ++pair) {  // of steps
+      if (kFormat != Format::kF16 && (pair == 0 || kFineScales)) {
+        LoadScales<kGrid>(scales + quad * quad_bytes + pair * SubBytes<kFormat, kGrid>(), lane,
                           scale);
       }
-      std::uint32_t a[4];
-      Fragment<kFormat, kGrid>(half, step, scale, a);
+      WgmmaWait<1>();  // the products that read these registers last are done
 #pragma unroll
-      for (int t = 0; t < kTokens / 8; ++t) {
-        Mma16816(c[j][t], a, b[step][t / 2][t % 2 * 2], b[step][t / 2][t % 2 * 2 + 1]);
+      for (int i = 0; i < 2; ++i) {
+        if constexpr (kFormat == Format::kF16) {  // a word a step: not all held at once
+          half.LoadWord(codes + quad * quad_bytes, pair * 2 + i, lane);
+        }
+        Fragment<kFormat, kGrid>(half, pair * 2 + i, scale, a[pair][i]);
       }
+      WgmmaFence();
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        Wgmma(c[quad], a[pair][i], descriptor + (pair * 2 + i) * (32 >> 4));
+      }
+      WgmmaCommit();
     }
   }
 }
 
-template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kTiles>
+template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kQuads>
 __global__ __launch_bounds__(kMediumThreads,
                              1) void LinearMedium(const __grid_constant__ MediumArgs args,
                                                   const __grid_constant__ CUtensorMap x_map) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kBoxBytes = kTokens * 128;
   constexpr int kGroups = kTokens / 8;
-  constexpr int kOwnTiles = kTiles / kMediumShares;  // of a warp
+  constexpr int kTiles = kQuads * kMediumQuad;
   extern __shared__ __align__(1024) std::uint8_t smem[];
   const LinearArgs& linear = args.linear;
   const WeightLayout& layout = linear.layout;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  // The compiler sees that it is the same in a warp, and keeps what follows from it in uniform
+  // registers, where wgmma wants its descriptors.
+  const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const auto rank = static_cast<std::uint32_t>(blockIdx.x % 2);
+  const auto rank = static_cast<int>(blockIdx.x % 2);
   const int halves = layout.unit_cols / kHalfCols;
   const int unit_bytes = layout.unit_bytes;
   const int num_units = layout.num_units;
-  // Tiles of this pair of blocks, then of this block; gate and up stay together.
-  const int turn = linear.epilogue == Epilogue::kSwiGlu ? 2 : 1;
-  const long long all = args.first_tile[kMaxParts] / turn;
-  const int pair_begin = static_cast<int>(all * (blockIdx.x / 2) / (gridDim.x / 2));
-  const int pair_end = static_cast<int>(all * (blockIdx.x / 2 + 1) / (gridDim.x / 2));
-  const int middle = (pair_begin + pair_end + 1) / 2;
-  const int tile_begin = (rank == 0 ? pair_begin : middle) * turn;
-  const int tile_end = (rank == 0 ? middle : pair_end) * turn;
-  const int num_passes = ((middle - pair_begin) * turn + kTiles - 1) / kTiles;  // of both
+  const bool gated = linear.epilogue == Epilogue::kSwiGlu;
+  const int tiles_per_pass = gated ? kMediumQuad : kTiles;
+  // The tiles of this pair of blocks.
+  const int pair = static_cast<int>(blockIdx.x / 2);
+  const int tile_begin = pair * args.tiles_per_pair + min(pair, args.extra_tiles);
+  const int tile_end = tile_begin + args.tiles_per_pair + (pair < args.extra_tiles ? 1 : 0);
 
-  const int num_stages = args.num_stages;
-  const std::uint32_t ring = SmemAddress(smem);
-  auto* const sums = reinterpret_cast<float4*>(smem + num_stages * args.stage_bytes);
-  const std::uint32_t full = SmemAddress(sums + kTiles * kGroups * 32);
-  const std::uint32_t empty = full + 8 * num_stages;
-  const std::uint32_t passed = empty + 8 * num_stages;      // [warp]: it has added its sums
-  const std::uint32_t drained = passed + 8 * kMediumWarps;  // all warps have read the sums
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < num_stages; ++s) {
-      BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, 2 * kMediumShares);  // the warps of a slice, of both blocks
-    }
-    for (int i = 0; i < kMediumWarps; ++i) {
-      BarrierInit(passed + 8 * i, 1);
-    }
-    BarrierInit(drained, kMediumWarps);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-  ClusterArrive();
-  ClusterWait();
-  LaunchDependents();
+  // Shared memory: a ring a slice, the sums on their way, barriers.
+  const int depth = args.depth;
+  const bool produces = warp >= kMediumWarps;
+  const int slice = produces ? warp - kMediumWarps : warp / kMediumQuad;  // of the block's
+  const int first_unit = rank * kMediumSlices + slice;
+  std::uint8_t* const ring = smem + slice * depth * args.stage_bytes;
+  auto* const sums = reinterpret_cast<float4*>(smem + kMediumSlices * depth * args.stage_bytes);
+  const std::uint32_t barriers = SmemAddress(sums + kTiles * kGroups * 32);
+  const std::uint32_t full = barriers + 8 * slice * depth;
+  const std::uint32_t empty = full + 8 * kMediumSlices * depth;
+  // Of a tile's sums: a slice has added its own (the last one of the first block: has sent them);
+  // the first block's have come; the second block has used them.
+  const std::uint32_t passed = barriers + 8 * 2 * kMediumSlices * depth;  // [slice][tile]
+  const std::uint32_t arrived = passed + 8 * kMediumSlices * kTiles;
+  const std::uint32_t drained = arrived + 8 * kTiles;
 
-  if (warp >= kMediumWarps) {  // producers share the stages: one could not start copies fast enough
-    GiveRegisters<32>();       // 96 a thread at launch: 4 x 112 + 32 = 5 x 96
-    const int producer = warp - kMediumWarps;
+  if (produces) {
+    GiveRegisters<32>();  // 96 a thread at launch: 4 x 112 + 32 = 5 x 96
+    if (lane == 0) {
+      PrefetchMap(&x_map);
+    }
     const std::uint64_t policy = EvictFirst();
     const std::uint8_t* tile = nullptr;  // of the lane
     int tiles = 0;
-    const auto begin_pass = [&](int pass) {
-      const int first = tile_begin + pass * kTiles;
-      tiles = max(0, min(kTiles, tile_end - first));
-      if (lane < tiles) {
-        const MediumTile at = MediumTileAt(args, first + lane);
+    bool has_tile = false;
+    const auto begin_pass = [&](int first) {
+      const int quad = lane / kMediumQuad;
+      const int member = lane % kMediumQuad;
+      has_tile = quad < kQuads && first + (gated ? member : lane) < tile_end;
+      if (has_tile) {
+        const MediumTile at = MediumTileAt(args, first, quad, member);
         tile =
             linear.parts[at.part].weight + static_cast<std::size_t>(at.tile) * layout.tile_bytes();
       }
+      tiles = __popc(__ballot_sync(0xffffffffU, has_tile));
     };
-    const auto copy_weights = [&](int unit, std::uint32_t to, std::uint32_t barrier) {
+    const auto copy_weights = [&](int unit, int stage) {
       if (lane == 0) {
-        BarrierExpect(barrier, halves * kBoxBytes + tiles * unit_bytes);
+        BarrierExpect(full + 8 * stage, halves * kBoxBytes + tiles * unit_bytes);
       }
       __syncwarp();
-      if (lane < tiles) {
-        BulkCopy(to + halves * kBoxBytes + lane * unit_bytes, tile + unit * unit_bytes, unit_bytes,
-                 barrier, policy);
+      if (has_tile) {
+        BulkCopy(
+            SmemAddress(ring) + stage * args.stage_bytes + halves * kBoxBytes + lane * unit_bytes,
+            tile + static_cast<std::size_t>(unit) * unit_bytes, unit_bytes, full + 8 * stage,
+            policy);
       }
     };
-    const int half = lane - kMediumTiles;  // a lane each for the boxes of x
-    const auto copy_x = [&](int unit, std::uint32_t to, std::uint32_t barrier) {
+    const int half = lane - kTiles;  // a lane each for the boxes of x
+    const auto copy_x = [&](int unit, int stage) {
       if (half >= 0 && half < halves) {
-        TensorCopyToBoth(to + half * kBoxBytes + rank * (kBoxBytes / 2), &x_map,
-                         unit * layout.unit_cols + half * kHalfCols,
-                         static_cast<int>(rank) * (kTokens / 2), barrier);
+        TensorCopy(SmemAddress(ring) + stage * args.stage_bytes + half * kBoxBytes, &x_map,
+                   unit * layout.unit_cols + half * kHalfCols, 0, full + 8 * stage);
       }
     };
+    if (lane < depth) {
+      BarrierInit(full + 8 * lane, 1);
+      BarrierInit(empty + 8 * lane, kMediumQuad);
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncwarp();
     // Weights do not depend on the kernel before, x does.
-    const int ahead = min(num_units, num_stages);
-    begin_pass(0);
-    for (int i = producer; i < ahead; i += kMediumProducers) {
-      copy_weights(i, ring + i * args.stage_bytes, full + 8 * i);
+    begin_pass(tile_begin);
+    int stage = 0;
+    int ahead = first_unit;
+    for (; stage < depth && ahead < num_units; ++stage, ahead += kNumSlices) {
+      copy_weights(ahead, stage);
     }
+    ClusterArrive();
+    ClusterWait();
+    LaunchDependents();
     WaitForPrevious();
-    for (int i = producer; i < ahead; i += kMediumProducers) {
-      copy_x(i, ring + i * args.stage_bytes, full + 8 * i);
+    for (int i = 0; i < stage; ++i) {
+      copy_x(first_unit + i * kNumSlices, i);
     }
-    int stage = ahead % num_stages;
-    std::uint32_t phase = ahead == num_stages ? 0 : 1;
-    for (int pass = 0; pass < num_passes; ++pass) {
-      if (pass > 0) {
-        begin_pass(pass);
+    std::uint32_t phase = stage == depth ? 0 : 1;
+    stage %= depth;
+    for (int first = tile_begin; first < tile_end; first += tiles_per_pass) {
+      if (first > tile_begin) {
+        begin_pass(first);
       }
-      for (int unit = pass == 0 ? ahead : 0; unit < num_units; ++unit) {
-        if (stage % kMediumProducers == producer) {
-          BarrierWait(empty + 8 * stage, phase);
-          copy_weights(unit, ring + stage * args.stage_bytes, full + 8 * stage);
-          copy_x(unit, ring + stage * args.stage_bytes, full + 8 * stage);
-        }
-        if (++stage == num_stages) {
+      for (int unit = first == tile_begin ? ahead : first_unit; unit < num_units;
+           unit += kNumSlices) {
+        BarrierWait(empty + 8 * stage, phase);
+        copy_weights(unit, stage);
+        copy_x(unit, stage);
+        if (++stage == depth) {
           stage = 0;
           phase ^= 1;
         }
       }
     }
-    ClusterArrive();  // nobody leaves while the other sends and releases
+    ClusterArrive();  // nobody leaves while the other sends
     ClusterWait();
     return;
   }
 
   TakeRegisters<112>();
-  for (int i = tile_begin + static_cast<int>(threadIdx.x); i < tile_end; i += kMediumWorkers) {
-    const MediumTile at = MediumTileAt(args, i);
-    PrefetchL2(linear.parts[at.part].factor + at.tile * kTileRows);
+  if (threadIdx.x < kMediumSlices * kTiles) {
+    BarrierInit(passed + 8 * threadIdx.x, 1);
   }
+  if (threadIdx.x < 2 * kTiles) {
+    BarrierInit(arrived + 8 * threadIdx.x, 1);  // and drained
+  }
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  ClusterArrive();
+  ClusterWait();
+  LaunchDependents();
   WaitForPrevious();
-  const int last_slice = min(kNumSlices, num_units) - 1;
-  const int out_row = static_cast<int>(threadIdx.x) % kTileRows;  // of the outputs to write
-  const int out_token = static_cast<int>(threadIdx.x) / kTileRows;
-  const int slice = warp % kNumSlices;
-  const int share = warp / kNumSlices;
-  int stage = slice % num_stages;
-  std::uint32_t phase = slice / num_stages & 1;
-  for (int pass = 0; pass < num_passes; ++pass) {
-    const int first = tile_begin + pass * kTiles;
-    const std::uint32_t parity = pass & 1;
-    float c[kOwnTiles][kGroups][4] = {};
-    for (int unit = slice; unit < num_units; unit += kNumSlices) {
+  const int member = warp % kMediumQuad;
+  const int last_slice = min(kNumSlices, num_units) - 1;  // of both blocks
+  const bool sends = rank == 0 && slice == kMediumSlices - 1 && last_slice >= kMediumSlices;
+  const bool writes = first_unit == last_slice;
+  int stage = 0;
+  std::uint32_t phase = 0;
+  std::uint32_t parity = 0;  // of the pass
+  for (int first = tile_begin; first < tile_end && first_unit <= last_slice;
+       first += tiles_per_pass, parity ^= 1) {
+    if (rank == 1 && slice == 0 && lane < kQuads) {
+      BarrierExpect(arrived + 8 * (lane * kMediumQuad + member), kGroups * 512);
+    }
+    float c[kQuads][kTokens / 2] = {};
+    std::uint32_t a[2][2][4];
+    for (int unit = first_unit; unit < num_units; unit += kNumSlices) {
       BarrierWait(full + 8 * stage, phase);
-      const std::uint8_t* const units =
-          smem + stage * args.stage_bytes + halves * kBoxBytes + share * kOwnTiles * unit_bytes;
+      const std::uint8_t* const at = ring + stage * args.stage_bytes;
+      const std::uint8_t* const units = at + halves * kBoxBytes + member * unit_bytes;
       const std::uint8_t* const scales = units + halves * HalfCodes<kFormat>::kBytes;
       for (int half = 0; half < halves; ++half) {
-        MultiplyHalf<kFormat, kGrid, kFineScales, kTokens, kOwnTiles>(
-            c, units + half * HalfCodes<kFormat>::kBytes,
-            scales + (half * kHalfCols >> args.sub_shift) * SubBytes<kFormat, kGrid>(), unit_bytes,
-            ring + stage * args.stage_bytes + half * kBoxBytes, lane);
+        MultiplyHalf<kFormat, kGrid, kFineScales, kTokens, kQuads>(
+            c, a, units + half * HalfCodes<kFormat>::kBytes,
+            scales + (half * kHalfCols >> args.sub_shift) * SubBytes<kFormat, kGrid>(),
+            kMediumQuad * unit_bytes, SmemAddress(at) + half * kBoxBytes, lane);
       }
-      __syncwarp();
-      if (lane < 2) {
-        ArriveAt(empty + 8 * stage, lane);
+      WgmmaWait<0>();
+      if (lane == 0) {
+        BarrierArrive(empty + 8 * stage);
       }
-      // On to the warp's next unit, or to the first of its next pass.
-      stage += unit + kNumSlices < num_units ? kNumSlices : num_units - unit + slice;
-      while (stage >= num_stages) {
-        stage -= num_stages;
+      if (++stage == depth) {
+        stage = 0;
         phase ^= 1;
       }
     }
 
-    // Slice after slice adds its sums to those before.
-    if (slice <= last_slice) {
-      if (slice > 0) {
-        BarrierWait(passed + 8 * (warp - 1), parity);
-      } else if (pass > 0) {
-        BarrierWait(drained, parity ^ 1);
-      }
+    // What the outputs need, read while the sums are on their way.
+    Place place[kQuads];
+    if (writes) {
 #pragma unroll
-      for (int j = 0; j < kOwnTiles; ++j) {
+      for (int quad = 0; quad < kQuads; ++quad) {
+        if (first + (gated ? member : quad * kMediumQuad + member) < tile_end) {
+          place[quad] = Place(args, MediumTileAt(args, first, quad, member), lane);
+        }
+      }
+    }
+    // Slice after slice adds its sums to those before, and the last one has the totals.
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const int tile = quad * kMediumQuad + member;
+      float4* const waiting = sums + tile * kGroups * 32 + lane;
+      float before[2][kTokens / 4];
+      if (writes && linear.epilogue == Epilogue::kAdd) {
+        place[quad].Read(linear, before);
+      }
+      if (slice > 0) {
+        BarrierWait(passed + 8 * ((slice - 1) * kTiles + tile), parity);
+      } else if (rank == 1) {
+        BarrierWait(arrived + 8 * tile, parity);
+      } else if (first > tile_begin) {  // the sums of the last pass are on their way
+        BarrierWait(passed + 8 * (min(last_slice, kMediumSlices - 1) * kTiles + tile), parity ^ 1);
+      }
+      if (first_unit > 0) {
 #pragma unroll
         for (int t = 0; t < kGroups; ++t) {
-          float4& sum = sums[((share * kOwnTiles + j) * kGroups + t) * 32 + lane];
-          float4 v = make_float4(c[j][t][0], c[j][t][1], c[j][t][2], c[j][t][3]);
-          if (slice > 0) {
-            const float4 before = sum;
-            v = make_float4(before.x + v.x, before.y + v.y, before.z + v.z, before.w + v.w);
+          const float4 v = waiting[t * 32];
+          c[quad][t * 4] = v.x + c[quad][t * 4];
+          c[quad][t * 4 + 1] = v.y + c[quad][t * 4 + 1];
+          c[quad][t * 4 + 2] = v.z + c[quad][t * 4 + 2];
+          c[quad][t * 4 + 3] = v.w + c[quad][t * 4 + 3];
+        }
+      }
+      if (sends && first > tile_begin) {
+        BarrierWait(drained + 8 * tile, parity ^ 1);
+      }
+      if (!writes) {
+#pragma unroll
+        for (int t = 0; t < kGroups; ++t) {
+          const float4 v = make_float4(c[quad][t * 4], c[quad][t * 4 + 1], c[quad][t * 4 + 2],
+                                       c[quad][t * 4 + 3]);
+          if (sends) {
+            SendTo(1, &waiting[t * 32], v, arrived + 8 * tile);
+          } else {
+            waiting[t * 32] = v;
           }
-          sum = v;
         }
       }
       __syncwarp();
       if (lane == 0) {
-        BarrierArrive(passed + 8 * warp);
-      }
-    }
-
-    // Outputs: a thread has one row of each tile, and one token, or half of them one.
-    const bool writes = out_token < linear.num_tokens;
-    float factor[kTiles];
-    float before[kTiles];
-    struct Place {
-      const LinearPart* part;
-      int row;
-      bool exists;
-    };
-    const auto place_of = [&](int j) {
-      const MediumTile at = MediumTileAt(args, min(first + j, tile_end - 1));
-      const LinearPart* part = &linear.parts[at.part];
-      const int row = at.tile * kTileRows + out_row;
-      return Place{
-          .part = part, .row = row, .exists = writes && first + j < tile_end && row < part->rows};
-    };
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {  // read while the sums arrive
-      factor[j] = 0.0F;
-      before[j] = 0.0F;
-      if (const Place place = place_of(j); place.exists) {
-        factor[j] = place.part->factor[place.row] * linear.x_scale;
-        if (linear.epilogue == Epilogue::kAdd) {
-          before[j] = place.part->y[out_token * place.part->y_stride + place.row];
+        BarrierArrive(passed + 8 * (slice * kTiles + tile));
+        if (writes && rank == 1) {
+          ArriveAt(drained + 8 * tile, 0);
         }
       }
-    }
-#pragma unroll
-    for (int i = 0; i < kMediumShares; ++i) {
-      BarrierWait(passed + 8 * (i * kNumSlices + last_slice), parity);
-    }
-    const auto total = [&](int j) {  // of the fragment that holds it
-      const int at =
-          ((j * kGroups + out_token / 8) * 32 + out_row % 8 * 4 + out_token % 8 / 2) * 4 +
-          out_row / 8 * 2 + out_token % 2;
-      const LinearPart& part = *place_of(j).part;
-      const float y = reinterpret_cast<const float*>(sums)[at] * factor[j];
-      return part.bias == nullptr ? y : y + part.bias[place_of(j).row];
-    };
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-      const Place place = place_of(j);
-      if (!place.exists || (turn == 2 && j % 2 == 1)) {
+      if (!writes) {
         continue;
       }
-      const float y = total(j);
-      if (turn == 2) {
-        linear.product[out_token * linear.product_stride + place.row] =
-            __half_as_ushort(__float2half_rn(SiluTimes(y, total(j | 1)) * linear.product_scale));
-      } else {
-        place.part->y[out_token * place.part->y_stride + place.row] =
-            linear.epilogue == Epilogue::kAdd ? before[j] + y : y;
+      place[quad].Scale(c[quad]);
+      if (!gated) {
+        place[quad].Write(linear, c[quad], before);
+      } else if (quad == 1) {
+        place[quad].WriteGated(linear, c[0], c[quad]);
       }
-    }
-    __syncwarp();
-    if (lane == 0) {
-      BarrierArrive(drained);
     }
   }
   ClusterArrive();
@@ -332,37 +412,34 @@ __global__ __launch_bounds__(kMediumThreads,
 #endif
 }
 
-template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kTiles>
-int LaunchMediumAs(MediumArgs args, int blocks, cudaStream_t stream) {
-  constexpr int kMost = 226 * 1024;
-  constexpr int kSumBytes = kTiles * kTokens / 8 * 512;
-  constexpr int kBarriers = (kMediumWarps + 1) * 8;
+template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kQuads>
+int LaunchMediumAs(MediumArgs args, int pairs, cudaStream_t stream) {
+  constexpr int kTiles = kQuads * kMediumQuad;
+  constexpr int kRest = kTiles * kTokens / 8 * 512 + (kMediumSlices + 2) * kTiles * 8;
+  constexpr int kMostDepth = 4;
   const LinearArgs& linear = args.linear;
   args.stage_bytes =
       (linear.layout.unit_cols * kTokens * 2 + kTiles * linear.layout.unit_bytes + 1023) / 1024 *
       1024;
-  // A multiple of the slices, so that a stage has one owner, who cannot be a whole turn of the ring
-  // ahead of it: the parity of a barrier tells only the last two phases apart.
-  args.num_stages = 2 * kNumSlices * (args.stage_bytes + 16) + kSumBytes + kBarriers <= kMost
-                        ? 2 * kNumSlices
-                        : kNumSlices;
+  const int slot = kMediumSlices * (args.stage_bytes + 16);
+  args.depth =
+      (kMediumSmem - kRest) / slot > kMostDepth ? kMostDepth : (kMediumSmem - kRest) / slot;
   CUtensorMap map;
   if (const int error = EncodeTensorMap(&map, linear.x, linear.layout.cols, linear.num_tokens,
-                                        linear.x_stride * 2, kTokens / 2);
+                                        linear.x_stride * 2, kTokens);
       error != cudaSuccess) {
     return error;
   }
-  auto* kernel = LinearMedium<kFormat, kGrid, kFineScales, kTokens, kTiles>;
+  auto* kernel = LinearMedium<kFormat, kGrid, kFineScales, kTokens, kQuads>;
   static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMediumSmem);
   if (configured != cudaSuccess) {
     return configured;
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = dim3(static_cast<unsigned>(2 * pairs));
   config.blockDim = dim3(kMediumThreads);
-  config.dynamicSmemBytes =
-      static_cast<std::size_t>(args.num_stages * (args.stage_bytes + 16) + kSumBytes + kBarriers);
+  config.dynamicSmemBytes = static_cast<std::size_t>(args.depth * slot + kRest);
   config.stream = stream;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
@@ -382,27 +459,31 @@ int LaunchMediumTokens(const LinearArgs& linear, int num_sms, cudaStream_t strea
   while (1 << args.sub_shift < linear.layout.sub_cols) {
     ++args.sub_shift;
   }
+  const bool gated = linear.epilogue == Epilogue::kSwiGlu;
   for (int p = 0; p < kMaxParts; ++p) {
     args.first_tile[p + 1] =
-        args.first_tile[p] + (p < linear.num_parts ? linear.parts[p].num_tiles : 0);
+        args.first_tile[p] +
+        (p < (gated ? 1 : linear.num_parts) ? linear.parts[p].num_tiles : 0);
   }
-  const int turn = linear.epilogue == Epilogue::kSwiGlu ? 2 : 1;
-  const int turns = args.first_tile[kMaxParts] / turn;
-  const int pairs = turns < num_sms ? (turns + 1) / 2 : num_sms / 2;
-  const int most = ((turns + pairs - 1) / pairs + 1) / 2 * turn;     // of a block
-  constexpr int kMost = kFormat == Format::kF16 ? 4 : kMediumTiles;  // so that the ring fits
+  const int tiles = args.first_tile[kMaxParts];
+  const int quads = (tiles + kMediumQuad - 1) / kMediumQuad;
+  const int pairs = quads < num_sms / 2 ? quads : num_sms / 2;
+  args.tiles_per_pair = tiles / pairs;
+  args.extra_tiles = tiles % pairs;
+  // Quads of a pass, so many that registers and a ring of two stages suffice.
+  constexpr int kMost = kFormat == Format::kW4 ? 3 : kFormat == Format::kW8 ? 2 : 1;
+  const int most = ((tiles + pairs - 1) / pairs + kMediumQuad - 1) / kMediumQuad;  // of a pair
   const int passes = (most + kMost - 1) / kMost;
-  const int tiles = (most + passes - 1) / passes;
-  const auto launch = [&]<int kTiles>() {
-    return LaunchMediumAs<kFormat, kGrid, kFineScales, kTokens, kTiles>(args, 2 * pairs, stream);
+  const int of_pass = gated ? 2 : (most + passes - 1) / passes;
+  const auto launch = [&]<int kQuads>() {
+    return LaunchMediumAs<kFormat, kGrid, kFineScales, kTokens, kQuads>(args, pairs, stream);
   };
-  if (tiles <= 2) {
-    return launch.template operator()<2>();
+  if constexpr (kMost >= 3) {
+    if (of_pass == 3) {
+      return launch.template operator()<3>();
+    }
   }
-  if (kMost == 4 || tiles <= 4) {
-    return launch.template operator()<4>();
-  }
-  return launch.template operator()<kMost>();
+  return of_pass == 2 ? launch.template operator()<2>() : launch.template operator()<1>();
 }
 
 /// Launches as often as the tokens need.
