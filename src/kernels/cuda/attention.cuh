@@ -35,6 +35,12 @@ __device__ __forceinline__ int ChunkAt(int token, int chunk) {
   return token * kHeadDim * 2 + (chunk ^ (token & SwapMask<kHeadDim>())) * 16;
 }
 
+/// Values of two neighbouring tokens, of which `tokens` exist: behind the last one lies what another
+/// sequence left, and 0 times that may be NaN.
+__device__ __forceinline__ std::uint32_t KeepValues(std::uint32_t pair, int tokens) {
+  return tokens >= 2 ? pair : tokens == 1 ? pair & 0xffffU : 0;
+}
+
 /// Two numbers of the cache as fp16. bf16 to fp16 is exact above 2^-14, and rounds below.
 template <KvType kType>
 __device__ __forceinline__ std::uint32_t ToHalf2(std::uint32_t pair) {

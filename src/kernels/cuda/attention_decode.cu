@@ -47,6 +47,10 @@ __device__ __forceinline__ void BlocksOf(const DecodeItem& item, int split, int&
   begin = max(split * kKvSplit, item.first_key) / kKvBlock;
   end = (min((split + 1) * kKvSplit, item.length) + kKvBlock - 1) / kKvBlock;
 }
+/// Keys of a block that exist.
+__device__ __forceinline__ int KeysOf(const DecodeItem& item, int block) {
+  return min(kKvBlock, item.length - block * kKvBlock);
+}
 __device__ __forceinline__ void SplitsOf(const DecodeItem& item, int& begin, int& end) {
   constexpr int kSplits = kKvUnit / kKvSplit;
   begin = max(item.unit * kSplits, item.first_key / kKvSplit);
@@ -185,9 +189,12 @@ __global__ __launch_bounds__(kThreads,
             const std::uint8_t* from = args.cache.data + table[block] * args.cache.block_bytes +
                                        item.kv_head * args.cache.head_bytes + values * kTileBytes;
             const std::uint32_t barrier = changes ? landed + 8 * values : full + 8 * stage;
+            const int tokens = KeysOf(item.of, block) - (changes ? 1 : 0);
             BarrierWait(empty + 8 * stage, phase);
-            BarrierExpect(barrier, kTileBytes);
-            BulkCopy(ring + stage * kTileBytes, from, kTileBytes, barrier, policy);
+            BarrierExpect(barrier, tokens * kHeadDim * 2);
+            if (tokens > 0) {
+              BulkCopy(ring + stage * kTileBytes, from, tokens * kHeadDim * 2, barrier, policy);
+            }
           }
           if (changes) {
             new_stages[values] = stage;
@@ -335,8 +342,12 @@ __global__ __launch_bounds__(kThreads,
         if (block >= begin && block < end) {
           BarrierWait(full + 8 * stage, phase);
           const std::uint32_t tile = ring + stage * kTileBytes;
+          const int keys = KeysOf(item.of, block);
 #pragma unroll
           for (int s = 0; s < kKvBlock / 16; ++s) {
+            if (s * 16 >= keys) {
+              break;
+            }
             const __half* w = &weights[g][b * kKvBlock + s * 16 + 2 * t];
             const std::uint32_t b0 = *reinterpret_cast<const std::uint32_t*>(w);
             const std::uint32_t b1 = *reinterpret_cast<const std::uint32_t*>(w + 8);
@@ -348,6 +359,12 @@ __global__ __launch_bounds__(kThreads,
               if (dims < kHeadDim) {
                 std::uint32_t a[4];
                 LoadMatricesTransposed(a, tile + ChunkAt<kHeadDim>(token, dims / 8 + lane / 8 % 2));
+                if (keys < s * 16 + 16) {  // what lies behind the last value may be NaN
+#pragma unroll
+                  for (int j = 0; j < 4; ++j) {
+                    a[j] = KeepValues(a[j], keys - (s * 16 + 2 * t + j / 2 * 8));
+                  }
+                }
                 ToHalf2<kType>(a);
                 Mma16816(o[i], a, b0, b1);
               }

@@ -214,8 +214,12 @@ __global__ __launch_bounds__(kThreads,
       if (block >= begin && block < end) {
         BarrierWait(full + 8 * stage, phase);
         const std::uint32_t values = ring + stage * kTileBytes;
+        const int keys = last_position + 1 - block * kKvBlock;
 #pragma unroll
         for (int s = 0; s < kKvBlock / 16; ++s) {
+          if (s * 16 >= keys) {
+            break;
+          }
           const std::uint32_t a[4] = {weights[b][2 * s][0], weights[b][2 * s][1],
                                       weights[b][2 * s + 1][0], weights[b][2 * s + 1][1]};
           constexpr std::uint32_t kOnes = 0x3c003c00;
@@ -226,6 +230,12 @@ __global__ __launch_bounds__(kThreads,
             LoadMatricesTransposed(
                 v, values +
                        ChunkAt<kHeadDim>(s * 16 + lane % 8 + lane / 8 % 2 * 8, n * 2 + lane / 16));
+            if (keys < s * 16 + 16) {
+#pragma unroll
+              for (int j = 0; j < 4; ++j) {
+                v[j] = KeepValues(v[j], keys - (s * 16 + 2 * t + j % 2 * 8));
+              }
+            }
             ToHalf2<kType>(v);
             Mma16816(o[2 * n], a, v[0], v[1]);
             Mma16816(o[2 * n + 1], a, v[2], v[3]);

@@ -57,8 +57,8 @@ __device__ __forceinline__ void SendTo(std::uint32_t rank, float4* to, float4 va
       "r"(barrier), "r"(rank), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
       : "memory");
 }
-/// Relaxed: it orders no memory but barriers whose initialization was fenced. With .release it would
-/// wait until the outputs of a kernel are in the L2 cache.
+/// Relaxed: it orders no memory but barriers whose initialization was fenced. With .release it
+/// would wait until the outputs of a kernel are in the L2 cache.
 __device__ __forceinline__ void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }

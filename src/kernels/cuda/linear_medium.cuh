@@ -94,9 +94,8 @@ struct Place {
   }
   template <int kCount>
   __device__ __forceinline__ void Read(const LinearArgs& linear, float (&before)[2][kCount]) const {
-    Each<kCount>(linear, [&](int side, int i, int r, int t) {
-      before[side][i] = y[t * y_stride + r];
-    });
+    Each<kCount>(linear,
+                 [&](int side, int i, int r, int t) { before[side][i] = y[t * y_stride + r]; });
   }
   template <int kCount>
   __device__ __forceinline__ void Scale(float (&c)[kCount]) const {
@@ -462,8 +461,7 @@ int LaunchMediumTokens(const LinearArgs& linear, int num_sms, cudaStream_t strea
   const bool gated = linear.epilogue == Epilogue::kSwiGlu;
   for (int p = 0; p < kMaxParts; ++p) {
     args.first_tile[p + 1] =
-        args.first_tile[p] +
-        (p < (gated ? 1 : linear.num_parts) ? linear.parts[p].num_tiles : 0);
+        args.first_tile[p] + (p < (gated ? 1 : linear.num_parts) ? linear.parts[p].num_tiles : 0);
   }
   const int tiles = args.first_tile[kMaxParts];
   const int quads = (tiles + kMediumQuad - 1) / kMediumQuad;
