@@ -18,6 +18,18 @@ float RoundToDType(float value, DType dtype) {
   }
 }
 
+namespace {
+
+float AbsMax(std::span<const float> values) {
+  float absmax = 0.0F;
+  for (const float value : values) {
+    absmax = std::max(absmax, std::fabs(value));
+  }
+  return absmax;
+}
+
+}  // namespace
+
 QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows, std::int64_t cols,
                              int bits, std::int64_t group_size) {
   QuantizedTensor out;
@@ -36,17 +48,42 @@ QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows,
       const std::int64_t end = std::min(cols, begin + group_size);
       const auto values = rows.subspan(static_cast<std::size_t>(row * cols + begin),
                                        static_cast<std::size_t>(end - begin));
-      float absmax = 0.0F;
-      for (const float value : values) {
-        absmax = std::max(absmax, std::fabs(value));
-      }
-      const float scale = RoundToDType(absmax / static_cast<float>(top), DType::kF16);
+      const float scale = RoundToDType(AbsMax(values) / static_cast<float>(top), DType::kF16);
       out.scales[static_cast<std::size_t>(row * groups + group)] = scale;
       for (std::size_t i = 0; i < values.size(); ++i) {
         const float code = scale == 0.0F ? 0.0F : std::nearbyint(values[i] / scale);
         const float clamped = std::clamp(code, static_cast<float>(-top), static_cast<float>(top));
         out.codes[static_cast<std::size_t>(row * cols + begin) + i] =
             static_cast<std::uint8_t>(static_cast<int>(clamped) + top + 1);
+      }
+    }
+  }
+  return out;
+}
+
+QuantizedTensor EncodeCodebook(std::span<const float> rows, std::int64_t num_rows,
+                               std::int64_t cols, Codebook codebook, std::int64_t group_size) {
+  QuantizedTensor out;
+  out.spec = {.rows = num_rows,
+              .cols = cols,
+              .kind = CodecKind::kCodebook,
+              .bits = BitsOf(codebook),
+              .group_size = group_size,
+              .has_f32_scales = true,
+              .codebook = codebook};
+  const float largest = codebook == Codebook::kNf4 ? 1.0F : 448.0F;
+  constexpr float kTiny = 1e-38F;  // what bitsandbytes divides by at least
+  out.codes.reserve(rows.size());
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    for (std::int64_t begin = 0; begin < cols; begin += group_size) {
+      const auto values =
+          rows.subspan(static_cast<std::size_t>(row * cols + begin),
+                       static_cast<std::size_t>(std::min(group_size, cols - begin)));
+      const float scale = AbsMax(values) / largest;
+      const float inverse = 1.0F / std::max(scale, kTiny);
+      out.scales.push_back(scale);
+      for (const float value : values) {
+        out.codes.push_back(NearestCode(codebook, value * inverse));
       }
     }
   }

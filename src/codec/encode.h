@@ -19,4 +19,10 @@ float RoundToDType(float value, DType dtype);
 QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows, std::int64_t cols,
                              int bits, std::int64_t group_size);
 
+/// The same for a codebook, without search and with scales in f32:
+///   scale = absmax / the codebook's largest value,  code = NearestCode(w * (1 / scale))
+/// kNf4 gives the bytes that bitsandbytes writes, its absmax being the scale.
+QuantizedTensor EncodeCodebook(std::span<const float> rows, std::int64_t num_rows,
+                               std::int64_t cols, Codebook codebook, std::int64_t group_size);
+
 }  // namespace nibble

@@ -10,11 +10,12 @@ std::string WeightSpec::ToString() const {
   if (kind == CodecKind::kFloat) {
     return float_dtype == DType::kF32 ? "f32" : float_dtype == DType::kF16 ? "f16" : "bf16";
   }
-  const char* grid = kind == CodecKind::kMinimum    ? "min"
-                     : kind == CodecKind::kCodebook ? "codebook"
-                     : has_zero_points              ? "zp"
-                                                    : "sym";
-  return fmt::format("w{} g{} {}{}", bits, group_size, grid, has_f32_scales ? " f32 scales" : "");
+  const char* wide = has_f32_scales ? " f32 scales" : "";
+  if (kind == CodecKind::kCodebook) {
+    return fmt::format("{} g{}{}", Name(codebook), group_size, wide);
+  }
+  const char* grid = kind == CodecKind::kMinimum ? "min" : has_zero_points ? "zp" : "sym";
+  return fmt::format("w{} g{} {}{}", bits, group_size, grid, wide);
 }
 
 Result<void> Validate(const QuantizedTensor& tensor) {
@@ -44,12 +45,19 @@ Result<void> Validate(const QuantizedTensor& tensor) {
   if (spec.kind == CodecKind::kMinimum && tensor.minima.size() != groups) {
     return wrong("minima", tensor.minima.size(), groups);
   }
-  if (spec.kind == CodecKind::kCodebook && tensor.codebook.size() != std::size_t{1} << spec.bits) {
-    return wrong("codebook entries", tensor.codebook.size(), std::size_t{1} << spec.bits);
+  if (spec.kind == CodecKind::kCodebook &&
+      (spec.codebook == Codebook::kNone || spec.bits != BitsOf(spec.codebook))) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("quantized tensor has codes of {} bits for the codebook \"{}\"",
+                            spec.bits, Name(spec.codebook)));
   }
   const int top = (1 << spec.bits) - 1;
   if (std::ranges::any_of(tensor.codes, [&](std::uint8_t code) { return code > top; })) {
     return Fail(ErrorCode::kInvalidArgument, fmt::format("a code exceeds {} bits", spec.bits));
+  }
+  if (spec.codebook == Codebook::kFp8E4M3 &&
+      std::ranges::any_of(tensor.codes, [&](auto code) { return IsNan(spec.codebook, code); })) {
+    return Fail(ErrorCode::kInvalidArgument, "a code is not a number");
   }
   return {};
 }
@@ -62,6 +70,7 @@ std::vector<float> Dequantize(const QuantizedTensor& tensor) {
   std::vector<float> weights(static_cast<std::size_t>(spec.rows * spec.cols));
   const std::int64_t groups = spec.num_groups();
   const int middle = 1 << (spec.bits - 1);
+  const std::span<const float> codebook = ValuesOf(spec.codebook);
   for (std::int64_t row = 0; row < spec.rows; ++row) {
     for (std::int64_t col = 0; col < spec.cols; ++col) {
       const auto at = static_cast<std::size_t>(row * spec.cols + col);
@@ -78,7 +87,7 @@ std::vector<float> Dequantize(const QuantizedTensor& tensor) {
           weights[at] = static_cast<float>(code) * scale + tensor.minima[group];
           break;
         case CodecKind::kCodebook:
-          weights[at] = tensor.codebook[static_cast<std::size_t>(code)] * scale;
+          weights[at] = codebook[static_cast<std::size_t>(code)] * scale;
           break;
         case CodecKind::kFloat:
           break;

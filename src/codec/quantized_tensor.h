@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "codec/codebook.h"
 #include "tensor/tensor.h"
 
 namespace nibble {
@@ -15,7 +16,7 @@ enum class CodecKind : std::uint8_t {
   kFloat,    // no codes: plain values of `float_dtype`
   kUniform,  // w = (code - zero_point) * scale
   kMinimum,  // w = code * scale + minimum           (GGUF Q4_1; the minimum is a float)
-  kCodebook  // w = codebook[code] * scale           (NF4, FP4, logarithmic: a later issue)
+  kCodebook  // w = ValuesOf(codebook)[code] * scale (NF4, FP8)
 };
 
 /// What a weight matrix is stored as, without the values.
@@ -27,14 +28,15 @@ struct WeightSpec {
   int bits = 0;                     // quantized: width of a code, 2..8
   std::int64_t group_size =
       0;  // quantized: columns that share a scale; the last group may be short
-  bool has_zero_points = false;  // kUniform; absent: zero_point = 2^(bits-1) everywhere
-  bool has_f32_scales = false;   // scales and minima are f32; else f16 or bf16 values
+  bool has_zero_points = false;         // kUniform; absent: zero_point = 2^(bits-1) everywhere
+  bool has_f32_scales = false;          // scales and minima are f32; else f16 or bf16 values
+  Codebook codebook = Codebook::kNone;  // kCodebook: which; it says how wide a code is
 
   std::int64_t num_groups() const {
     return group_size == 0 ? 0 : (cols + group_size - 1) / group_size;
   }
-  /// "w4 g64 sym", "w8 g32 zp", "w4 g32 min", "w4 g32 sym f32 scales", "bf16", for tables and
-  /// messages.
+  /// "w4 g64 sym", "w8 g32 zp", "w4 g32 min", "w4 g32 sym f32 scales", "nf4 g64 f32 scales",
+  /// "bf16", for tables and messages.
   std::string ToString() const;
   friend bool operator==(const WeightSpec&, const WeightSpec&) = default;
 };
@@ -48,7 +50,6 @@ struct QuantizedTensor {
   std::vector<float> scales;              // [rows * num_groups]
   std::vector<std::uint8_t> zero_points;  // [rows * num_groups], or empty
   std::vector<float> minima;              // [rows * num_groups], kMinimum
-  std::vector<float> codebook;            // [2^bits], kCodebook
   std::vector<float> values;  // [rows * cols], kFloat (widened exactly from float_dtype)
 };
 
