@@ -54,12 +54,20 @@ WeightSpec SpecOf(LinearFormat format, LinearGrid grid, std::int64_t group, bool
     case LinearFormat::kBF16:
       spec.float_dtype = DType::kBF16;
       return spec;
+    case LinearFormat::kNf4:
+      spec.codebook = Codebook::kNf4;
+      break;
+    case LinearFormat::kFp8:
+      spec.codebook = Codebook::kFp8E4M3;
+      break;
     case LinearFormat::kW4:
     case LinearFormat::kW8:
       break;
   }
-  spec.kind = grid == LinearGrid::kMinima ? CodecKind::kMinimum : CodecKind::kUniform;
-  spec.bits = format == LinearFormat::kW4 ? 4 : 8;
+  spec.kind = spec.codebook != Codebook::kNone ? CodecKind::kCodebook
+              : grid == LinearGrid::kMinima    ? CodecKind::kMinimum
+                                               : CodecKind::kUniform;
+  spec.bits = HasFourBits(format) ? 4 : 8;
   spec.group_size = std::min(group, cols);
   spec.has_zero_points = grid == LinearGrid::kZeroPoints;
   spec.has_f32_scales = f32_scales;
@@ -102,13 +110,14 @@ KernelReport CheckLinearKernel(const LinearKernel& kernel, std::uint32_t seed) {
   constexpr Size kSizes[] = {{1, 32}, {17, 100}, {48, 96}, {33, 328}, {70, 192}};
   constexpr std::int64_t kTokens[] = {1, 2, 3, 4, 5, 7, 16, 33};
   const bool floats = kernel.activation == LinearActivation::kF32;
+  const bool codes = kernel.format == LinearFormat::kNf4 || kernel.format == LinearFormat::kFp8;
   std::mt19937_64 rng(seed);
   KernelReport report;
   Aligned scratch(static_cast<std::size_t>(kLinearKernelScratchBytes));
   for (const LinearGrid grid :
        {LinearGrid::kSymmetric, LinearGrid::kZeroPoints, LinearGrid::kMinima}) {
     for (const std::int64_t group : {std::int64_t{32}, std::int64_t{64}, std::int64_t{1} << 20}) {
-      if (floats && (grid != LinearGrid::kSymmetric || group != 64)) {
+      if (floats && (grid != LinearGrid::kSymmetric || (!codes && group != 64))) {
         continue;
       }
       for (const Size shape : kSizes) {

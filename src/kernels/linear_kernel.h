@@ -9,20 +9,24 @@
 
 namespace nibble {
 
-enum class LinearFormat : std::uint8_t { kF32, kF16, kBF16, kW4, kW8 };
+enum class LinearFormat : std::uint8_t { kF32, kF16, kBF16, kW4, kW8, kNf4, kFp8 };
 enum class LinearGrid : std::uint8_t {
   kSymmetric,   // zero point 8 (w4) or 128 (w8)
   kZeroPoints,  // one u8 a group and output
   kMinima       // one minimum a group and output
 };
 enum class LinearActivation : std::uint8_t {
-  kF32,    // float weights
+  kF32,    // float weights, and codebooks
   kInt16,  // one scale a row, two int8 limbs: x = scale * (256 * high + low)
   kInt8,   // one scale per 64 columns of a row
 };
 
 constexpr std::int64_t kPanelOutputs = 16;     // outputs of a panel
 constexpr std::int64_t kActivationBlock = 64;  // columns of a block of activations
+
+constexpr bool HasFourBits(LinearFormat format) {
+  return format == LinearFormat::kW4 || format == LinearFormat::kNf4;
+}
 
 /// Bytes of the scales of a unit; zero points or minima follow them.
 constexpr std::int64_t ScaleBytes(bool wide_scales) {
@@ -33,12 +37,13 @@ constexpr std::int64_t ScaleBytes(bool wide_scales) {
 struct PackedLayout {
   LinearFormat format = LinearFormat::kF32;
   LinearGrid grid = LinearGrid::kSymmetric;
-  bool wide_scales = false;     // scales and minima are f32, not f16
-  std::int32_t unit_cols = 64;  // columns of a unit: 64, or 32 for integer weights
-  std::int64_t rows = 0;        // out_features
-  std::int64_t cols = 0;        // in_features
-  std::int64_t num_units = 0;   // of a panel
-  std::int64_t unit_bytes = 0;  // integer weights: codes, scales, zero points or minima
+  bool wide_scales = false;         // scales and minima are f32, not f16
+  std::int32_t unit_cols = 64;      // columns of a unit: 64, or 32 for weights with codes
+  std::int64_t rows = 0;            // out_features
+  std::int64_t cols = 0;            // in_features
+  std::int64_t num_units = 0;       // of a panel
+  std::int64_t unit_bytes = 0;      // integer weights: codes, scales, zero points or minima
+  const float* codebook = nullptr;  // kNf4, kFp8: the value of each code
   std::int64_t panel_bytes = 0;
   std::int64_t num_panels = 0;
 };
@@ -121,9 +126,11 @@ LinearKernelList RefLinearKernels();
 LinearKernelList Avx2LinearW4Kernels();
 LinearKernelList Avx2LinearW8Kernels();
 LinearKernelList Avx2LinearFloatKernels();
+LinearKernelList Avx2LinearCodebookKernels();
 LinearKernelList Avx512LinearW4Kernels();
 LinearKernelList Avx512LinearW8Kernels();
 LinearKernelList Avx512LinearFloatKernels();
+LinearKernelList Avx512LinearCodebookKernels();
 ActivationKernelList RefActivationKernels();
 ActivationKernelList Avx2ActivationKernels();
 ActivationKernelList Avx512ActivationKernels();

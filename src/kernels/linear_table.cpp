@@ -37,7 +37,8 @@ std::size_t ValueBytes(LinearActivation activation) {
 std::span<const LinearKernel> LinearKernels() {
   static const std::vector<LinearKernel> kernels = Collect<LinearKernel, LinearKernelList>(
       {Avx512LinearW4Kernels(), Avx512LinearW8Kernels(), Avx512LinearFloatKernels(),
-       Avx2LinearW4Kernels(), Avx2LinearW8Kernels(), Avx2LinearFloatKernels(), RefLinearKernels()});
+       Avx512LinearCodebookKernels(), Avx2LinearW4Kernels(), Avx2LinearW8Kernels(),
+       Avx2LinearFloatKernels(), Avx2LinearCodebookKernels(), RefLinearKernels()});
   return kernels;
 }
 

@@ -20,7 +20,7 @@ namespace {
 constexpr std::int64_t kFactorBytes = kPanelOutputs * 4;
 
 std::int64_t CodeBytes(const PackedLayout& layout) {
-  return layout.unit_cols * kPanelOutputs / (layout.format == LinearFormat::kW4 ? 2 : 1);
+  return layout.unit_cols * kPanelOutputs / (HasFourBits(layout.format) ? 2 : 1);
 }
 
 // Scale or minimum of output c among those of a unit.
@@ -67,19 +67,33 @@ float RowFactor(std::span<const float> scales, std::span<const float> minima) {
   return std::ldexp(1.0F, std::clamp(std::ilogb(largest) - 14, -120, 120));
 }
 
+// The code that is worth nothing, without zero points and minima.
+int Middle(const PackedLayout& layout) {
+  switch (layout.format) {
+    case LinearFormat::kW4:
+      return 8;
+    case LinearFormat::kNf4:
+      return NearestCode(Codebook::kNf4, 0.0F);
+    case LinearFormat::kFp8:
+      return NearestCode(Codebook::kFp8E4M3, 0.0F);
+    default:
+      return 128;
+  }
+}
+
 // Codes of bits < 4 (< 8) run as 4 (8) bit ones; the middle of a symmetric grid moves along.
 int CodeShift(const WeightSpec& spec, const PackedLayout& layout) {
-  if (layout.grid != LinearGrid::kSymmetric) {
+  if (layout.grid != LinearGrid::kSymmetric || layout.codebook != nullptr) {
     return 0;
   }
-  return (layout.format == LinearFormat::kW4 ? 8 : 128) - (1 << (spec.bits - 1));
+  return Middle(layout) - (1 << (spec.bits - 1));
 }
 
 void PackIntegerPanel(const QuantizedTensor& rows, std::int64_t first, std::int64_t count,
                       const PackedLayout& layout, std::uint8_t* panel) {
   const WeightSpec& spec = rows.spec;
   const std::int64_t groups = spec.num_groups();
-  const bool w4 = layout.format == LinearFormat::kW4;
+  const bool w4 = HasFourBits(layout.format);
   const int shift = CodeShift(spec, layout);
   const std::int64_t code_bytes = CodeBytes(layout);
   const std::int64_t extra_at = code_bytes + ScaleBytes(layout.wide_scales);
@@ -104,7 +118,7 @@ void PackIntegerPanel(const QuantizedTensor& rows, std::int64_t first, std::int6
       const std::int64_t k0 = u * layout.unit_cols;
       const auto group = static_cast<std::size_t>(row * groups + k0 / spec.group_size);
       // Padding: a code that is worth nothing (minima: scale and activations are zero there).
-      int pad = w4 ? 8 : 128;
+      int pad = Middle(layout);
       if (layout.grid == LinearGrid::kZeroPoints) {
         pad = real ? rows.zero_points[group] : 0;
         unit[extra_at + c] = static_cast<std::uint8_t>(pad);
@@ -184,11 +198,12 @@ Result<PackedLayout> LayoutOf(const WeightSpec& spec) {
     layout.panel_bytes = spec.cols * kPanelOutputs * size;
     return layout;
   }
-  if (spec.kind == CodecKind::kCodebook || spec.bits < 2 || spec.bits > 8) {
+  const bool codebook = spec.kind == CodecKind::kCodebook;
+  if (spec.bits < 2 || spec.bits > 8 || codebook != (spec.codebook != Codebook::kNone)) {
     return Fail(ErrorCode::kUnsupported,
-                fmt::format("no kernel runs {} weights (2 to 8 bits, uniform or with minima, are "
-                            "supported)",
-                            spec.ToString()));
+                fmt::format("no kernel runs {} weights of {} bits (2 to 8 bits, uniform or with "
+                            "minima, nf4 and fp8 are supported)",
+                            spec.ToString(), spec.bits));
   }
   const std::int64_t group = std::min(spec.group_size, spec.cols);
   if (group <= 0 || (group < spec.cols && group % 32 != 0)) {
@@ -197,7 +212,11 @@ Result<PackedLayout> LayoutOf(const WeightSpec& spec) {
                             "32 columns",
                             spec.ToString()));
   }
-  layout.format = spec.bits <= 4 ? LinearFormat::kW4 : LinearFormat::kW8;
+  layout.format = spec.codebook == Codebook::kNf4       ? LinearFormat::kNf4
+                  : spec.codebook == Codebook::kFp8E4M3 ? LinearFormat::kFp8
+                  : spec.bits <= 4                      ? LinearFormat::kW4
+                                                        : LinearFormat::kW8;
+  layout.codebook = codebook ? ValuesOf(spec.codebook).data() : nullptr;
   layout.grid = spec.kind == CodecKind::kMinimum ? LinearGrid::kMinima
                 : spec.has_zero_points           ? LinearGrid::kZeroPoints
                                                  : LinearGrid::kSymmetric;
@@ -279,7 +298,7 @@ void DequantizePackedRow(const PackedLayout& layout, const std::uint8_t* weight,
     }
     return;
   }
-  const bool w4 = layout.format == LinearFormat::kW4;
+  const bool w4 = HasFourBits(layout.format);
   const std::int64_t code_bytes = CodeBytes(layout);
   const std::int64_t half = layout.unit_cols / 2;
   float factor = 1.0F;
@@ -288,7 +307,7 @@ void DequantizePackedRow(const PackedLayout& layout, const std::uint8_t* weight,
     const std::uint8_t* unit = panel + u * layout.unit_bytes;
     const float scale = LoadScale(layout, unit + code_bytes, c) * factor;
     const std::uint8_t* extra = unit + code_bytes + ScaleBytes(layout.wide_scales);
-    int zero_point = w4 ? 8 : 128;
+    int zero_point = Middle(layout);
     float minimum = 0.0F;
     if (layout.grid == LinearGrid::kZeroPoints) {
       zero_point = extra[c];
@@ -306,6 +325,10 @@ void DequantizePackedRow(const PackedLayout& layout, const std::uint8_t* weight,
         code = unit[k / 4 * 64 + c * 4 + k % 4] & 15;
       } else {
         code = unit[(k - half) / 4 * 64 + c * 4 + k % 4] >> 4;
+      }
+      if (layout.codebook != nullptr) {
+        out[k0 + k] = layout.codebook[code] * scale;
+        continue;
       }
       const float value = static_cast<float>(code - zero_point) * scale;
       out[k0 + k] = layout.grid == LinearGrid::kMinima ? value + minimum : value;

@@ -36,7 +36,9 @@ inline QuantizedTensor RandomWeight(const WeightSpec& spec, std::uint32_t seed) 
   const auto mask = static_cast<std::uint8_t>((1 << spec.bits) - 1);
   t.codes.resize(elements);
   for (auto& code : t.codes) {
-    code = static_cast<std::uint8_t>(rng() & mask);
+    do {
+      code = static_cast<std::uint8_t>(rng() & mask);
+    } while (IsNan(spec.codebook, code));
   }
   t.scales.resize(groups);
   for (float& s : t.scales) {

@@ -34,6 +34,13 @@ WeightSpec Float(DType dtype) {
   return spec;
 }
 
+WeightSpec Of(Codebook codebook, std::int64_t group) {
+  WeightSpec spec = Uniform(BitsOf(codebook), group, false);
+  spec.kind = CodecKind::kCodebook;
+  spec.codebook = codebook;
+  return spec;
+}
+
 // A group larger than any width stands for whole rows.
 constexpr std::int64_t kRow = 1 << 20;
 
@@ -66,6 +73,11 @@ const std::vector<WeightSpec>& Formats() {
       Wide(Uniform(8, kRow, false)),
       Wide(Uniform(8, 64, true)),
       Wide(Minimum(8, 32)),
+      Of(Codebook::kNf4, 32),
+      Wide(Of(Codebook::kNf4, 64)),
+      Wide(Of(Codebook::kNf4, kRow)),
+      Of(Codebook::kFp8E4M3, 128),
+      Wide(Of(Codebook::kFp8E4M3, kRow)),
   };
   return formats;
 }

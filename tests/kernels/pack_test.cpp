@@ -27,6 +27,11 @@ TEST(Pack, SizesFollowTheFormatDocument) {
   int8.bits = 8;
   int8.has_zero_points = true;
   EXPECT_EQ(*PackedSizeBytes(*device, int8), 2U * (1024 + 32 + 16) + 64);
+  WeightSpec nf4 = Int4(16, 128, 64);
+  nf4.kind = CodecKind::kCodebook;
+  nf4.codebook = Codebook::kNf4;
+  nf4.has_f32_scales = true;
+  EXPECT_EQ(*PackedSizeBytes(*device, nf4), 2U * (512 + 64) + 64);
 }
 
 TEST(Pack, UnsupportedFormatsAreNamed) {
@@ -35,9 +40,13 @@ TEST(Pack, UnsupportedFormatsAreNamed) {
   ASSERT_FALSE(odd);
   EXPECT_EQ(odd.error().code, ErrorCode::kUnsupported);
   EXPECT_THAT(odd.error().message, testing::HasSubstr("w4 g50 sym"));
-  WeightSpec codebook = Int4(16, 128, 64);
-  codebook.kind = CodecKind::kCodebook;
-  EXPECT_THAT(PackedSizeBytes(*device, codebook).error().message, testing::HasSubstr("codebook"));
+  WeightSpec nameless = Int4(16, 128, 64);
+  nameless.kind = CodecKind::kCodebook;
+  EXPECT_FALSE(PackedSizeBytes(*device, nameless));
+  WeightSpec nf4 = Int4(16, 128, 48);
+  nf4.kind = CodecKind::kCodebook;
+  nf4.codebook = Codebook::kNf4;
+  EXPECT_THAT(PackedSizeBytes(*device, nf4).error().message, testing::HasSubstr("nf4 g48"));
 }
 
 TEST(Pack, PartsOfRowsGiveTheBytesOfTheWhole) {

@@ -16,6 +16,10 @@
 //   acc  = fma(minimum, float(sum x), acc)       minima only; int8: float(sum x) * x_scale[block]
 //   y    = acc * factor * x_scale                int16; int8: acc * factor
 // Float weights: per 64 columns fma in order from zero; the sums of 64 are added in order.
+// Codebooks, per output and unit of 32 or 64 columns:
+//   t    = per column in order, from zero: fma(codebook[code], x, t)
+//   acc  = fma(t, scale, acc)                    units in order
+//   y    = acc * factor
 
 namespace nibble {
 namespace {
@@ -34,7 +38,7 @@ float LoadScale(const PackedLayout& layout, const std::uint8_t* scales, std::int
 
 // Column k of output c of a unit.
 int CodeAt(const PackedLayout& layout, const std::uint8_t* unit, std::int64_t c, std::int64_t k) {
-  if (layout.format == LinearFormat::kW8) {
+  if (!HasFourBits(layout.format)) {
     return unit[k / 4 * 64 + c * 4 + k % 4];
   }
   const std::int64_t half = layout.unit_cols / 2;
@@ -140,6 +144,36 @@ void RunFloat(const LinearCall& call) {
   }
 }
 
+void RunCodebook(const LinearCall& call) {
+  const PackedLayout& layout = call.layout;
+  const PackedActivations& x = call.x;
+  const std::int64_t cols = layout.unit_cols;
+  const std::int64_t code_bytes = cols * kPanelOutputs / (HasFourBits(layout.format) ? 2 : 1);
+  for (std::int64_t p = call.panel_begin; p < call.panel_end; ++p) {
+    const std::uint8_t* panel = call.weight + p * layout.panel_bytes;
+    const std::int64_t outputs = std::min(kPanelOutputs, layout.rows - p * kPanelOutputs);
+    for (std::int64_t c = 0; c < outputs; ++c) {
+      float factor = 1.0F;
+      std::memcpy(&factor, panel + layout.num_units * layout.unit_bytes + c * 4, sizeof factor);
+      for (std::int64_t m = 0; m < x.num_rows; ++m) {
+        float acc = 0.0F;
+        for (std::int64_t u = 0; u < layout.num_units; ++u) {
+          const std::uint8_t* unit = panel + u * layout.unit_bytes;
+          const std::int64_t block = u * cols / kActivationBlock;
+          const float* values = x.values + (block * x.block_rows + m) * kActivationBlock +
+                                u * cols % kActivationBlock;
+          float t = 0.0F;
+          for (std::int64_t k = 0; k < cols; ++k) {  // behind the last column x is zero
+            t = std::fma(layout.codebook[CodeAt(layout, unit, c, k)], values[k], t);
+          }
+          acc = std::fma(t, LoadScale(layout, unit + code_bytes, c), acc);
+        }
+        call.y[m * call.y_stride + p * kPanelOutputs + c] = acc * factor;
+      }
+    }
+  }
+}
+
 struct Levels {
   float scale = 0.0F;    // real value of one step; NaN if any value is not finite
   float inverse = 0.0F;  // steps per unit; 0 if all values count as zero
@@ -222,7 +256,7 @@ void CopyRows(const float* x, std::int64_t x_stride, std::int64_t row_begin, std
 
 constexpr std::int64_t kAnyRows = std::numeric_limits<std::int64_t>::max();
 
-constexpr std::array<LinearKernel, 7> kKernels = {{
+constexpr std::array<LinearKernel, 9> kKernels = {{
     {"linear.w4.int16.ref", LinearFormat::kW4, LinearActivation::kInt16, Isa::kRef, 1, kAnyRows,
      RunInteger<true>},
     {"linear.w4.int8.ref", LinearFormat::kW4, LinearActivation::kInt8, Isa::kRef, 1, kAnyRows,
@@ -237,6 +271,10 @@ constexpr std::array<LinearKernel, 7> kKernels = {{
      RunFloat},
     {"linear.bf16.ref", LinearFormat::kBF16, LinearActivation::kF32, Isa::kRef, 1, kAnyRows,
      RunFloat},
+    {"linear.nf4.ref", LinearFormat::kNf4, LinearActivation::kF32, Isa::kRef, 1, kAnyRows,
+     RunCodebook},
+    {"linear.fp8.ref", LinearFormat::kFp8, LinearActivation::kF32, Isa::kRef, 1, kAnyRows,
+     RunCodebook},
 }};
 
 constexpr std::array<ActivationKernel, 3> kActivationKernels = {{
