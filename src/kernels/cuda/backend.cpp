@@ -383,6 +383,7 @@ void Embedding(KernelContext& context, const PackedWeight& table, std::span<cons
   Flush(device, state);
   NIBBLE_CHECK(static_cast<int>(ids.size()) == state.num_tokens, "BeginStep knows other tokens");
   const WeightLayout layout = MustLayOut(table.spec);
+  NIBBLE_CHECK(table.spec.kind != CodecKind::kCodebook, "no layout stores a table by a codebook");
   const LinearPart part = PartOf(table, layout);
   device.NoteError(LaunchEmbedding({.layout = layout,
                                     .table = part.weight,
@@ -452,9 +453,9 @@ void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride,
   CudaDevice& device = DeviceOf(context);
   State& state = StateOf(device);
   state.NoteScale(out, kGatedScale);
-  if (state.linear && state.linear->num_parts == 2 &&
-      state.linear->parts[0].y == gate && state.linear->parts[1].y == up &&
-      state.linear->parts[0].rows == width && state.linear->parts[1].rows == width) {
+  if (state.linear && state.linear->num_parts == 2 && state.linear->parts[0].y == gate &&
+      state.linear->parts[1].y == up && state.linear->parts[0].rows == width &&
+      state.linear->parts[1].rows == width) {
     LinearArgs args = *std::exchange(state.linear, {});
     args.epilogue = Epilogue::kSwiGlu;
     args.product = Half(out);

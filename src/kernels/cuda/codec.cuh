@@ -5,15 +5,58 @@
 //
 //   w = fp16((code - zero) * scale)       symmetric and zero points; the difference is exact
 //   w = fp16(code * scale + minimum)      minima, one rounding
+//   w = fp16(fp16(value) * scale)         NF4, and FP8 (whose values fp16 holds) in groups
+//   w = value                             FP8 with a scale a row
 //
 // A code becomes 1024 + code by putting it under the exponent of 1024 (fp16 has 10 bits of
-// mantissa); 4-bit codes of rows r + 8 stand 4 bits higher and become 1024 + 16 code.
+// mantissa); 4-bit codes of rows r + 8 stand 4 bits higher and become 1024 + 16 code. Two codes of
+// NF4 are looked up at once, in a table of 256 pairs that shared memory holds once for each lane:
+// a load has no bank conflicts then, and two values take two integer instructions beside it. Byte
+// permutes would take five, and those share the one pipe of half rate.
 // docs/formats/cuda_weight.md.
 
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/weight_layout.h"
 
 namespace nibble::cuda {
+
+/// Bytes of static shared memory that decoding takes.
+template <Format kFormat>
+__host__ __device__ constexpr int TableBytes() {
+  return kFormat == Format::kNf4 ? 256 * 32 * 4 : 0;
+}
+
+/// The pairs of NF4 values as half2, [code of the first | code of the second << 4][lane].
+__device__ __forceinline__ std::uint32_t* Nf4Pairs() {
+  __shared__ __align__(1024) std::uint32_t pairs[256 * 32];
+  return pairs;
+}
+
+/// Fills the table, if there is one; the caller synchronizes its threads before the first Fragment.
+/// By whole warps.
+template <Format kFormat>
+__device__ __forceinline__ void FillTable(int thread, int num_threads) {
+  if constexpr (kFormat == Format::kNf4) {
+    // fp16 of the table, two values a word.
+    constexpr std::uint32_t kValues[8] = {0xb992bc00, 0xb652b833, 0xb1eab48d, 0x0000add4,
+                                          0x31262d18, 0x356833e0, 0x3880370d, 0x3c0039c9};
+    std::uint32_t* const pairs = Nf4Pairs();
+    const int lane = thread % 32;
+    for (int second = thread / 32; second < 16; second += num_threads / 32) {
+      std::uint32_t high = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        high = second / 2 == i ? kValues[i] : high;
+      }
+      high = second % 2 == 0 ? high << 16 : high & 0xffff0000;
+#pragma unroll
+      for (int first = 0; first < 16; ++first) {
+        pairs[(second * 16 + first) * 32 + lane] =
+            high | (kValues[first / 2] >> (first % 2 * 16) & 0xffff);
+      }
+    }
+  }
+}
 
 /// Scales (and zero points or minima) of a lane's two rows, r and r + 8, each twice for half2.
 struct LaneScales {
@@ -36,13 +79,20 @@ __device__ __forceinline__ void LoadScales(const std::uint8_t* sub, int lane, La
 /// Bytes of the scales of `sub_cols` columns.
 template <Format kFormat, Grid kGrid>
 __host__ __device__ constexpr int SubBytes() {
-  return kFormat == Format::kF16 ? 0 : kGrid == Grid::kSymmetric ? kPairBytes : 2 * kPairBytes;
+  if (kFormat == Format::kF16 || kGrid == Grid::kRow) {
+    return 0;
+  }
+  return kGrid == Grid::kSymmetric ? kPairBytes : 2 * kPairBytes;
 }
+template <Format kFormat, Grid kGrid>
+inline constexpr bool kHasScales = SubBytes<kFormat, kGrid>() > 0;
 
 /// Codes of 64 columns of a tile, of one lane.
 template <Format kFormat>
 struct HalfCodes {
-  static constexpr int kWords = kFormat == Format::kW4 ? 1 : kFormat == Format::kW8 ? 2 : 4;
+  static constexpr int kWords = kFormat == Format::kF16                             ? 4
+                                : kFormat == Format::kW8 || kFormat == Format::kFp8 ? 2
+                                                                                    : 1;
   static constexpr int kBytes = kWords * 512;  // of all lanes
   uint4 words[kWords];
 
@@ -70,6 +120,26 @@ __device__ __forceinline__ std::uint32_t Scale(std::uint32_t exact, const LaneSc
   return AsBits(__hmul2(AsHalf2(exact), scales.scale[row]));
 }
 
+/// Two e4m3 values, those of the low 16 bits.
+__device__ __forceinline__ std::uint32_t HalvesOfE4M3(std::uint32_t two) {
+#if __CUDA_ARCH__ >= 890
+  std::uint32_t halves;
+  asm("{\n"
+      ".reg .b16 low;\n"
+      "cvt.u16.u32 low, %1;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+      "}"
+      : "=r"(halves)
+      : "r"(two));
+  return halves;
+#else
+  // Exponent and mantissa one bit lower than fp16 has them, and a bias that is 8 less: exact.
+  const std::uint32_t spread = __byte_perm(two, 0, 0x1404);
+  const std::uint32_t tiny = (spread & 0x80008000) | (spread >> 1 & 0x3f803f80);
+  return AsBits(__hmul2(AsHalf2(tiny), AsHalf2(0x5c005c00)));  // 256
+#endif
+}
+
 /// The fragment of step `step` (16 of the 64 columns).
 template <Format kFormat, Grid kGrid>
 __device__ __forceinline__ void Fragment(const HalfCodes<kFormat>& codes, int step,
@@ -79,6 +149,28 @@ __device__ __forceinline__ void Fragment(const HalfCodes<kFormat>& codes, int st
     a[1] = codes.words[step].y;
     a[2] = codes.words[step].z;
     a[3] = codes.words[step].w;
+  } else if constexpr (kFormat == Format::kNf4) {
+    // A byte, times the 128 bytes of its pairs: bits 7..14 of the word turned by its place.
+    const std::uint32_t v = WordOf(codes.words[0], step);
+    const auto* const pairs = reinterpret_cast<const char*>(Nf4Pairs());
+    const std::uint32_t lane = threadIdx.x % 32 * 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t turned = i < 3 ? v >> (8 * i) : __funnelshift_l(v, v, 8);
+      a[i] =
+          Scale<kGrid>(*reinterpret_cast<const std::uint32_t*>(pairs + AndOr(turned, 0x7f80, lane)),
+                       scales, i % 2);
+    }
+  } else if constexpr (kFormat == Format::kFp8) {
+    const uint4& words = codes.words[step / 2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t word = WordOf(words, step % 2 * 2 + i / 2);
+      a[i] = HalvesOfE4M3(i % 2 == 0 ? word : word >> 16);
+      if constexpr (kGrid != Grid::kRow) {
+        a[i] = Scale<kGrid>(a[i], scales, i % 2);
+      }
+    }
   } else if constexpr (kFormat == Format::kW4) {
     constexpr std::uint32_t kMagic = 0x64006400;  // 1024
     std::uint32_t v = WordOf(codes.words[0], step);

@@ -61,13 +61,24 @@ constexpr Matrix kMatrices[] = {
 };
 constexpr int kTokens[] = {1, 8, 32, 2048};
 
-Result<KernelSpeed> MeasureLinear(CudaDevice& device, const Matrix& matrix, int tokens) {
+struct LinearFormatBench {
+  const char* name;
+  WeightSpec spec;  // but for rows and columns; group_size 0: whole rows
+};
+const LinearFormatBench kFormats[] = {
+    {"w4.g128", {.kind = CodecKind::kUniform, .bits = 4, .group_size = 128}},
+    {"nf4.g64",
+     {.kind = CodecKind::kCodebook, .bits = 4, .group_size = 64, .codebook = Codebook::kNf4}},
+    {"fp8.row", {.kind = CodecKind::kCodebook, .bits = 8, .codebook = Codebook::kFp8E4M3}},
+};
+
+Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Matrix& matrix,
+                                  int tokens) {
   const std::int64_t part_rows = matrix.rows / matrix.num_parts;
-  NIBBLE_TRY(layout, cuda::LayoutOf({.rows = part_rows,
-                                     .cols = matrix.cols,
-                                     .kind = CodecKind::kUniform,
-                                     .bits = 4,
-                                     .group_size = 128}));
+  spec.rows = part_rows;
+  spec.cols = matrix.cols;
+  spec.group_size = spec.group_size == 0 ? matrix.cols : spec.group_size;
+  NIBBLE_TRY(layout, cuda::LayoutOf(spec));
   const auto part_bytes = static_cast<std::int64_t>((layout.size_bytes() + 255) / 256 * 256);
   const std::int64_t weight_bytes = part_bytes * matrix.num_parts;
   const std::int64_t copies = std::max<std::int64_t>(2, (kColdBytes - 1) / weight_bytes + 1);
@@ -235,18 +246,20 @@ void Add(std::vector<KernelSpeed>& speeds, Result<KernelSpeed> speed) {
 
 std::vector<KernelInfo> CudaKernelInfos() {
   std::vector<KernelInfo> infos;
-  for (const int tokens : kTokens) {
-    infos.push_back({.name = fmt::format("cuda.linear.w4.g128.rows{}", tokens),
-                     .family = "linear",
-                     .accepts = "Llama-2-7B",
-                     .bench = [tokens](Device& device) {
-                       std::vector<KernelSpeed> speeds;
-                       for (const Matrix& matrix : kMatrices) {
-                         Add(speeds,
-                             MeasureLinear(static_cast<CudaDevice&>(device), matrix, tokens));
-                       }
-                       return speeds;
-                     }});
+  for (const LinearFormatBench& format : kFormats) {
+    for (const int tokens : kTokens) {
+      infos.push_back(
+          {.name = fmt::format("cuda.linear.{}.rows{}", format.name, tokens),
+           .family = "linear",
+           .accepts = "Llama-2-7B",
+           .bench = [spec = format.spec, tokens](Device& device) {
+             std::vector<KernelSpeed> speeds;
+             for (const Matrix& matrix : kMatrices) {
+               Add(speeds, MeasureLinear(static_cast<CudaDevice&>(device), spec, matrix, tokens));
+             }
+             return speeds;
+           }});
+    }
   }
   infos.push_back({.name = "cuda.attention.decode.f16",
                    .family = "attention",

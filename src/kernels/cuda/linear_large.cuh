@@ -51,7 +51,7 @@ __device__ __forceinline__ void MultiplyUnit(float (&c)[kTokens / 2],
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       // No branch here: the compiler would wait for the products under way.
-      if (kFormat != Format::kF16 && step % 2 == 0) {
+      if (kHasScales<kFormat, kGrid> && step % 2 == 0) {
         LoadScales<kGrid>(
             scales_at + ((half * 64 + step * 16) >> sub_shift) * SubBytes<kFormat, kGrid>(), lane,
             scales);
@@ -254,6 +254,10 @@ __global__ __launch_bounds__(kLargeThreads,
   }
 
   TakeRegisters<232>();
+  FillTable<kFormat>(static_cast<int>(threadIdx.x), 256);
+  if constexpr (TableBytes<kFormat>() > 0) {
+    MultipliersSync<256>();
+  }
   WaitForPrevious();
   const int warp = static_cast<int>(threadIdx.x) / 32;  // also the tile of the block
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -317,7 +321,7 @@ int LaunchLarge(const LinearArgs& linear, cudaStream_t stream) {
   const int stage_bytes =
       (kHalves * kLargeTokens * 128 + kLargeTiles * linear.layout.unit_bytes + 1023) / 1024 * 1024;
   constexpr int kSums = kLargeTokens * kLargePitch * static_cast<int>(sizeof(float));
-  args.num_stages = 224 * 1024 / stage_bytes;
+  args.num_stages = (224 * 1024 - TableBytes<kFormat>()) / stage_bytes;
   static_assert(kSums <= 2 * 128 * 1024);
   const int smem_bytes = args.num_stages * (stage_bytes + 16);
   CUtensorMap map;
@@ -327,8 +331,8 @@ int LaunchLarge(const LinearArgs& linear, cudaStream_t stream) {
     return error;
   }
   auto* kernel = LinearLarge<kFormat, kGrid, kHalves>;
-  static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024);
+  static const cudaError_t configured = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024 - TableBytes<kFormat>());
   if (configured != cudaSuccess) {
     return configured;
   }
@@ -353,6 +357,8 @@ int LaunchLarge(const LinearArgs& linear, cudaStream_t stream) {
 
 int LaunchLargeW4(const LinearArgs& args, cudaStream_t stream);
 int LaunchLargeW8(const LinearArgs& args, cudaStream_t stream);
+int LaunchLargeNf4(const LinearArgs& args, cudaStream_t stream);
+int LaunchLargeFp8(const LinearArgs& args, cudaStream_t stream);
 int LaunchLargeF16(const LinearArgs& args, cudaStream_t stream);
 
 }  // namespace nibble::cuda

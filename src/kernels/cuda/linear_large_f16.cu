@@ -14,6 +14,10 @@ int LaunchLinearLarge(const LinearArgs& args, CUstream_st* stream) {
       return LaunchLargeW4(args, stream);
     case Format::kW8:
       return LaunchLargeW8(args, stream);
+    case Format::kNf4:
+      return LaunchLargeNf4(args, stream);
+    case Format::kFp8:
+      return LaunchLargeFp8(args, stream);
     default:
       return LaunchLargeF16(args, stream);
   }

@@ -144,7 +144,7 @@ __device__ __forceinline__ void MultiplyHalf(float (&c)[kQuads][kTokens / 2],
     LaneScales scale;
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {  // of steps
-      if (kFormat != Format::kF16 && (pair == 0 || kFineScales)) {
+      if (kHasScales<kFormat, kGrid> && (pair == 0 || kFineScales)) {
         LoadScales<kGrid>(scales + quad * quad_bytes + pair * SubBytes<kFormat, kGrid>(), lane,
                           scale);
       }
@@ -291,6 +291,10 @@ __global__ __launch_bounds__(kMediumThreads,
   }
 
   TakeRegisters<112>();
+  FillTable<kFormat>(static_cast<int>(threadIdx.x), kMediumWarps * 32);
+  if constexpr (TableBytes<kFormat>() > 0) {
+    asm volatile("bar.sync 1, %0;" ::"n"(kMediumWarps * 32) : "memory");
+  }
   if (threadIdx.x < kMediumSlices * kTiles) {
     BarrierInit(passed + 8 * threadIdx.x, 1);
   }
@@ -416,13 +420,13 @@ int LaunchMediumAs(MediumArgs args, int pairs, cudaStream_t stream) {
   constexpr int kTiles = kQuads * kMediumQuad;
   constexpr int kRest = kTiles * kTokens / 8 * 512 + (kMediumSlices + 2) * kTiles * 8;
   constexpr int kMostDepth = 4;
+  constexpr int kSmem = kMediumSmem - TableBytes<kFormat>();
   const LinearArgs& linear = args.linear;
   args.stage_bytes =
       (linear.layout.unit_cols * kTokens * 2 + kTiles * linear.layout.unit_bytes + 1023) / 1024 *
       1024;
   const int slot = kMediumSlices * (args.stage_bytes + 16);
-  args.depth =
-      (kMediumSmem - kRest) / slot > kMostDepth ? kMostDepth : (kMediumSmem - kRest) / slot;
+  args.depth = (kSmem - kRest) / slot > kMostDepth ? kMostDepth : (kSmem - kRest) / slot;
   CUtensorMap map;
   if (const int error = EncodeTensorMap(&map, linear.x, linear.layout.cols, linear.num_tokens,
                                         linear.x_stride * 2, kTokens);
@@ -431,7 +435,7 @@ int LaunchMediumAs(MediumArgs args, int pairs, cudaStream_t stream) {
   }
   auto* kernel = LinearMedium<kFormat, kGrid, kFineScales, kTokens, kQuads>;
   static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMediumSmem);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);
   if (configured != cudaSuccess) {
     return configured;
   }
@@ -469,7 +473,7 @@ int LaunchMediumTokens(const LinearArgs& linear, int num_sms, cudaStream_t strea
   args.tiles_per_pair = tiles / pairs;
   args.extra_tiles = tiles % pairs;
   // Quads of a pass, so many that registers and a ring of two stages suffice.
-  constexpr int kMost = kFormat == Format::kW4 ? 3 : kFormat == Format::kW8 ? 2 : 1;
+  constexpr int kMost = kFormat == Format::kW4 ? 3 : kFormat == Format::kF16 ? 1 : 2;
   const int most = ((tiles + pairs - 1) / pairs + kMediumQuad - 1) / kMediumQuad;  // of a pair
   const int passes = (most + kMost - 1) / kMost;
   const int of_pass = gated ? 2 : (most + passes - 1) / passes;
@@ -511,6 +515,8 @@ int LaunchMedium(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
 
 int LaunchMediumW4(const LinearArgs& args, int num_sms, cudaStream_t stream);
 int LaunchMediumW8(const LinearArgs& args, int num_sms, cudaStream_t stream);
+int LaunchMediumNf4(const LinearArgs& args, int num_sms, cudaStream_t stream);
+int LaunchMediumFp8(const LinearArgs& args, int num_sms, cudaStream_t stream);
 int LaunchMediumF16(const LinearArgs& args, int num_sms, cudaStream_t stream);
 
 }  // namespace nibble::cuda

@@ -14,6 +14,10 @@ int LaunchLinearMedium(const LinearArgs& args, int num_sms, CUstream_st* stream)
       return LaunchMediumW4(args, num_sms, stream);
     case Format::kW8:
       return LaunchMediumW8(args, num_sms, stream);
+    case Format::kNf4:
+      return LaunchMediumNf4(args, num_sms, stream);
+    case Format::kFp8:
+      return LaunchMediumFp8(args, num_sms, stream);
     default:
       return LaunchMediumF16(args, num_sms, stream);
   }

@@ -138,6 +138,10 @@ __global__ __launch_bounds__(kSmallThreads,
     return;
   }
 
+  FillTable<kFormat>(static_cast<int>(threadIdx.x), kSmallWarps * 32);
+  if constexpr (TableBytes<kFormat>() > 0) {
+    ConsumersSync();
+  }
   WaitForPrevious();
   const int slice = warp % kNumSlices;
   const int member = warp / kNumSlices;  // which tile of the pair
@@ -213,7 +217,7 @@ __global__ __launch_bounds__(kSmallThreads,
           for (int h = 0; h < kHalves; ++h) {
             codes[h].Load(at + h * HalfCodes<kFormat>::kBytes, lane);
           }
-          if constexpr (kFormat != Format::kF16) {
+          if constexpr (kHasScales<kFormat, kGrid>) {
 #pragma unroll
             for (int s = 0; s < kUnitCols / kSubCols; ++s) {
               LoadScales<kGrid>(at + kCodeBytes + s * SubBytes<kFormat, kGrid>(), lane, scales[s]);
@@ -304,7 +308,7 @@ int LaunchSmall(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
   const int most = (num_pairs + grid - 1) / grid;
   const int sums = (most < kSmallPairs ? most : kSmallPairs) * kSmallWarps * 512;
   constexpr int kWanted = 104 * 1024;  // in flight; more gained nothing
-  constexpr int kMost = 216 * 1024;
+  constexpr int kMost = 216 * 1024 - TableBytes<kFormat>();
   int stages = (kWanted + kStage - 1) / kStage;
   const int normed = linear.residual != nullptr ? linear.num_tokens * linear.layout.cols * 2 : 0;
   while (stages > 2 && stages * kStage + sums + normed > kMost) {
@@ -314,8 +318,8 @@ int LaunchSmall(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
   args.normed_at = stages * kStage + sums + stages * 16;
   const int smem = args.normed_at + normed;
   auto* kernel = LinearSmall<kFormat, kGrid, kUnitCols, kSubCols>;
-  static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024);
+  static const cudaError_t configured = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024 - TableBytes<kFormat>());
   if (configured != cudaSuccess) {
     return configured;
   }
@@ -334,6 +338,8 @@ int LaunchSmall(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
 
 int LaunchSmallW4(const LinearArgs& args, int num_sms, cudaStream_t stream);
 int LaunchSmallW8(const LinearArgs& args, int num_sms, cudaStream_t stream);
+int LaunchSmallNf4(const LinearArgs& args, int num_sms, cudaStream_t stream);
+int LaunchSmallFp8(const LinearArgs& args, int num_sms, cudaStream_t stream);
 int LaunchSmallF16(const LinearArgs& args, int num_sms, cudaStream_t stream);
 
 }  // namespace nibble::cuda

@@ -14,6 +14,10 @@ int LaunchLinearSmall(const LinearArgs& args, int num_sms, CUstream_st* stream) 
       return LaunchSmallW4(args, num_sms, stream);
     case Format::kW8:
       return LaunchSmallW8(args, num_sms, stream);
+    case Format::kNf4:
+      return LaunchSmallNf4(args, num_sms, stream);
+    case Format::kFp8:
+      return LaunchSmallFp8(args, num_sms, stream);
     default:
       return LaunchSmallF16(args, num_sms, stream);
   }

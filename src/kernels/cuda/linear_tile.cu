@@ -8,6 +8,12 @@ int LaunchLinearTile(const LinearArgs& args, CUstream_st* stream) {
       return LaunchTileOf<Format::kW4>(args, stream);
     case Format::kW8:
       return LaunchTileOf<Format::kW8>(args, stream);
+    case Format::kNf4:
+      return LaunchTile<Format::kNf4, Grid::kSymmetric>(args, stream);
+    case Format::kFp8:
+      return args.layout.grid == Grid::kRow
+                 ? LaunchTile<Format::kFp8, Grid::kRow>(args, stream)
+                 : LaunchTile<Format::kFp8, Grid::kSymmetric>(args, stream);
     default:
       return LaunchTile<Format::kF16, Grid::kSymmetric>(args, stream);
   }

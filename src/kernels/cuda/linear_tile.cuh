@@ -34,7 +34,7 @@ __device__ __forceinline__ void SumTile(const LinearArgs& args, const LinearPart
         for (int step = 0; step < 4; ++step) {
           const int k16 = half * 4 + step;
           LaneScales scales;
-          if constexpr (kFormat != Format::kF16) {
+          if constexpr (kHasScales<kFormat, kGrid>) {
             LoadScales<kGrid>(
                 at + code_bytes + k16 * 16 / layout.sub_cols * SubBytes<kFormat, kGrid>(), lane,
                 scales);
@@ -72,6 +72,10 @@ __global__ __launch_bounds__(kTileWarps *
                              32) void LinearTile(const __grid_constant__ LinearArgs args,
                                                  int part_index) {
   LaunchDependents();
+  FillTable<kFormat>(static_cast<int>(threadIdx.x), kTileWarps * 32);
+  if constexpr (TableBytes<kFormat>() > 0) {
+    __syncthreads();
+  }
   WaitForPrevious();
   constexpr int kGroups = kTileTokens / 8;
   const LinearPart& part = args.parts[part_index];

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <span>
@@ -21,8 +22,10 @@ int CodeBytes(const WeightLayout& layout) {
   const int values = kTileRows * layout.unit_cols;
   switch (layout.format) {
     case Format::kW4:
+    case Format::kNf4:
       return values / 2;
     case Format::kW8:
+    case Format::kFp8:
       return values;
     case Format::kF16:
       return values * 2;
@@ -32,7 +35,7 @@ int CodeBytes(const WeightLayout& layout) {
 
 // Bytes of scales, and of zero points or minima, for the columns that share a scale.
 int SubBytes(const WeightLayout& layout) {
-  if (layout.format == Format::kF16) {
+  if (layout.format == Format::kF16 || layout.grid == Grid::kRow) {
     return 0;
   }
   return layout.grid == Grid::kSymmetric ? kPairBytes : 2 * kPairBytes;
@@ -62,6 +65,10 @@ constexpr Place PlaceOf(int lane, int step, int e) {
 }
 // Bit of a 4-bit code inside its word, so that one mask gives an A register (codec.cuh).
 constexpr int NibbleBit(int e) { return (e / 2) * 4 + (e % 2) * 16; }
+// The two codes of an A register of NF4 are a byte, and the word is turned so that the first byte
+// stands where it is an offset into the table (codec.cuh).
+constexpr int Nf4Bit(int e) { return e * 4; }
+constexpr int kNf4Turn = 7;
 
 void StoreHalf(std::byte* at, float value) {
   const std::uint16_t bits = FloatToF16(value);
@@ -74,7 +81,23 @@ float LoadHalf(const std::byte* at) {
   return F16ToFloat(bits);
 }
 
-int Middle(const WeightLayout& layout) { return layout.format == Format::kW4 ? 8 : 128; }
+bool IsCodebook(const WeightLayout& layout) {
+  return layout.format == Format::kNf4 || layout.format == Format::kFp8;
+}
+
+// The code that is worth nothing where codes have neither zero points nor minima.
+int Middle(const WeightLayout& layout) {
+  switch (layout.format) {
+    case Format::kW4:
+      return 8;
+    case Format::kNf4:
+      return NearestCode(Codebook::kNf4, 0.0F);
+    case Format::kFp8:
+      return NearestCode(Codebook::kFp8E4M3, 0.0F);
+    default:
+      return 128;
+  }
+}
 
 // Where the 16-bit value of `row` lies among the pairs (r, r + 8).
 int PairOffset(int row) { return row % 8 * 4 + row / 8 * 2; }
@@ -95,6 +118,13 @@ void StoreHalfCodes(const WeightLayout& layout, std::byte* half, const CodeAt& c
           word |= code_at(PlaceOf(lane, step, e)) << NibbleBit(e);
         }
         std::memcpy(half + lane * 16 + step * 4, &word, sizeof word);
+      } else if (layout.format == Format::kNf4) {
+        std::uint32_t word = 0;
+        for (int e = 0; e < 8; ++e) {
+          word |= code_at(PlaceOf(lane, step, e)) << Nf4Bit(e);
+        }
+        word = std::rotl(word, kNf4Turn);
+        std::memcpy(half + lane * 16 + step * 4, &word, sizeof word);
       } else {
         std::array<std::uint8_t, 8> bytes{};
         for (int e = 0; e < 8; ++e) {
@@ -112,7 +142,9 @@ void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const Weig
   const WeightSpec& spec = rows.spec;
   const std::int64_t groups = spec.num_groups();
   const auto count = static_cast<int>(std::min<std::int64_t>(kTileRows, spec.rows - first));
-  const int shift = layout.grid == Grid::kSymmetric ? Middle(layout) - (1 << (spec.bits - 1)) : 0;
+  const int shift = layout.grid == Grid::kSymmetric && !IsCodebook(layout)
+                        ? Middle(layout) - (1 << (spec.bits - 1))
+                        : 0;
   const int code_bytes = CodeBytes(layout);
   std::array<TileRow, kTileRows> tile_rows;
   for (int r = 0; r < kTileRows; ++r) {
@@ -121,6 +153,11 @@ void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const Weig
       continue;
     }
     const std::int64_t row = first + r;
+    tile_rows[static_cast<std::size_t>(r)].codes = rows.codes.data() + row * spec.cols;
+    if (layout.grid == Grid::kRow) {
+      factors[r] = rows.scales[static_cast<std::size_t>(row)];
+      continue;
+    }
     float largest = 0.0F;
     for (std::int64_t g = row * groups; g < (row + 1) * groups; ++g) {
       largest = std::max(largest, std::fabs(rows.scales[static_cast<std::size_t>(g)]));
@@ -129,8 +166,7 @@ void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const Weig
       }
     }
     factors[r] = RowFactor(largest);
-    tile_rows[static_cast<std::size_t>(r)] = {.codes = rows.codes.data() + row * spec.cols,
-                                              .inverse = 1.0F / factors[r]};
+    tile_rows[static_cast<std::size_t>(r)].inverse = 1.0F / factors[r];
   }
   for (int u = 0; u < layout.num_units; ++u) {
     std::byte* unit =
@@ -145,7 +181,9 @@ void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const Weig
       if (layout.grid == Grid::kZeroPoints && r < count) {
         return rows.zero_points[group_of(r, std::min<int>(k, layout.cols - 1))];
       }
-      return layout.grid == Grid::kSymmetric ? static_cast<std::uint32_t>(Middle(layout)) : 0U;
+      return layout.grid == Grid::kSymmetric || layout.grid == Grid::kRow
+                 ? static_cast<std::uint32_t>(Middle(layout))
+                 : 0U;
     };
     for (int half = 0; half < layout.unit_cols / kHalfCols; ++half) {
       const int k_half = k0 + half * kHalfCols;
@@ -167,7 +205,7 @@ void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const Weig
         });
       }
     }
-    for (int sub = 0; sub < layout.unit_cols / layout.sub_cols; ++sub) {
+    for (int sub = 0; SubBytes(layout) > 0 && sub < layout.unit_cols / layout.sub_cols; ++sub) {
       std::byte* extra = unit + code_bytes + sub * SubBytes(layout);
       const int k = std::min(k0 + sub * layout.sub_cols, layout.cols - 1);
       const bool exists = k0 + sub * layout.sub_cols < layout.cols;
@@ -240,20 +278,36 @@ Result<WeightLayout> LayoutOf(const WeightSpec& spec) {
   layout.unit_cols = spec.cols % 128 == 0 ? 128 : 64;
   layout.sub_cols = layout.unit_cols;
   if (spec.kind != CodecKind::kFloat) {
-    if (spec.kind == CodecKind::kCodebook || spec.bits < 2 || spec.bits > 8) {
-      return unsupported("2 to 8 bits, uniform or with minima, are supported");
-    }
     const bool whole_row = spec.group_size >= spec.cols;
+    if (spec.bits < 2 || spec.bits > 8 || spec.group_size <= 0) {
+      return unsupported("2 to 8 bits in groups are supported");
+    }
+    if (spec.codebook == Codebook::kNf4 && !whole_row && spec.group_size % kHalfCols != 0) {
+      return unsupported("groups of NF4 must be whole rows or multiples of 64 columns");
+    }
+    if (spec.codebook == Codebook::kFp8E4M3 && !whole_row && spec.group_size % 128 != 0) {
+      return unsupported("groups of FP8 must be whole rows or multiples of 128 columns");
+    }
+    if (spec.codebook == Codebook::kFp8E4M3 && !whole_row && layout.unit_cols != 128) {
+      return unsupported("groups of FP8 need a width that is a multiple of 128");
+    }
     if (!whole_row && spec.group_size % 32 != 0) {
       return unsupported("groups must be whole rows or multiples of 32 columns");
     }
     if (!whole_row && spec.group_size % layout.unit_cols != 0) {
       layout.sub_cols = spec.group_size % 64 == 0 ? 64 : 32;
     }
-    layout.format = spec.bits <= 4 ? Format::kW4 : Format::kW8;
-    layout.grid = spec.kind == CodecKind::kMinimum ? Grid::kMinima
-                  : spec.has_zero_points           ? Grid::kZeroPoints
-                                                   : Grid::kSymmetric;
+    layout.format = spec.codebook == Codebook::kNf4       ? Format::kNf4
+                    : spec.codebook == Codebook::kFp8E4M3 ? Format::kFp8
+                    : spec.bits <= 4                      ? Format::kW4
+                                                          : Format::kW8;
+    if (layout.format == Format::kNf4) {
+      layout.sub_cols = kHalfCols;  // wider groups repeat their scale: one kernel for all
+    }
+    layout.grid = spec.kind == CodecKind::kMinimum             ? Grid::kMinima
+                  : spec.has_zero_points                       ? Grid::kZeroPoints
+                  : layout.format == Format::kFp8 && whole_row ? Grid::kRow
+                                                               : Grid::kSymmetric;
   }
   layout.num_units = (layout.cols + layout.unit_cols - 1) / layout.unit_cols;
   layout.unit_bytes = CodeBytes(layout) + layout.unit_cols / layout.sub_cols * SubBytes(layout);
@@ -303,14 +357,25 @@ void DequantizeTileRow(const WeightLayout& layout, const std::byte* weight, int 
           if (layout.format == Format::kW4) {
             std::memcpy(&code, half + lane * 16 + s * 4, sizeof code);
             code = code >> NibbleBit(e) & 15U;
+          } else if (layout.format == Format::kNf4) {
+            std::memcpy(&code, half + lane * 16 + s * 4, sizeof code);
+            code = std::rotr(code, kNf4Turn) >> Nf4Bit(e) & 15U;
           } else {
             code = std::to_integer<std::uint32_t>(half[s / 2 * 512 + lane * 16 + s % 2 * 8 + e]);
+          }
+          if (layout.grid == Grid::kRow) {
+            out[k] = ValuesOf(Codebook::kFp8E4M3)[code] * factor;
+            continue;
           }
           const std::byte* extra =
               unit + code_bytes + place.col / layout.sub_cols * SubBytes(layout);
           const float scale = LoadHalf(extra + PairOffset(r));
           const auto value = static_cast<float>(code);
-          if (layout.grid == Grid::kMinima) {
+          if (IsCodebook(layout)) {
+            const auto values =
+                ValuesOf(layout.format == Format::kNf4 ? Codebook::kNf4 : Codebook::kFp8E4M3);
+            out[k] = round(round(values[code]) * scale) * factor;
+          } else if (layout.grid == Grid::kMinima) {
             out[k] = round(std::fma(value, scale, LoadHalf(extra + kPairBytes + PairOffset(r)))) *
                      factor;
           } else {

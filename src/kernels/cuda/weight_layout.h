@@ -11,11 +11,12 @@ namespace nibble::cuda {
 // The packed weights of the CUDA backend: docs/formats/cuda_weight.md. Plain data, for host and
 // device code.
 
-enum class Format : std::uint8_t { kF16, kW4, kW8 };
+enum class Format : std::uint8_t { kF16, kW4, kW8, kNf4, kFp8 };
 enum class Grid : std::uint8_t {
-  kSymmetric,   // w = (code - middle) * scale
+  kSymmetric,   // w = (code - middle) * scale; kNf4, kFp8: w = value * scale
   kZeroPoints,  // w = (code - zero_point) * scale
-  kMinima       // w = code * scale + minimum
+  kMinima,      // w = code * scale + minimum
+  kRow          // kFp8: w = value; the scale is the factor of the row
 };
 
 constexpr int kTileRows = 16;   // outputs of a tile: the M of mma.m16n8k16
@@ -37,7 +38,7 @@ struct WeightLayout {
   constexpr std::size_t tile_bytes() const {
     return static_cast<std::size_t>(num_units) * static_cast<std::size_t>(unit_bytes);
   }
-  /// One float a row, a power of two: behind the tiles.
+  /// One float a row, a power of two (Grid::kRow: the scale): behind the tiles.
   constexpr std::size_t factor_offset() const {
     return static_cast<std::size_t>(num_tiles) * tile_bytes();
   }

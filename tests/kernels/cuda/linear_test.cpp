@@ -24,8 +24,37 @@ WeightSpec WithMinima(WeightSpec spec) {
   spec.kind = CodecKind::kMinimum;
   return spec;
 }
+WeightSpec Of(Codebook codebook, std::int64_t rows, std::int64_t cols, std::int64_t group) {
+  return {.rows = rows,
+          .cols = cols,
+          .kind = CodecKind::kCodebook,
+          .bits = BitsOf(codebook),
+          .group_size = group,
+          .has_f32_scales = true,
+          .codebook = codebook};
+}
 WeightSpec Float(std::int64_t rows, std::int64_t cols, DType dtype) {
   return {.rows = rows, .cols = cols, .kind = CodecKind::kFloat, .float_dtype = dtype};
+}
+
+// NF4 in its usual blocks and wider ones, FP8 with a scale a row and in blocks.
+std::vector<WeightSpec> CodebookSpecs() {
+  constexpr auto kNf4 = Codebook::kNf4;
+  constexpr auto kFp8 = Codebook::kFp8E4M3;
+  std::vector<WeightSpec> specs;
+  for (const std::int64_t cols : {64, 256, 576, 1024, 1536, 2176}) {
+    specs.push_back(Of(kNf4, 160, cols, 64));
+    specs.push_back(Of(kFp8, 160, cols, cols));
+  }
+  specs.push_back(Of(kNf4, 272, 1024, 256));
+  specs.push_back(Of(kNf4, 33, 576, 192));
+  specs.push_back(Of(kNf4, 100, 200, 200));  // padding of rows and columns
+  specs.push_back(Of(kNf4, 14000, 128, 64));
+  specs.push_back(Of(kFp8, 272, 1024, 128));
+  specs.push_back(Of(kFp8, 33, 384, 128));
+  specs.push_back(Of(kFp8, 100, 200, 200));
+  specs.push_back(Of(kFp8, 14000, 128, 128));
+  return specs;
 }
 
 std::vector<WeightSpec> Specs() {
@@ -80,7 +109,9 @@ class CudaLinear : public CudaTest {
     }
     const std::vector<float> exact = Dequantize(tensor);
     for (std::size_t i = 0; i < exact.size(); ++i) {
-      EXPECT_NEAR(out.values[i], exact[i], std::fabs(exact[i]) * 0x1p-11F + 1e-7F);
+      // Codebooks: their values and f32 scales are rounded, too.
+      const float roundings = spec.kind == CodecKind::kCodebook ? 3.01F : 1.0F;
+      EXPECT_NEAR(out.values[i], exact[i], std::fabs(exact[i]) * roundings * 0x1p-11F + 1e-7F);
     }
     out.memory = Upload(packed);
     out.part = {
@@ -121,11 +152,13 @@ class CudaLinear : public CudaTest {
     return Download<float>(y, tokens * rows);
   }
   bool HasHopper() { return device().compute_capability() == 90; }
+
+  void CheckAllKernels(const std::vector<WeightSpec>& specs);
 };
 
-TEST_F(CudaLinear, EveryKernelGivesTheSameBitsAndTheTruth) {
+void CudaLinear::CheckAllKernels(const std::vector<WeightSpec>& specs) {
   std::uint32_t seed = 1;
-  for (const WeightSpec& spec : Specs()) {
+  for (const WeightSpec& spec : specs) {
     const Uploaded weight = Put(spec, ++seed);
     const auto rows = static_cast<std::size_t>(spec.rows);
     const auto cols = static_cast<std::size_t>(spec.cols);
@@ -182,11 +215,30 @@ TEST_F(CudaLinear, EveryKernelGivesTheSameBitsAndTheTruth) {
   }
 }
 
-TEST_F(CudaLinear, PartsAndEpilogues) {
+TEST_F(CudaLinear, EveryKernelGivesTheSameBitsAndTheTruth) { CheckAllKernels(Specs()); }
+
+TEST_F(CudaLinear, CodebooksGiveTheSameBitsAndTheTruth) { CheckAllKernels(CodebookSpecs()); }
+
+// The formats that differ in how they take part in a launch.
+WeightSpec W4(std::int64_t rows, std::int64_t cols) { return Integer(rows, cols, 4, 128); }
+WeightSpec Nf4(std::int64_t rows, std::int64_t cols) { return Of(Codebook::kNf4, rows, cols, 64); }
+WeightSpec Fp8(std::int64_t rows, std::int64_t cols) {
+  return Of(Codebook::kFp8E4M3, rows, cols, cols);
+}
+
+class CudaLinearLaunch
+    : public CudaLinear,
+      public testing::WithParamInterface<WeightSpec (*)(std::int64_t, std::int64_t)> {};
+INSTANTIATE_TEST_SUITE_P(
+    Formats, CudaLinearLaunch, testing::Values(W4, Nf4, Fp8), [](const auto& of) {
+      return std::string(of.param == W4 ? "w4" : of.param == Nf4 ? "nf4" : "fp8");
+    });
+
+TEST_P(CudaLinearLaunch, PartsAndEpilogues) {
   const std::int64_t cols = 1024;
-  const Uploaded a = Put(Integer(192, cols, 4, 128), 1);
-  const Uploaded b = Put(Integer(80, cols, 4, 128), 2);   // an odd number of tiles
-  const Uploaded c = Put(Integer(100, cols, 4, 128), 3);  // a last tile that is not full
+  const Uploaded a = Put(GetParam()(192, cols), 1);
+  const Uploaded b = Put(GetParam()(80, cols), 2);   // an odd number of tiles
+  const Uploaded c = Put(GetParam()(100, cols), 3);  // a last tile that is not full
   for (const int tokens : {1, 3, 8, 24, 64, 130, 300}) {
     const DeviceBuffer x = Upload(ToHalf(Normal(static_cast<std::size_t>(cols * tokens), 1.0F, 7)));
     LinearArgs args{.layout = a.layout,
@@ -214,10 +266,10 @@ TEST_F(CudaLinear, PartsAndEpilogues) {
   }
 }
 
-TEST_F(CudaLinear, GatedAndNormed) {
+TEST_P(CudaLinearLaunch, GatedAndNormed) {
   const std::int64_t cols = 512;
-  const Uploaded gate = Put(Integer(13000, cols, 4, 128), 1);
-  const Uploaded up = Put(Integer(13000, cols, 4, 128), 2);
+  const Uploaded gate = Put(GetParam()(13000, cols), 1);
+  const Uploaded up = Put(GetParam()(13000, cols), 2);
   for (const int tokens : {1, 2, 7, 20, 40, 130}) {
     const auto values = static_cast<std::size_t>(cols * tokens);
     const DeviceBuffer residual = Upload(Normal(values, 3.0F, 7));

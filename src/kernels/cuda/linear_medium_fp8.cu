@@ -1,0 +1,11 @@
+#include "kernels/cuda/linear_medium.cuh"
+
+namespace nibble::cuda {
+
+int LaunchMediumFp8(const LinearArgs& args, int num_sms, cudaStream_t stream) {
+  return ForLayout<Format::kFp8>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
+    return LaunchMedium<Format::kFp8, kGrid, kSubCols == 32>(args, num_sms, stream);
+  });
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,11 @@
+#include "kernels/cuda/linear_medium.cuh"
+
+namespace nibble::cuda {
+
+int LaunchMediumNf4(const LinearArgs& args, int num_sms, cudaStream_t stream) {
+  return ForLayout<Format::kNf4>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
+    return LaunchMedium<Format::kNf4, kGrid, kSubCols == 32>(args, num_sms, stream);
+  });
+}
+
+}  // namespace nibble::cuda
