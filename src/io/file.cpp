@@ -6,22 +6,79 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
-#include <csetjmp>
 #include <csignal>
+#include <cstdint>
+#include <map>
 #include <mutex>
 #include <system_error>
 
 namespace nibble {
 namespace {
 
-// Where a SIGBUS on this thread jumps to, while a guard is active.
-thread_local sigjmp_buf* t_guard = nullptr;
+// The open mappings by their first address. The handler below may take the mutex: SIGBUS comes from
+// reading a mapped file, and nobody does that while holding it.
+struct Mappings {
+  struct Mapping {
+    std::uintptr_t end = 0;  // of its last page
+    bool lost = false;
+  };
+  std::mutex mutex;
+  std::map<std::uintptr_t, Mapping> by_begin;
+  std::atomic<int> num_lost{0};
+};
+
+Mappings& AllMappings() {
+  static auto& mappings = *new Mappings;  // never destroyed: a static may own a file
+  return mappings;
+}
+
+thread_local int t_num_guards = 0;  // of this thread, one within the other
 struct sigaction g_previous;
 
+std::uintptr_t PageSize() { return static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE)); }
+
+std::uintptr_t Address(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); }
+
+void Register(const std::byte* data, std::size_t size) {
+  const std::uintptr_t page = PageSize();
+  Mappings& all = AllMappings();
+  const std::lock_guard lock(all.mutex);
+  all.by_begin[Address(data)].end = (Address(data) + size + page - 1) / page * page;
+}
+
+void Unregister(const std::byte* data) {
+  Mappings& all = AllMappings();
+  const std::lock_guard lock(all.mutex);
+  const auto found = all.by_begin.find(Address(data));
+  all.num_lost -= found->second.lost ? 1 : 0;
+  all.by_begin.erase(found);
+}
+
+// The rest of the mapping, from the page that is gone, reads as zeros from now on.
+bool ReplaceLostPages(std::uintptr_t address) {
+  Mappings& all = AllMappings();
+  const std::lock_guard lock(all.mutex);
+  auto found = all.by_begin.upper_bound(address);
+  if (found == all.by_begin.begin() || address >= (--found)->second.end) {
+    return false;
+  }
+  Mappings::Mapping& mapping = found->second;
+  // Before the zeros appear: whoever reads them finds the mapping lost afterwards.
+  all.num_lost += mapping.lost ? 0 : 1;
+  mapping.lost = true;
+  const std::uintptr_t begin = address / PageSize() * PageSize();
+  return mmap(reinterpret_cast<void*>(begin), mapping.end - begin, PROT_READ,
+              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED;
+}
+
 void OnBus(int signal, siginfo_t* info, void* context) {
-  if (t_guard != nullptr) {
-    siglongjmp(*t_guard, 1);
+  const int saved_errno = errno;
+  const bool from_kernel = info->si_code > 0;
+  if (t_num_guards > 0 && from_kernel && ReplaceLostPages(Address(info->si_addr))) {
+    errno = saved_errno;
+    return;
   }
   if ((g_previous.sa_flags & SA_SIGINFO) != 0 && g_previous.sa_sigaction != nullptr) {
     g_previous.sa_sigaction(signal, info, context);
@@ -36,7 +93,7 @@ void InstallGuard() {
   std::call_once(once, [] {
     struct sigaction action {};
     action.sa_sigaction = OnBus;
-    action.sa_flags = SA_SIGINFO | SA_NODEFER;
+    action.sa_flags = SA_SIGINFO;
     sigaction(SIGBUS, &action, &g_previous);
   });
 }
@@ -76,12 +133,14 @@ Result<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::filesystem
       return SystemError(path, "map");
     }
     file->data_ = static_cast<const std::byte*>(data);
+    Register(file->data_, file->size_);
   }
   return std::shared_ptr<const MappedFile>(file);
 }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) {
+    Unregister(data_);
     munmap(const_cast<std::byte*>(data_), size_);
   }
   if (fd_ >= 0) {
@@ -102,9 +161,9 @@ Result<void> MappedFile::CheckUnchanged() const {
 }
 
 void MappedFile::Release(std::span<const std::byte> range) const {
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<std::uintptr_t>(range.data()) + page - 1) / page * page;
-  const auto end = reinterpret_cast<std::uintptr_t>(range.data() + range.size()) / page * page;
+  const std::uintptr_t page = PageSize();
+  const std::uintptr_t begin = (Address(range.data()) + page - 1) / page * page;
+  const std::uintptr_t end = Address(range.data() + range.size()) / page * page;
   if (end > begin) {
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
   }
@@ -112,17 +171,20 @@ void MappedFile::Release(std::span<const std::byte> range) const {
 
 Result<void> GuardMappedReads(std::string_view what, const std::function<Result<void>()>& body) {
   InstallGuard();
-  sigjmp_buf here;
-  sigjmp_buf* const outer = t_guard;
-  if (sigsetjmp(here, 1) != 0) {
-    t_guard = outer;
+  struct Scope {
+    Scope() { ++t_num_guards; }
+    ~Scope() { --t_num_guards; }
+  };
+  Result<void> result = [&] {
+    const Scope scope;
+    return body();
+  }();
+  // Lost by this thread, or earlier or elsewhere and read as zeros here.
+  if (AllMappings().num_lost > 0) {
     return Fail(
         ErrorCode::kIo,
         fmt::format("{}: the disk no longer has the data that was mapped (truncated file?)", what));
   }
-  t_guard = &here;
-  Result<void> result = body();
-  t_guard = outer;
   return result;
 }
 

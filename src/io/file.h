@@ -14,7 +14,8 @@
 namespace nibble {
 
 /// A file mapped read-only. Size is taken once from the descriptor. Reading a page that the disk no
-/// longer has (truncated behind our back) becomes an Error through Guard, not a SIGBUS death.
+/// longer has (truncated behind our back) becomes an Error through GuardMappedReads, not a SIGBUS
+/// death.
 class MappedFile {
  public:
   static Result<std::shared_ptr<const MappedFile>> Open(const std::filesystem::path& path);
@@ -38,8 +39,10 @@ class MappedFile {
   int fd_ = -1;
 };
 
-/// Runs `body`, which may read mapped files on the calling thread; a SIGBUS inside becomes kIo
-/// naming `what`.
+/// Runs `body`, which may read mapped files on the calling thread. A page that the disk no longer
+/// has reads as zeros to the end of its file, so body runs to its end and its destructors with it;
+/// what it made of them is dropped: the result is kIo naming `what`, here and in every guard until
+/// that file is closed.
 Result<void> GuardMappedReads(std::string_view what, const std::function<Result<void>()>& body);
 
 /// Reads a whole file. kNotFound, kLimitExceeded (more than max_bytes) or kIo; the message names

@@ -79,6 +79,28 @@ TEST(GuardMappedReads, ATruncatedFileIsAnErrorOnEveryThreadAndAgain) {
   EXPECT_TRUE(failed);
 }
 
+TEST(GuardMappedReads, EndsNoBodyEarlyAndFailsUntilTheFileIsClosed) {
+  const TempFolder folder;
+  const auto path = folder.Write("a.bin", std::string(1 << 16, 'x'));
+  auto file = MappedFile::Open(path);
+  ASSERT_TRUE(file);
+  std::filesystem::resize_file(path, 4096);
+  bool destroyed = false;
+  int sum = -1;
+  const auto result = GuardMappedReads("a.bin", [&]() -> Result<void> {
+    const std::shared_ptr<void> owned(nullptr, [&](void*) { destroyed = true; });
+    sum = TouchEveryPage((*file)->bytes());
+    return {};
+  });
+  EXPECT_FALSE(result);
+  EXPECT_TRUE(destroyed);
+  EXPECT_EQ(sum, 'x');  // the first page is there, the others read as zeros
+  const auto nothing = []() -> Result<void> { return {}; };
+  EXPECT_FALSE(GuardMappedReads("b.bin", nothing));
+  *file = nullptr;
+  EXPECT_TRUE(GuardMappedReads("b.bin", nothing));
+}
+
 TEST(GuardMappedReads, PassesResultsThroughAndNests) {
   EXPECT_TRUE(GuardMappedReads("x", []() -> Result<void> { return {}; }));
   const auto inner = [] {
