@@ -38,5 +38,6 @@ function(nibble_test)
   target_link_libraries(${T_NAME} PRIVATE nibble_options ${T_LIBS} GTest::gmock GTest::gtest
                         GTest::gtest_main)
   add_test(NAME ${T_NAME} COMMAND ${T_NAME} --gtest_brief=1)
-  set_tests_properties(${T_NAME} PROPERTIES LABELS "${T_LABEL}" TIMEOUT 900)
+  math(EXPR timeout "900 * ${NIBBLE_TIMEOUT_FACTOR}")
+  set_tests_properties(${T_NAME} PROPERTIES LABELS "${T_LABEL}" TIMEOUT ${timeout})
 endfunction()

@@ -29,3 +29,9 @@ if(NIBBLE_TSAN)
   add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
   add_link_options(-fsanitize=thread)
 endif()
+
+# The time limits of tests count for plain builds; with a sanitizer, and on a busy machine, they are this many times longer.
+set(NIBBLE_TIMEOUT_FACTOR 1)
+if(NIBBLE_ASAN OR NIBBLE_TSAN)
+  set(NIBBLE_TIMEOUT_FACTOR 4)
+endif()
