@@ -154,9 +154,12 @@ class Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 raise
-        if kind is not None:
+        code = self._process.returncode
+        if kind is not None or code != 0:
             print(f"--- log of the server\n{self.log()}---", file=sys.stderr)
         self.close()
+        # What a sanitizer finds at the end, such as a leak, shows only here.
+        assert kind is not None or code == 0, f"the server ended with exit code {code}"
 
     def close(self):
         self._log.close()
