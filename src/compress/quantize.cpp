@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "base/sha256.h"
-#include "checkpoint/compressed_tensors_writer.h"
+#include "checkpoint/weight_writer.h"
 #include "eval/blockwise.h"
 #include "io/atomic_writer.h"
 #include "io/file.h"
@@ -196,8 +196,7 @@ class Run {
     }
     NIBBLE_TRY(digest, DigestOf(source_, progress_));
     source_digest_ = digest;
-    const std::uint64_t expected_bytes =
-        CompressedTensorsWriter::SizeBytes(to_write_, float_dtype_);
+    const std::uint64_t expected_bytes = WeightWriter::SizeBytes(to_write_, float_dtype_);
     NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(), expected_bytes));
     NIBBLE_TRY_VOID(WriteWeights(*writer));
     NIBBLE_TRY_VOID(WriteSideFiles(*writer));
@@ -252,7 +251,7 @@ class Run {
   }
 
   Result<void> WriteWeights(AtomicWriter& out) {
-    NIBBLE_TRY(writer, CompressedTensorsWriter::Create(
+    NIBBLE_TRY(writer, WeightWriter::Create(
                            out, to_write_,
                            {.scale_dtype = float_dtype_, .shard_bytes = options_.shard_bytes}));
     const auto device = MakeCpuDevice(num_threads_);
@@ -287,8 +286,7 @@ class Run {
   }
 
   // One tensor, a batch of row chunks at a time: rounded on all workers, written in order.
-  Result<void> WriteWeight(CompressedTensorsWriter& writer, const WeightToWrite& weight,
-                           ThreadPool& pool) {
+  Result<void> WriteWeight(WeightWriter& writer, const WeightToWrite& weight, ThreadPool& pool) {
     const WeightInfo* stored = source_.Find(weight.name);
     NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
     TensorStatistics statistics;

@@ -38,17 +38,17 @@ json::Object CompressedTensorsConfig(int bits, std::int64_t group_size, bool sym
 ///   W_zero_point I32 [out * bits / 32, groups]  asymmetric: codes, lowest bits first, along out
 ///   W_shape      I64 [2]                        out, in
 /// One model.safetensors, or shards and an index when that would exceed shard_bytes.
-class CompressedTensorsWriter {
+class WeightWriter {
  public:
   struct Options {
     DType scale_dtype = DType::kF16;
     std::uint64_t shard_bytes = std::uint64_t{2} << 30;
   };
   /// out must outlive the writer. Errors: kInvalidArgument for a spec that the format cannot hold.
-  static Result<std::unique_ptr<CompressedTensorsWriter>> Create(AtomicWriter& out,
-                                                                 std::vector<WeightToWrite> weights,
-                                                                 const Options& options);
-  virtual ~CompressedTensorsWriter() = default;
+  static Result<std::unique_ptr<WeightWriter>> Create(AtomicWriter& out,
+                                                      std::vector<WeightToWrite> weights,
+                                                      const Options& options);
+  virtual ~WeightWriter() = default;
 
   /// Bytes that the weight files will take: what AtomicWriter::Create wants to know.
   static std::uint64_t SizeBytes(const std::vector<WeightToWrite>& weights, DType scale_dtype);

@@ -1,4 +1,4 @@
-#include "checkpoint/compressed_tensors_writer.h"
+#include "checkpoint/weight_writer.h"
 
 #include <fmt/format.h>
 
@@ -115,7 +115,7 @@ struct Shard {
   json::Object facts;
 };
 
-class Writer final : public CompressedTensorsWriter {
+class Writer final : public WeightWriter {
  public:
   Writer(AtomicWriter& out, std::vector<WeightToWrite> weights, const Options& options)
       : out_(out), weights_(std::move(weights)), options_(options) {}
@@ -411,8 +411,8 @@ json::Object CompressedTensorsConfig(int bits, std::int64_t group_size, bool sym
   return out;
 }
 
-std::uint64_t CompressedTensorsWriter::SizeBytes(const std::vector<WeightToWrite>& weights,
-                                                 DType scale_dtype) {
+std::uint64_t WeightWriter::SizeBytes(const std::vector<WeightToWrite>& weights,
+                                      DType scale_dtype) {
   std::uint64_t bytes = 0;
   for (const WeightToWrite& weight : weights) {
     bytes += BytesOf(weight, scale_dtype);
@@ -420,8 +420,9 @@ std::uint64_t CompressedTensorsWriter::SizeBytes(const std::vector<WeightToWrite
   return bytes;
 }
 
-Result<std::unique_ptr<CompressedTensorsWriter>> CompressedTensorsWriter::Create(
-    AtomicWriter& out, std::vector<WeightToWrite> weights, const Options& options) {
+Result<std::unique_ptr<WeightWriter>> WeightWriter::Create(AtomicWriter& out,
+                                                           std::vector<WeightToWrite> weights,
+                                                           const Options& options) {
   auto writer = std::make_unique<Writer>(out, std::move(weights), options);
   NIBBLE_TRY_VOID(writer->Plan());
   return writer;

@@ -1,4 +1,4 @@
-#include "checkpoint/compressed_tensors_writer.h"
+#include "checkpoint/weight_writer.h"
 
 #include <gtest/gtest.h>
 
@@ -94,8 +94,7 @@ Model MakeModel(int bits, std::int64_t group_size, bool symmetric, DType scale_d
   return model;
 }
 
-Result<void> WriteAll(CompressedTensorsWriter& writer, const Model& model,
-                      std::int64_t chunk_rows) {
+Result<void> WriteAll(WeightWriter& writer, const Model& model, std::int64_t chunk_rows) {
   for (std::size_t i = 0; i < model.plan.size(); ++i) {
     if (writer.IsDone(model.plan[i].name)) {
       continue;
@@ -116,7 +115,7 @@ json::Object ConfigOf(const Model& model, int bits, std::int64_t group, bool sym
   return config;
 }
 
-TEST(CompressedTensorsWriter, WhatIsWrittenReadsBackTheSameAndEveryTensorIsAligned) {
+TEST(WeightWriter, WhatIsWrittenReadsBackTheSameAndEveryTensorIsAligned) {
   int number = 0;
   const TempFolder folder;
   for (const int bits : {4, 8}) {
@@ -125,10 +124,9 @@ TEST(CompressedTensorsWriter, WhatIsWrittenReadsBackTheSameAndEveryTensorIsAlign
         for (const DType scale : {DType::kF16, DType::kBF16, DType::kF32}) {
           const Model model = MakeModel(bits, group, symmetric, scale);
           const fs::path target = folder.path() / std::to_string(++number);
-          auto out = AtomicWriter::Create(target, {},
-                                          CompressedTensorsWriter::SizeBytes(model.plan, scale));
+          auto out = AtomicWriter::Create(target, {}, WeightWriter::SizeBytes(model.plan, scale));
           ASSERT_TRUE(out) << out.error().message;
-          auto writer = CompressedTensorsWriter::Create(**out, model.plan, {.scale_dtype = scale});
+          auto writer = WeightWriter::Create(**out, model.plan, {.scale_dtype = scale});
           ASSERT_TRUE(writer) << writer.error().message;
           const auto written = WriteAll(**writer, model, /*chunk_rows=*/7 + number);
           ASSERT_TRUE(written) << written.error().message;
@@ -160,7 +158,7 @@ TEST(CompressedTensorsWriter, WhatIsWrittenReadsBackTheSameAndEveryTensorIsAlign
   }
 }
 
-TEST(CompressedTensorsWriter, PackedWordsAreThoseOfTheFormat) {
+TEST(WeightWriter, PackedWordsAreThoseOfTheFormat) {
   const TempFolder folder;
   WeightSpec spec{.rows = 8, .cols = 8, .kind = CodecKind::kUniform, .bits = 4, .group_size = 8};
   spec.has_zero_points = true;
@@ -175,7 +173,7 @@ TEST(CompressedTensorsWriter, PackedWordsAreThoseOfTheFormat) {
     rows.zero_points.push_back(static_cast<std::uint8_t>(row));
   }
   auto out = AtomicWriter::Create(folder.path() / "m", {}, 0);
-  auto writer = CompressedTensorsWriter::Create(**out, {{"a.weight", spec}}, {});
+  auto writer = WeightWriter::Create(**out, {{"a.weight", spec}}, {});
   ASSERT_TRUE((*writer)->Write("a.weight", rows));
   ASSERT_TRUE((*writer)->Finish());
   const auto file = SafetensorsFile::Open((*out)->partial_path() / "model.safetensors");
@@ -196,13 +194,13 @@ TEST(CompressedTensorsWriter, PackedWordsAreThoseOfTheFormat) {
   EXPECT_EQ(zeros, 0x76543210U);
 }
 
-TEST(CompressedTensorsWriter, ShardsAreResumedAndTheFolderIsTheSameAsInOneRun) {
+TEST(WeightWriter, ShardsAreResumedAndTheFolderIsTheSameAsInOneRun) {
   const Model model = MakeModel(4, 32, false, DType::kF16);
   const TempFolder folder;
-  const CompressedTensorsWriter::Options options{.shard_bytes = 20'000};
+  const WeightWriter::Options options{.shard_bytes = 20'000};
   const auto whole = [&](const std::string& name, std::size_t stop_after) {
     auto out = AtomicWriter::Create(folder.path() / name, {}, 0);
-    auto writer = CompressedTensorsWriter::Create(**out, model.plan, options);
+    auto writer = WeightWriter::Create(**out, model.plan, options);
     for (std::size_t i = 0; i < stop_after; ++i) {
       EXPECT_TRUE((*writer)->Write(model.plan[i].name, model.weights[i], json::Value(int(i))));
     }
@@ -232,7 +230,7 @@ TEST(CompressedTensorsWriter, ShardsAreResumedAndTheFolderIsTheSameAsInOneRun) {
   ASSERT_TRUE(checkpoint) << checkpoint.error().message;
 }
 
-TEST(CompressedTensorsWriter, MistakesOfTheCallerAreNamed) {
+TEST(WeightWriter, MistakesOfTheCallerAreNamed) {
   const TempFolder folder;
   auto out = AtomicWriter::Create(folder.path() / "m", {}, 0);
   const WeightSpec w4{
@@ -242,11 +240,11 @@ TEST(CompressedTensorsWriter, MistakesOfTheCallerAreNamed) {
            [](WeightSpec& s) { s.kind = CodecKind::kMinimum; }}) {
     WeightSpec wrong = w4;
     change(wrong);
-    const auto writer = CompressedTensorsWriter::Create(**out, {{"model.x.weight", wrong}}, {});
+    const auto writer = WeightWriter::Create(**out, {{"model.x.weight", wrong}}, {});
     ASSERT_FALSE(writer);
     EXPECT_NE(writer.error().message.find("model.x.weight"), std::string::npos);
   }
-  auto writer = CompressedTensorsWriter::Create(**out, {{"a.weight", w4}, {"b.weight", w4}}, {});
+  auto writer = WeightWriter::Create(**out, {{"a.weight", w4}, {"b.weight", w4}}, {});
   ASSERT_TRUE(writer);
   const QuantizedTensor rows = Rows(w4, DType::kF16, 1);
   EXPECT_FALSE((*writer)->Write("b.weight", rows));
@@ -261,7 +259,7 @@ TEST(CompressedTensorsWriter, MistakesOfTheCallerAreNamed) {
   auto large = Rows({.rows = 1, .cols = 4, .float_dtype = DType::kF16}, DType::kF16, 1);
   large.values[2] = 1e6F;
   auto other = AtomicWriter::Create(folder.path() / "n", {}, 0);
-  auto floats = CompressedTensorsWriter::Create(**other, {{"n.weight", large.spec}}, {});
+  auto floats = WeightWriter::Create(**other, {{"n.weight", large.spec}}, {});
   const auto refused = (*floats)->Write("n.weight", large);
   ASSERT_FALSE(refused);
   EXPECT_NE(refused.error().message.find("n.weight"), std::string::npos);
