@@ -1,5 +1,5 @@
-// A Hugging Face folder: float safetensors, and the compressed-tensors layouts pack-quantized and
-// int-quantized.
+// A Hugging Face folder: float safetensors, the compressed-tensors layouts pack-quantized and
+// int-quantized, and bitsandbytes' NF4.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 
 #include "base/limits.h"
 #include "base/text.h"
+#include "checkpoint/bitsandbytes.h"
 #include "checkpoint/checkpoint_base.h"
 #include "checkpoint/compressed_tensors_scheme.h"
 #include "io/safetensors.h"
@@ -27,10 +28,15 @@ struct Located {
 
 // The stored tensors of one canonical weight. Which are set depends on the layout.
 struct Parts {
-  std::optional<Located> plain;  // values, or int8 codes of int-quantized
+  std::optional<Located> plain;  // values, int8 codes of int-quantized, or NF4 codes
   std::optional<Located> packed, scale, zero_point, shape;
-  std::array<const std::optional<Located>*, 5> All() const {
-    return {&plain, &packed, &scale, &zero_point, &shape};
+  // bitsandbytes
+  std::optional<Located> absmax, quant_map, nested_absmax, nested_quant_map, quant_state;
+  std::optional<BitsandbytesState::Nested> nested;
+
+  std::array<const std::optional<Located>*, 10> All() const {
+    return {&plain,  &packed,    &scale,         &zero_point,       &shape,
+            &absmax, &quant_map, &nested_absmax, &nested_quant_map, &quant_state};
   }
 };
 
@@ -54,6 +60,7 @@ class HuggingFaceCheckpoint final : public CheckpointBase {
   Result<void> RefuseForeignLayouts() const;
   Result<void> MapWeights();
   Result<WeightSpec> SpecOf(const ExpectedWeight& wanted, const Parts& parts) const;
+  Result<WeightSpec> BitsandbytesSpecOf(const ExpectedWeight& wanted, Parts& parts) const;
   Result<void> CheckDeclared();
   std::string At(std::string_view file) const { return (path_ / file).string(); }
 
@@ -282,20 +289,16 @@ Result<void> HuggingFaceCheckpoint::OpenWeightFiles() {
 }
 
 constexpr const char* kReads =
-    "nibble reads float safetensors, compressed-tensors with 4 and 8 bits, and GGUF (F32 F16 BF16 "
-    "Q4_0 Q4_1 Q8_0)";
+    "nibble reads float safetensors, compressed-tensors with 4 and 8 bits, bitsandbytes NF4, and "
+    "GGUF (F32 F16 BF16 Q4_0 Q4_1 Q8_0)";
 
 // By what the config announces, before any weight file is opened.
 Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
   const struct {
     std::string_view method, what;
-  } kMethods[] = {{"gptq", "GPTQ"},
-                  {"awq", "AWQ"},
-                  {"bitsandbytes", "bitsandbytes"},
-                  {"fp8", "FP8"},
-                  {"fbgemm_fp8", "FP8 (fbgemm)"},
-                  {"modelopt", "ModelOpt"},
-                  {"auto-round", "AutoRound"},
+  } kMethods[] = {{"gptq", "GPTQ"},         {"awq", "AWQ"},
+                  {"fp8", "FP8"},           {"fbgemm_fp8", "FP8 (fbgemm)"},
+                  {"modelopt", "ModelOpt"}, {"auto-round", "AutoRound"},
                   {"mxfp4", "MXFP4"}};
   const auto refuse = [&](std::string_view what, std::string_view found) {
     return Fail(ErrorCode::kUnsupported,
@@ -323,6 +326,9 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
   if (*name == "compressed-tensors") {
     return {};
   }
+  if (*name == "bitsandbytes") {
+    return CheckBitsandbytesConfig(*quantization_config_, At("config.json"));
+  }
   for (const auto& known : kMethods) {
     if (*name == known.method) {
       return refuse(known.what, fmt::format("quant_method \"{}\"", *name));
@@ -336,7 +342,7 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignLayouts() const {
   const struct {
     std::string_view suffix, what;
   } kLayouts[] = {
-      {".qweight", "GPTQ or AWQ"},   {".absmax", "bitsandbytes 4-bit"},
+      {".qweight", "GPTQ or AWQ"},   {".quant_state.bitsandbytes__fp4", "bitsandbytes FP4"},
       {".SCB", "bitsandbytes int8"}, {".weight_scale_inv", "FP8 in blocks"},
       {".trellis", "EXL3"},          {".weight_g_idx", "compressed-tensors with activation order"}};
   for (const auto& [name, located] : tensors_) {
@@ -359,6 +365,16 @@ Result<void> HuggingFaceCheckpoint::CheckDeclared() {
       if (weight.spec.kind != CodecKind::kFloat) {
         return Fail(ErrorCode::kCorruptFile,
                     fmt::format("{}: tensor {} is {}, but there is no quantization_config",
+                                At("config.json"), weight.name, weight.stored_as));
+      }
+    }
+    return {};
+  }
+  if (*quantization_config_->Find("quant_method")->AsString() == "bitsandbytes") {
+    for (const WeightInfo& weight : weights_) {
+      if (weight.spec.kind != CodecKind::kFloat && weight.spec.codebook != Codebook::kNf4) {
+        return Fail(ErrorCode::kCorruptFile,
+                    fmt::format("{}: tensor {} is {}, quant_method says bitsandbytes",
                                 At("config.json"), weight.name, weight.stored_as));
       }
     }
@@ -507,6 +523,78 @@ Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted,
   return spec;
 }
 
+Result<WeightSpec> HuggingFaceCheckpoint::BitsandbytesSpecOf(const ExpectedWeight& wanted,
+                                                             Parts& parts) const {
+  const auto corrupt = [&](const std::string& what) {
+    return Fail(ErrorCode::kCorruptFile,
+                fmt::format("{}: tensor {}: {}", path_.string(), wanted.name, what));
+  };
+  const auto is = [](const std::optional<Located>& part, DType dtype, const Shape& shape) {
+    return part && part->entry->dtype == dtype && part->entry->shape == shape;
+  };
+  if (!parts.quant_state || !parts.absmax || !parts.quant_map || !parts.plain) {
+    return corrupt(fmt::format("absmax, quant_map and {} belong together, one is missing",
+                               kBitsandbytesStateSuffix.substr(1)));
+  }
+  std::string text;
+  bool same_table = true;
+  NIBBLE_TRY_VOID(GuardMappedReads(wanted.name, [&]() -> Result<void> {
+    const auto state = parts.quant_state->view().bytes;
+    text.assign(reinterpret_cast<const char*>(state.data()),
+                std::min(state.size(), limits::kConfigJsonBytes));
+    const auto values = std::as_bytes(ValuesOf(Codebook::kNf4));
+    same_table = std::ranges::equal(parts.quant_map->view().bytes, values);
+    return {};
+  }));
+  NIBBLE_TRY(state, ParseBitsandbytesState(text, fmt::format("{}: tensor {}: quant_state",
+                                                             path_.string(), wanted.name)));
+  if (state.rows != wanted.rows || state.cols != wanted.cols) {
+    return corrupt(fmt::format("quant_state says [{}, {}], config.json asks for [{}, {}]",
+                               state.rows, state.cols, wanted.rows, wanted.cols));
+  }
+  if (!is(parts.quant_map, DType::kF32, Shape{16}) || !same_table) {
+    return corrupt("quant_map is not the table of NF4");
+  }
+  if (wanted.cols % state.block_size != 0 || wanted.cols % 2 != 0) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{}: tensor {}: blocks of {} cross the rows of {}; nibble reads blocks "
+                            "that divide a row",
+                            path_.string(), wanted.name, state.block_size, wanted.cols));
+  }
+  const Shape codes{wanted.rows * wanted.cols / 2, 1};
+  if (!is(parts.plain, DType::kU8, codes)) {
+    return corrupt(fmt::format("weight is {} {}, expected U8 {}", Name(parts.plain->entry->dtype),
+                               parts.plain->entry->shape.ToString(), codes.ToString()));
+  }
+  const std::int64_t blocks = wanted.rows * wanted.cols / state.block_size;
+  const DType absmax = state.nested ? DType::kU8 : DType::kF32;
+  if (!is(parts.absmax, absmax, Shape{blocks})) {
+    return corrupt(fmt::format("absmax is {} {}, expected {} [{}]",
+                               Name(parts.absmax->entry->dtype),
+                               parts.absmax->entry->shape.ToString(), Name(absmax), blocks));
+  }
+  if (state.nested) {
+    const std::int64_t outer = (blocks + state.nested->block_size - 1) / state.nested->block_size;
+    if (!is(parts.nested_absmax, DType::kF32, Shape{outer}) ||
+        !is(parts.nested_quant_map, DType::kF32, Shape{256})) {
+      return corrupt(fmt::format(
+          "quant_state says nested, but nested_absmax and nested_quant_map are not F32 [{}] and "
+          "F32 [256]",
+          outer));
+    }
+  } else if (parts.nested_absmax || parts.nested_quant_map) {
+    return corrupt("nested_absmax is there, but quant_state does not say nested");
+  }
+  parts.nested = state.nested;
+  return WeightSpec{.rows = wanted.rows,
+                    .cols = wanted.cols,
+                    .kind = CodecKind::kCodebook,
+                    .bits = 4,
+                    .group_size = state.block_size,
+                    .has_f32_scales = true,
+                    .codebook = Codebook::kNf4};
+}
+
 Result<void> HuggingFaceCheckpoint::MapWeights() {
   std::set<std::string> used;
   for (const ExpectedWeight& wanted : ExpectedWeights(config_)) {
@@ -524,6 +612,13 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
       take(wanted.name + "_zero_point", parts.zero_point);
       take(wanted.name + "_shape", parts.shape);
     }
+    if (wanted.is_linear) {
+      take(wanted.name + ".absmax", parts.absmax);
+      take(wanted.name + ".quant_map", parts.quant_map);
+      take(wanted.name + ".nested_absmax", parts.nested_absmax);
+      take(wanted.name + ".nested_quant_map", parts.nested_quant_map);
+      take(wanted.name + std::string(kBitsandbytesStateSuffix), parts.quant_state);
+    }
     if (!parts.plain && !parts.packed) {
       return Fail(ErrorCode::kNotFound,
                   fmt::format("{}: tensor {} is missing", path_.string(), wanted.name));
@@ -533,13 +628,16 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
                   fmt::format("{}: tensor {} is there twice, plain and packed", path_.string(),
                               wanted.name));
     }
-    NIBBLE_TRY(spec, SpecOf(wanted, parts));
+    const bool nf4 = parts.quant_state || parts.absmax || parts.quant_map;
+    NIBBLE_TRY(spec, nf4 ? BitsandbytesSpecOf(wanted, parts) : SpecOf(wanted, parts));
     WeightInfo info{.name = wanted.name, .spec = spec};
     const Located& main = parts.packed ? *parts.packed : *parts.plain;
     info.file = main.file->file().path().filename().string();
-    info.stored_as = parts.packed  ? fmt::format("pack-quantized int{}", spec.bits)
-                     : parts.scale ? std::string("int-quantized int8")
-                                   : std::string(Name(main.entry->dtype));
+    info.stored_as =
+        nf4            ? std::string(parts.nested ? "bitsandbytes nf4, nested" : "bitsandbytes nf4")
+        : parts.packed ? fmt::format("pack-quantized int{}", spec.bits)
+        : parts.scale  ? std::string("int-quantized int8")
+                       : std::string(Name(main.entry->dtype));
     parts_[wanted.name] = parts;
     for (const auto* part : parts.All()) {
       info.size_bytes += *part ? (*part)->entry->end - (*part)->entry->begin : 0;
@@ -600,6 +698,39 @@ void UnpackRows(const TensorView& packed, int bits, std::int64_t cols, std::int6
   }
 }
 
+// Rows of NF4 codes and the scales of their blocks.
+void ReadNf4(const Parts& parts, const WeightSpec& spec, std::int64_t begin, std::int64_t end,
+             QuantizedTensor& out) {
+  const auto codes =
+      parts.plain->view().bytes.subspan(static_cast<std::size_t>(begin * spec.cols / 2),
+                                        static_cast<std::size_t>((end - begin) * spec.cols / 2));
+  out.codes.reserve(codes.size() * 2);
+  for (const std::byte two : codes) {
+    out.codes.push_back(std::to_integer<std::uint8_t>(two >> 4));
+    out.codes.push_back(std::to_integer<std::uint8_t>(two & std::byte{15}));
+  }
+  const auto first = static_cast<std::size_t>(begin * spec.num_groups());
+  out.scales.resize(static_cast<std::size_t>((end - begin) * spec.num_groups()));
+  const std::byte* absmax = parts.absmax->view().bytes.data();
+  if (!parts.nested) {
+    std::memcpy(out.scales.data(), absmax + first * sizeof(float),
+                out.scales.size() * sizeof(float));
+    return;
+  }
+  const auto float_at = [](const Located& part, std::size_t i) {
+    float value = 0.0F;
+    std::memcpy(&value, part.view().bytes.data() + i * sizeof value, sizeof value);
+    return value;
+  };
+  const auto block = static_cast<std::size_t>(parts.nested->block_size);
+  for (std::size_t i = 0; i < out.scales.size(); ++i) {
+    const auto code = std::to_integer<std::size_t>(absmax[first + i]);
+    out.scales[i] = float_at(*parts.nested_quant_map, code) *
+                        float_at(*parts.nested_absmax, (first + i) / block) +
+                    parts.nested->offset;
+  }
+}
+
 Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight,
                                                         std::int64_t row_begin,
                                                         std::int64_t row_end) const {
@@ -621,6 +752,10 @@ Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight
       NIBBLE_TRY(values, WidenFloats(weight.spec.float_dtype,
                                      slice(parts.plain->view(), weight.spec.cols)));
       out.values = std::move(values);
+      return {};
+    }
+    if (weight.spec.codebook == Codebook::kNf4) {
+      ReadNf4(parts, weight.spec, row_begin, row_end, out);
       return {};
     }
     const std::int64_t groups = weight.spec.num_groups();

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "checkpoint/bitsandbytes.h"
 #include "codec/encode.h"
 #include "io/safetensors.h"
 #include "tensor/float16.h"
@@ -19,12 +20,25 @@ std::int64_t Words(std::int64_t count, int bits) {
   return (count * bits + kWordBits - 1) / kWordBits;
 }
 
+bool IsNf4(const WeightSpec& spec) { return spec.codebook == Codebook::kNf4; }
+
 // Tensors that make up one weight, in the order in which their bytes become known.
 std::vector<SafetensorsEntry> PartsOf(const WeightToWrite& weight, DType scale_dtype) {
   const WeightSpec& spec = weight.spec;
   if (spec.kind == CodecKind::kFloat) {
     const Shape shape = spec.rows == 1 ? Shape{spec.cols} : Shape{spec.rows, spec.cols};
     return {{.name = weight.name, .dtype = spec.float_dtype, .shape = shape}};
+  }
+  if (IsNf4(spec)) {
+    const auto text = BitsandbytesStateText(spec.rows, spec.cols, spec.group_size, scale_dtype);
+    return {
+        {.name = weight.name, .dtype = DType::kU8, .shape = Shape{spec.rows * spec.cols / 2, 1}},
+        {.name = weight.name + ".absmax",
+         .dtype = DType::kF32,
+         .shape = Shape{spec.rows * spec.num_groups()}},
+        {.name = weight.name + std::string(kBitsandbytesStateSuffix),
+         .dtype = DType::kU8,
+         .shape = Shape{static_cast<std::int64_t>(text.size())}}};
   }
   std::vector<SafetensorsEntry> parts = {{.name = weight.name + "_packed",
                                           .dtype = DType::kI32,
@@ -40,8 +54,20 @@ std::vector<SafetensorsEntry> PartsOf(const WeightToWrite& weight, DType scale_d
   return parts;
 }
 
-SafetensorsEntry ShapeOf(const WeightToWrite& weight) {
+// The part of a quantized weight that is known before its rows, and its bytes.
+SafetensorsEntry HeadOf(const WeightToWrite& weight) {
+  if (IsNf4(weight.spec)) {
+    return {.name = weight.name + ".quant_map", .dtype = DType::kF32, .shape = Shape{16}};
+  }
   return {.name = weight.name + "_shape", .dtype = DType::kI64, .shape = Shape{2}};
+}
+std::string HeadBytes(const WeightToWrite& weight) {
+  if (IsNf4(weight.spec)) {
+    const auto values = ValuesOf(weight.spec.codebook);
+    return {reinterpret_cast<const char*>(values.data()), values.size_bytes()};
+  }
+  const std::int64_t dims[2] = {weight.spec.rows, weight.spec.cols};
+  return {reinterpret_cast<const char*>(dims), sizeof dims};
 }
 
 std::uint64_t BytesOf(const SafetensorsEntry& entry) {
@@ -49,7 +75,7 @@ std::uint64_t BytesOf(const SafetensorsEntry& entry) {
 }
 
 std::uint64_t BytesOf(const WeightToWrite& weight, DType scale_dtype) {
-  std::uint64_t bytes = weight.spec.kind == CodecKind::kFloat ? 0 : BytesOf(ShapeOf(weight));
+  std::uint64_t bytes = weight.spec.kind == CodecKind::kFloat ? 0 : BytesOf(HeadOf(weight));
   for (const SafetensorsEntry& part : PartsOf(weight, scale_dtype)) {
     bytes += BytesOf(part);
   }
@@ -57,7 +83,8 @@ std::uint64_t BytesOf(const WeightToWrite& weight, DType scale_dtype) {
 }
 
 // torch wants every tensor at a multiple of its element, and the format allows no padding. So the
-// 8-byte shapes come first, and what would push later 4-byte elements off their places comes last.
+// heads, of 16 and 64 bytes, come first, and what would push later 4-byte elements off their places
+// comes last.
 bool GoesLast(const SafetensorsEntry& part) { return BytesOf(part) % 4 != 0; }
 
 void AppendFloats(std::span<const float> values, DType dtype, std::string& out) {
@@ -90,6 +117,13 @@ void AppendPackedRows(std::span<const std::uint8_t> codes, std::int64_t cols, in
           static_cast<std::uint32_t>(from[col]) << static_cast<unsigned>(col % per_word * bits);
     }
     out.append(reinterpret_cast<const char*>(words.data()), words.size() * sizeof(std::uint32_t));
+  }
+}
+
+// Two codes a byte, the first in the high nibble.
+void AppendNf4Codes(std::span<const std::uint8_t> codes, std::string& out) {
+  for (std::size_t i = 0; i < codes.size(); i += 2) {
+    out.push_back(static_cast<char>(codes[i] << 4 | codes[i + 1]));
   }
 }
 
@@ -163,8 +197,13 @@ Result<void> Writer::CheckSpec(const WeightToWrite& weight) const {
   if (spec.kind == CodecKind::kFloat) {
     return {};
   }
-  if (spec.kind != CodecKind::kUniform || (spec.bits != 4 && spec.bits != 8)) {
-    return wrong(spec.ToString() + " cannot be written as pack-quantized: 4 or 8 uniform bits can");
+  const bool uniform = spec.kind == CodecKind::kUniform && (spec.bits == 4 || spec.bits == 8);
+  if (!uniform && !(IsNf4(spec) && spec.has_f32_scales)) {
+    return wrong(spec.ToString() +
+                 " cannot be written: 4 or 8 uniform bits and NF4 with f32 scales can");
+  }
+  if (IsNf4(spec) && spec.cols % 2 != 0) {
+    return wrong(fmt::format("a row of {} codes ends inside a byte", spec.cols));
   }
   if (spec.group_size < 1 || spec.cols % spec.group_size != 0) {
     return wrong(
@@ -236,13 +275,12 @@ Result<void> Writer::OpenShard() {
   NIBBLE_TRY(file, out_.OpenFile(shard.file_name));
   file_ = std::move(file);
   std::vector<SafetensorsEntry> entries, streamed, last;
-  std::string shapes;
+  std::string heads;
   for (std::size_t i = shard.begin; i < shard.end; ++i) {
     const WeightToWrite& weight = weights_[i];
     if (weight.spec.kind != CodecKind::kFloat) {
-      entries.push_back(ShapeOf(weight));
-      const std::int64_t dims[2] = {weight.spec.rows, weight.spec.cols};
-      shapes.append(reinterpret_cast<const char*>(dims), sizeof dims);
+      entries.push_back(HeadOf(weight));
+      heads += HeadBytes(weight);
     }
     for (SafetensorsEntry& part : PartsOf(weight, options_.scale_dtype)) {
       (GoesLast(part) ? last : streamed).push_back(std::move(part));
@@ -252,7 +290,7 @@ Result<void> Writer::OpenShard() {
   entries.insert(entries.end(), last.begin(), last.end());
   last_.clear();
   NIBBLE_TRY_VOID(WriteText(BuildSafetensorsHeader(entries)));
-  return WriteText(shapes);
+  return WriteText(heads);
 }
 
 Result<void> Writer::CheckRows(const WeightToWrite& weight, const QuantizedTensor& rows) const {
@@ -272,10 +310,11 @@ Result<void> Writer::CheckRows(const WeightToWrite& weight, const QuantizedTenso
   if (auto valid = Validate(rows); !valid) {
     return Fail(valid.error(), weight.name + ": ");
   }
+  const DType scale_dtype = IsNf4(weight.spec) ? DType::kF32 : options_.scale_dtype;
   for (const float scale : rows.scales) {
-    if (RoundToDType(scale, options_.scale_dtype) != scale || !std::isfinite(scale)) {
+    if (RoundToDType(scale, scale_dtype) != scale || !std::isfinite(scale)) {
       return wrong(fmt::format("the scale {} is no {} number: round scales before choosing codes",
-                               scale, Name(options_.scale_dtype)));
+                               scale, Name(scale_dtype)));
     }
   }
   for (const float value : rows.values) {
@@ -303,6 +342,9 @@ Result<void> Writer::Write(std::string_view name, const QuantizedTensor& rows,
   std::string bytes;
   if (weight.spec.kind == CodecKind::kFloat) {
     AppendFloats(rows.values, weight.spec.float_dtype, bytes);
+  } else if (IsNf4(weight.spec)) {
+    AppendNf4Codes(rows.codes, bytes);
+    AppendFloats(rows.scales, DType::kF32, scales_);
   } else {
     AppendPackedRows(rows.codes, weight.spec.cols, weight.spec.bits, bytes);
     AppendFloats(rows.scales, options_.scale_dtype, scales_);
@@ -328,6 +370,15 @@ Result<void> Writer::EndWeight(const json::Value& facts) {
       last_ += scales_;
     } else {
       NIBBLE_TRY_VOID(WriteText(scales_));
+    }
+  }
+  if (IsNf4(weight.spec)) {
+    const std::string state = BitsandbytesStateText(weight.spec.rows, weight.spec.cols,
+                                                    weight.spec.group_size, options_.scale_dtype);
+    if (state.size() % 4 != 0) {
+      last_ += state;
+    } else {
+      NIBBLE_TRY_VOID(WriteText(state));
     }
   }
   scales_.clear();
@@ -364,7 +415,7 @@ Result<void> Writer::Finish() {
         weight_map.Set(part.name, shard.file_name);
       }
       if (weights_[i].spec.kind != CodecKind::kFloat) {
-        weight_map.Set(ShapeOf(weights_[i]).name, shard.file_name);
+        weight_map.Set(HeadOf(weights_[i]).name, shard.file_name);
       }
     }
   }

@@ -19,7 +19,7 @@ namespace nibble {
 /// be stored as. Vectors have rows = 1.
 struct WeightToWrite {
   std::string name;
-  WeightSpec spec;  // kUniform with 4 or 8 bits, or kFloat
+  WeightSpec spec;  // kUniform with 4 or 8 bits, NF4 with f32 scales, or kFloat
 };
 
 /// Storage of scales and of tables: what 16-bit type loses least of a checkpoint of this config.
@@ -31,8 +31,9 @@ DType SixteenBitType(const ModelConfig& config);
 json::Object CompressedTensorsConfig(int bits, std::int64_t group_size, bool symmetric,
                                      const std::vector<std::string>& ignore);
 
-/// Writes weights as the safetensors of a compressed-tensors checkpoint (pack-quantized), in the
-/// order given and with the memory of a few rows. Layout of a quantized weight W [out, in]:
+/// Writes weights as safetensors, in the order given and with the memory of a few rows. NF4 as
+/// bitsandbytes does (bitsandbytes.h); uniform weights as compressed-tensors does
+/// (pack-quantized). Layout of such a weight W [out, in]:
 ///   W_packed     I32 [out, in * bits / 32]      codes, lowest bits first, along in
 ///   W_scale      F16, BF16 or F32 [out, groups]
 ///   W_zero_point I32 [out * bits / 32, groups]  asymmetric: codes, lowest bits first, along out
@@ -41,7 +42,7 @@ json::Object CompressedTensorsConfig(int bits, std::int64_t group_size, bool sym
 class WeightWriter {
  public:
   struct Options {
-    DType scale_dtype = DType::kF16;
+    DType scale_dtype = DType::kF16;  // of uniform weights; NF4: the model's dtype
     std::uint64_t shard_bytes = std::uint64_t{2} << 30;
   };
   /// out must outlive the writer. Errors: kInvalidArgument for a spec that the format cannot hold.

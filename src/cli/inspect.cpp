@@ -96,7 +96,11 @@ json::Value QuantizationOf(const Checkpoint& checkpoint) {
     return nullptr;
   }
   json::Object out;
-  out.Set("method", checkpoint.format() == CheckpointFormat::kGguf ? "gguf" : "compressed-tensors");
+  const auto& config = checkpoint.quantization_config();
+  const json::Value* method = config ? config->Find("quant_method") : nullptr;
+  out.Set("method", checkpoint.format() == CheckpointFormat::kGguf ? json::Value("gguf")
+                    : method == nullptr                            ? json::Value()
+                                                                   : *method);
   json::Object by_spec;
   for (const auto& [spec, count] : specs) {
     by_spec.Set(spec, count);
