@@ -22,11 +22,13 @@ class QuantizeCommand final : public Command {
     return "make a model smaller, and certify what that cost";
   }
   std::string description() const override {
-    return "Writes a compressed-tensors folder that transformers and vLLM read as well, with a "
-           "quality certificate: perplexity,\n"
-           "KL divergence and top-1 agreement against the source, hashes of every tensor, golden "
-           "logits. An interrupted run\n"
-           "goes on where it stopped when started again.\n\n"
+    return "Writes a compressed-tensors folder (nf4: a bitsandbytes one) that transformers reads "
+           "as "
+           "well, with a quality\n"
+           "certificate: perplexity, KL divergence and top-1 agreement against the source, hashes "
+           "of "
+           "every tensor, golden\n"
+           "logits. An interrupted run goes on where it stopped when started again.\n\n"
            "  nibble quantize SmolLM2.gguf --out smol-int4 --scheme int4\n"
            "  nibble quantize Llama-3.2-1B/ --out llama-int8 --scheme int8 --group-size 128 "
            "--calibration my_texts.txt";
@@ -34,7 +36,8 @@ class QuantizeCommand final : public Command {
   void Declare(OptionSet& options) override {
     options.Positional("SRC", &source_, "a folder, a .gguf file, or a name in the hub cache");
     options.Add("--out,-o", &out_, "folder to write; must not exist");
-    options.Choice("--scheme", &scheme_, {"int4", "int8"}, "round-to-nearest to 4 or 8 bits");
+    options.Choice("--scheme", &scheme_, {"int4", "int8", "nf4"},
+                   "round-to-nearest to 4 or 8 bits, or to the NF4 of bitsandbytes");
     options.Add("--group-size", &group_size_,
                 "columns that share a scale; 0: a whole row (default: the largest of 128, 64, 32 "
                 "that divides every width)");
@@ -57,11 +60,19 @@ class QuantizeCommand final : public Command {
     if (group_size_ && *group_size_ < 0) {
       return Fail(ErrorCode::kInvalidArgument, "--group-size takes 0 (a whole row) or more");
     }
+    const bool nf4 = scheme_ == "nf4";
+    if (nf4 && (!symmetric_ || group_size_.value_or(kNf4Group) != kNf4Group)) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--scheme nf4 has blocks of {} without zero points; leave out "
+                              "--group-size and --no-symmetric, or use --scheme int4",
+                              kNf4Group));
+    }
     CatchInterrupts();
     NIBBLE_TRY(source, Checkpoint::Open(source_, environment.hub_cache));
     NIBBLE_TRY(tokenizer, LoadTokenizer(*source));
     QuantizeOptions options{.bits = scheme_ == "int8" ? 8 : 4,
                             .group_size = group_size_.value_or(-1),
+                            .codebook = nf4 ? Codebook::kNf4 : Codebook::kNone,
                             .symmetric = symmetric_,
                             .search_scale = search_,
                             .allow_requantize = allow_requantize_,

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "base/sha256.h"
+#include "checkpoint/bitsandbytes.h"
 #include "checkpoint/weight_writer.h"
 #include "eval/blockwise.h"
 #include "io/atomic_writer.h"
@@ -112,6 +113,18 @@ Result<void> CheckGroup(const std::vector<ExpectedWeight>& weights, std::int64_t
   return {};
 }
 
+Result<void> CheckNf4(const std::vector<ExpectedWeight>& weights) {
+  for (const ExpectedWeight& weight : weights) {
+    if (weight.is_linear && weight.cols % kNf4Group != 0) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--scheme nf4 has blocks of {}, which do not divide the width {} of "
+                              "{}; use --scheme int4",
+                              kNf4Group, weight.cols, weight.name));
+    }
+  }
+  return {};
+}
+
 // A folder of quantized linears is refused: rounding what was rounded adds a second error, and the
 // certificate would compare with the first. A GGUF may be all that its user has.
 Result<void> CheckSource(const Checkpoint& source, const std::vector<ExpectedWeight>& weights,
@@ -169,10 +182,12 @@ class Run {
         expected_(ExpectedWeights(source.config())) {}
 
   Result<QuantizeSummary> Go() {
-    group_size_ =
-        options_.group_size < 0 ? DefaultGroupSize(source_.config()) : options_.group_size;
+    nf4_ = options_.codebook == Codebook::kNf4;
+    group_size_ = nf4_                      ? kNf4Group
+                  : options_.group_size < 0 ? DefaultGroupSize(source_.config())
+                                            : options_.group_size;
     // What is wrong with the command is said before any work; AtomicWriter looks at `out` again.
-    NIBBLE_TRY_VOID(CheckGroup(expected_, group_size_));
+    NIBBLE_TRY_VOID(nf4_ ? CheckNf4(expected_) : CheckGroup(expected_, group_size_));
     NIBBLE_TRY_VOID(CheckSource(source_, expected_, options_.allow_requantize));
     std::error_code ignored;
     if (fs::exists(out_, ignored)) {
@@ -186,6 +201,12 @@ class Run {
       WeightSpec spec{.rows = weight.rows, .cols = weight.cols};
       if (!weight.is_linear) {
         spec.float_dtype = float_dtype_;
+      } else if (nf4_) {
+        spec.kind = CodecKind::kCodebook;
+        spec.codebook = options_.codebook;
+        spec.bits = BitsOf(options_.codebook);
+        spec.group_size = group_size_;
+        spec.has_f32_scales = true;
       } else {
         spec.kind = CodecKind::kUniform;
         spec.bits = options_.bits;
@@ -230,11 +251,18 @@ class Run {
   json::Object Recipe() const {
     json::Object recipe;
     recipe.Set("method", "rtn");
-    recipe.Set("bits", options_.bits);
-    recipe.Set("group_size", group_size_);
-    recipe.Set("symmetric", options_.symmetric);
-    recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
-    recipe.Set("scale_dtype", std::string(Name(float_dtype_)));
+    if (nf4_) {
+      recipe.Set("codebook", Name(options_.codebook));
+      recipe.Set("bits", BitsOf(options_.codebook));
+      recipe.Set("group_size", group_size_);
+      recipe.Set("scale_dtype", std::string(Name(DType::kF32)));
+    } else {
+      recipe.Set("bits", options_.bits);
+      recipe.Set("group_size", group_size_);
+      recipe.Set("symmetric", options_.symmetric);
+      recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
+      recipe.Set("scale_dtype", std::string(Name(float_dtype_)));
+    }
     recipe.Set("targets", "linears of the decoder blocks");
     recipe.Set("nibble", kVersion);
     return recipe;
@@ -272,9 +300,9 @@ class Run {
       if (weight.spec.kind != CodecKind::kFloat) {
         const auto groups = static_cast<std::uint64_t>(weight.spec.rows * weight.spec.num_groups());
         quantized += elements;
-        bits +=
-            elements * static_cast<std::uint64_t>(options_.bits) +
-            groups * (16 + (options_.symmetric ? 0U : static_cast<std::uint64_t>(options_.bits)));
+        const auto code_bits = static_cast<std::uint64_t>(weight.spec.bits);
+        bits += elements * code_bits + groups * ((weight.spec.has_f32_scales ? 32U : 16U) +
+                                                 (weight.spec.has_zero_points ? code_bits : 0U));
       }
       done += elements;
       if (progress_ && !progress_("quantizing", done, total, weight.name)) {
@@ -334,6 +362,9 @@ class Run {
       out.spec.rows = end - begin;
       return out;
     }
+    if (spec.kind == CodecKind::kCodebook) {
+      return QuantizeToCodebook(weights, end - begin, spec.cols, spec.codebook, spec.group_size);
+    }
     return QuantizeRtn(weights, end - begin, spec.cols,
                        {.bits = spec.bits,
                         .group_size = spec.group_size,
@@ -346,9 +377,10 @@ class Run {
     ModelConfig config = source_.config();
     config.dtype = float_dtype_;
     json::Object config_json = ToHuggingFaceConfig(config);
-    config_json.Set(
-        "quantization_config",
-        CompressedTensorsConfig(options_.bits, group_size_, options_.symmetric, {"lm_head"}));
+    config_json.Set("quantization_config",
+                    nf4_ ? BitsandbytesConfig(float_dtype_)
+                         : CompressedTensorsConfig(options_.bits, group_size_, options_.symmetric,
+                                                   {"lm_head"}));
     config_json.Set(kCertificateKey, kCertificateFile);
     NIBBLE_TRY_VOID(WriteText(
         out, "config.json", json::Dump(config_json, {.indent = 2, .key_separator = ": "}) + "\n"));
@@ -457,6 +489,7 @@ class Run {
   std::vector<TokenId> tokens_;
   std::int64_t context_ = 0;
   std::int64_t group_size_ = 0;
+  bool nf4_ = false;
   DType float_dtype_ = DType::kF16;
   std::string source_digest_;
   json::Object log_;

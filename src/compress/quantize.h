@@ -15,10 +15,14 @@
 
 namespace nibble {
 
+constexpr std::int64_t kNf4Group = 64;  // bitsandbytes' block
+
 struct QuantizeOptions {
   int bits = 4;                  // 4 or 8
   std::int64_t group_size = -1;  // columns that share a scale; 0: a whole row; -1: the largest of
                                  // 128, 64, 32 that divides every width
+  Codebook codebook = Codebook::kNone;  // kNf4: in groups of kNf4Group, as bitsandbytes; the
+                                        // grid's options say nothing then
   bool symmetric = true;
   bool search_scale = true;       // off: plain absmax
   bool allow_requantize = false;  // of a folder whose linears are quantized already
@@ -43,11 +47,12 @@ struct QuantizeSummary {
 };
 
 /// Rounds every linear of the decoder blocks, block by block, and writes a compressed-tensors
-/// folder (pack-quantized) with config, tokenizer, template, log and certificate. Atomic and
-/// resumable: nothing appears under `out` before the certificate is measured, and a second run
-/// takes finished shards over. Memory: one tensor's codes and a chunk of rows a worker; then, for
-/// the certificate, what EvaluateBlockwise takes. Errors: kInvalidArgument (`out` exists; a group
-/// that does not divide a width, naming the tensor), kCancelled, and what reading and writing give.
+/// folder (pack-quantized), or a bitsandbytes one (NF4), with config, tokenizer, template, log and
+/// certificate. Atomic and resumable: nothing appears under `out` before the certificate is
+/// measured, and a second run takes finished shards over. Memory: one tensor's codes and a chunk of
+/// rows a worker; then, for the certificate, what EvaluateBlockwise takes. Errors: kInvalidArgument
+/// (`out` exists; a group that does not divide a width, naming the tensor), kCancelled, and what
+/// reading and writing give.
 Result<QuantizeSummary> QuantizeCheckpoint(const Checkpoint& source, const Tokenizer& tokenizer,
                                            const std::filesystem::path& out,
                                            const QuantizeOptions& options, int num_threads,

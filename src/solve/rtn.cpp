@@ -104,6 +104,28 @@ Grid BestGrid(std::span<const float> group, const RtnOptions& options) {
   return best;
 }
 
+Result<void> CheckGroup(std::int64_t cols, std::int64_t group_size) {
+  if (group_size <= 0 || cols % group_size != 0) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("group size {} does not divide the width {}", group_size, cols));
+  }
+  return {};
+}
+
+Result<void> CheckWeights(std::span<const float> weights, std::int64_t rows, std::int64_t cols) {
+  NIBBLE_CHECK(weights.size() == static_cast<std::size_t>(rows * cols),
+               "weights must be rows * cols");
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    if (!std::isfinite(weights[i])) {
+      return Fail(
+          ErrorCode::kCorruptFile,
+          fmt::format("the weight at row {}, column {} is not finite",
+                      i / static_cast<std::size_t>(cols), i % static_cast<std::size_t>(cols)));
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t rows,
@@ -112,12 +134,8 @@ Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t
     return Fail(ErrorCode::kInvalidArgument, fmt::format("{} bits: use 2 to 8", options.bits));
   }
   const std::int64_t group_size = options.group_size == 0 ? cols : options.group_size;
-  if (group_size <= 0 || cols % group_size != 0) {
-    return Fail(ErrorCode::kInvalidArgument,
-                fmt::format("group size {} does not divide the width {}", group_size, cols));
-  }
-  NIBBLE_CHECK(weights.size() == static_cast<std::size_t>(rows * cols),
-               "weights must be rows * cols");
+  NIBBLE_TRY_VOID(CheckGroup(cols, group_size));
+  NIBBLE_TRY_VOID(CheckWeights(weights, rows, cols));
   QuantizedTensor out;
   out.spec = {.rows = rows,
               .cols = cols,
@@ -133,14 +151,6 @@ Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t
   for (std::size_t g = 0; g < groups; ++g) {
     const auto begin = g * static_cast<std::size_t>(group_size);
     const auto group = weights.subspan(begin, static_cast<std::size_t>(group_size));
-    for (std::size_t i = 0; i < group.size(); ++i) {
-      if (!std::isfinite(group[i])) {
-        return Fail(ErrorCode::kCorruptFile,
-                    fmt::format("the weight at row {}, column {} is not finite",
-                                (begin + i) / static_cast<std::size_t>(cols),
-                                (begin + i) % static_cast<std::size_t>(cols)));
-      }
-    }
     const Grid grid = BestGrid(group, options);
     out.scales[g] = grid.scale;
     if (!options.symmetric) {
@@ -154,6 +164,14 @@ Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t
     }
   }
   return out;
+}
+
+Result<QuantizedTensor> QuantizeToCodebook(std::span<const float> weights, std::int64_t rows,
+                                           std::int64_t cols, Codebook codebook,
+                                           std::int64_t group_size) {
+  NIBBLE_TRY_VOID(CheckGroup(cols, group_size));
+  NIBBLE_TRY_VOID(CheckWeights(weights, rows, cols));
+  return EncodeCodebook(weights, rows, cols, codebook, group_size);
 }
 
 }  // namespace nibble

@@ -35,4 +35,10 @@ struct RtnOptions {
 Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t rows,
                                     std::int64_t cols, const RtnOptions& options);
 
+/// Round-to-nearest onto a codebook with f32 absmax scales, as codec/encode.h says. Errors: those
+/// of QuantizeRtn.
+Result<QuantizedTensor> QuantizeToCodebook(std::span<const float> weights, std::int64_t rows,
+                                           std::int64_t cols, Codebook codebook,
+                                           std::int64_t group_size);
+
 }  // namespace nibble

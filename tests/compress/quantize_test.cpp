@@ -165,6 +165,35 @@ TEST_F(Quantize, NothingIsOverwritten) {
   EXPECT_FALSE(began) << "said after the source was read";
 }
 
+TEST_F(Quantize, Nf4IsWrittenAsBitsandbytesDoesAndServed) {
+  options_.codebook = Codebook::kNf4;
+  const fs::path out = temp_.path() / "nf4";
+  const auto summary = Run(out);
+  ASSERT_TRUE(summary) << summary.error().message;
+  EXPECT_NEAR(summary->bits_per_weight, 4.5, 1e-9);
+  EXPECT_EQ(*summary->certificate.recipe.Find("codebook")->AsString(), "nf4");
+  EXPECT_GT(summary->certificate.int16.kl_mean, 0.0);
+  const auto config = json::ParseFile((out / "config.json").string());
+  ASSERT_TRUE(config);
+  const json::Value* quantization = config->Find("quantization_config");
+  EXPECT_EQ(*quantization->Find("bnb_4bit_quant_type")->AsString(), "nf4");
+  for (const ActivationMode mode : {ActivationMode::kInt16, ActivationMode::kInt8}) {
+    const auto served = Serve(out, mode);
+    EXPECT_TRUE(served) << served.error().message;
+  }
+}
+
+TEST_F(Quantize, Nf4OfAWidthThatItsBlocksDoNotDivideIsRefused) {
+  auto source = Checkpoint::Open(Golden("llama_bias").string());  // 48 wide
+  ASSERT_TRUE(source) << source.error().message;
+  source_ = std::move(*source);
+  options_.codebook = Codebook::kNf4;
+  const auto summary = Run(temp_.path() / "nf4");
+  ASSERT_FALSE(summary);
+  EXPECT_EQ(summary.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(summary.error().message.find("q_proj"), std::string::npos) << summary.error().message;
+}
+
 TEST_F(Quantize, AsymmetricAndInt8AndWholeRowsWorkToo) {
   double last = 1e9;
   for (const auto& [bits, group, symmetric] :
