@@ -1,9 +1,10 @@
 """A model of a known shape with random weights, for nibble and for llama.cpp, to compare speed on.
 
-Usage: make_random_model.py OUT [--shape llama-3.2-1b] [--group 64] [--bits 4] [--format int4] [--format q4_0]
+Usage: make_random_model.py OUT [--shape llama-3.2-1b] [--group 64] [--format int4] [--format q4_0]
        (needs numpy, safetensors; gguf for q4_0)
-Writes OUT/int4-g64 (compressed-tensors, 4 bit in groups of 64, tables F16), OUT/bf16 (--format bf16) and OUT/q4_0.gguf
-(Q4_0, table Q8_0). The weights are noise and differ between the files; only their sizes matter.
+Writes OUT/int4-g64 (compressed-tensors, 4 bit in groups of 64, tables F16), OUT/bf16 (--format bf16), OUT/nf4
+(--format nf4: bitsandbytes, blocks of 64) and OUT/q4_0.gguf (Q4_0, table Q8_0). The weights are noise and differ
+between the files; only their sizes matter.
 """
 
 import argparse
@@ -25,7 +26,7 @@ parser.add_argument("out", type=pathlib.Path)
 parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
 parser.add_argument("--group", type=int, default=64)
 parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
-parser.add_argument("--format", action="append", choices=["int4", "bf16", "q4_0"])
+parser.add_argument("--format", action="append", choices=["int4", "bf16", "nf4", "q4_0"])
 args = parser.parse_args()
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB, TIED, THETA = SHAPES[args.shape]
 LAYERS = args.layers or LAYERS
@@ -38,16 +39,26 @@ LINEARS = {
     "mlp.up_proj": ("ffn_up", INNER, HIDDEN),
     "mlp.down_proj": ("ffn_down", HIDDEN, INNER),
 }
+NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+                -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+                0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+                0.7229568362236023, 1.0], np.float32)
 rng = np.random.default_rng(20261124)
 
 
-def config(quantized):
+def config(kind):
+    quantized = kind != "bf16"
     out = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
            "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
            "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "vocab_size": VOCAB,
            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": THETA, "hidden_act": "silu",
            "tie_word_embeddings": TIED, "torch_dtype": "float16" if quantized else "bfloat16"}
-    if quantized:
+    if kind == "nf4":
+        out["quantization_config"] = {
+            "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": False, "bnb_4bit_compute_dtype": "float16",
+            "bnb_4bit_quant_storage": "uint8"}
+    elif kind == "int4":
         weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": args.group}
         out["quantization_config"] = {
             "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
@@ -55,10 +66,11 @@ def config(quantized):
     return json.dumps(out, indent=1)
 
 
-def write_folder(folder, quantized):
+def write_folder(folder, kind):
     """One safetensors file a layer, and an index: bounded memory whatever the shape."""
     folder.mkdir(parents=True, exist_ok=True)
     where = {}
+    quantized = kind != "bf16"
 
     def dense(rows, cols):
         # Noise in sign and mantissa, magnitudes of 2^-7 to 2^-6: for speed as good as normal numbers.
@@ -91,7 +103,13 @@ def write_folder(folder, quantized):
         tensors = {at + "input_layernorm.weight": one, at + "post_attention_layernorm.weight": one}
         for module, (_, rows, cols) in LINEARS.items():
             name = at + module + ".weight"
-            if quantized:
+            if kind == "nf4":
+                state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [rows, cols]}
+                tensors[name] = rng.integers(0, 256, (rows * cols // 2, 1), dtype=np.uint8)
+                tensors[name + ".absmax"] = np.full(rows * cols // 64, 0.03, np.float32)
+                tensors[name + ".quant_map"] = NF4
+                tensors[name + ".quant_state.bitsandbytes__nf4"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+            elif kind == "int4":
                 tensors[name + "_packed"] = rng.integers(-2**31, 2**31, (rows, cols // 8), dtype=np.int32)
                 tensors[name + "_scale"] = np.full((rows, cols // args.group), 0.004, np.float16)
                 tensors[name + "_shape"] = np.array([rows, cols], np.int64)
@@ -99,7 +117,7 @@ def write_folder(folder, quantized):
                 tensors[name] = dense(rows, cols)
         save(f"layer-{layer:03}.safetensors", tensors)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    (folder / "config.json").write_text(config(quantized))
+    (folder / "config.json").write_text(config(kind))
 
 
 def write_gguf(path):
@@ -145,4 +163,4 @@ for kind in args.format or ["int4", "q4_0"]:
         args.out.mkdir(parents=True, exist_ok=True)
         write_gguf(args.out / "q4_0.gguf")
     else:
-        write_folder(args.out / (f"int4-g{args.group}" if kind == "int4" else "bf16"), kind == "int4")
+        write_folder(args.out / (f"int4-g{args.group}" if kind == "int4" else kind), kind)
