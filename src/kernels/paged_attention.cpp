@@ -73,6 +73,8 @@ const char* Name(KvDType dtype) {
       return "float16";
     case KvDType::kF32:
       return "float32";
+    case KvDType::kFp8:
+      return "fp8";
   }
   return "";
 }
@@ -92,8 +94,9 @@ Result<void> Validate(const KvCacheSpec& spec) {
   if (IsCuda(spec)) {
     return cuda::Validate(spec);
   }
-  if (spec.dtype == KvDType::kF16) {
-    return fail("the CPU's KV cache holds bfloat16, int8 or float32, not float16");
+  if (spec.dtype == KvDType::kF16 || spec.dtype == KvDType::kFp8) {
+    return fail(fmt::format("the CPU's KV cache holds bfloat16, int8 or float32, not {}",
+                            Name(spec.dtype)));
   }
   if (spec.head_dim < 16 || spec.head_dim > kMaxHeadDim || spec.head_dim % 16 != 0) {
     return fail(fmt::format("head_dim {}: the attention kernels take multiples of 16 up to {}",

@@ -11,7 +11,7 @@
 
 namespace nibble {
 
-/// "bfloat16", "int8", "float16", "float32": the values of --kv-cache-dtype.
+/// "bfloat16", "int8", "float16", "float32", "fp8": the values of --kv-cache-dtype.
 const char* Name(KvDType dtype);
 
 /// Shape of the paged cache of one model on one device. The layout inside a block is the backend's
@@ -36,6 +36,9 @@ struct KvCache {
   KvCacheSpec spec;
   std::int64_t num_blocks = 0;
   std::byte* data = nullptr;  // num_blocks * spec.BlockBytes()
+  /// kFp8: what stored numbers are multiplied by, [num_layers][2][num_kv_heads] (keys, values), at
+  /// a fixed address of the device's memory. null: all 1.
+  const float* scales = nullptr;
 };
 
 enum class BlockCopyDirection : std::uint8_t { kToHost, kFromHost };

@@ -605,10 +605,12 @@ TEST(KvCacheSpec, RefusesShapesThatNoKernelRuns) {
     bad.dtype = dtype;
     EXPECT_TRUE(Validate(bad)) << Name(dtype);
   }
-  bad.dtype = KvDType::kF16;
-  const auto result = Validate(bad);
-  ASSERT_FALSE(result);
-  EXPECT_THAT(result.error().message, HasSubstr("not float16"));
+  for (const KvDType dtype : {KvDType::kF16, KvDType::kFp8}) {
+    bad.dtype = dtype;
+    const auto result = Validate(bad);
+    ASSERT_FALSE(result);
+    EXPECT_THAT(result.error().message, HasSubstr(std::string("not ") + Name(dtype)));
+  }
 }
 
 }  // namespace

@@ -9,39 +9,61 @@
 //   splits in order:  M' = max(M, m);  O = fma(O, 2^(M - M'), o * 2^(m - M')),  L alike
 //   four splits are a unit of 512 positions; units are merged in order in the same way
 //   out = fp16(O * (1 / L))
+//   fp8: scale is times the head's scale of keys, 1 / L times that of values
+//   int8: k are the codes, s is times the key's scale; v = fp16(code * scale of the value)
 //
 // mma.m16n8k16 gives the same bits with its operands exchanged, so keys may be rows (decode) or
-// columns (prefill). A block of the cache is 64 keys then 64 values of one head, rows of head_dim
-// 16-bit numbers whose 16-byte chunks are swapped by the token (docs/formats/kv_block.md), so that
-// reading a column of chunks meets every bank.
+// columns (prefill). docs/formats/kv_block.md has the bytes of a block: for each head a tile of
+// keys and a tile of values, 64 rows whose 16-byte chunks are swapped by the token, so that reading
+// a column of chunks meets every bank.
 
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 
 #include "kernels/cuda/attention_kernel.h"
 #include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {
 
-/// Chunks that take part in the swap: a power of two that divides their number.
-template <int kHeadDim>
-constexpr int SwapMask() {
-  constexpr int kChunks = kHeadDim / 8;
-  return kChunks % 8 == 0 ? 7 : kChunks % 4 == 0 ? 3 : kChunks % 2 == 0 ? 1 : 0;
+/// Which chunks of a row are swapped: rows that share 128 bytes of shared memory alike, the next
+/// ones otherwise, so that eight rows' chunks of one number meet every bank.
+__device__ __forceinline__ int SwapOf(int row_bytes, int token) {
+  const int rows_of_line = row_bytes < 128 ? 128 / row_bytes : 1;
+  const int chunks = row_bytes < 128 ? row_bytes / 16 : 8;
+  return token / rows_of_line & (chunks - 1);
 }
 
-/// Byte of chunk `chunk` of token `token` in the keys or values of a block.
-template <int kHeadDim>
+/// Byte of chunk `chunk` (16 bytes) of token `token` in a tile of the cache.
+template <int kHeadDim, KvType kType>
 __device__ __forceinline__ int ChunkAt(int token, int chunk) {
-  return token * kHeadDim * 2 + (chunk ^ (token & SwapMask<kHeadDim>())) * 16;
+  constexpr int kRowBytes = KvRowBytes(kType, kHeadDim);
+  constexpr int kFirst = KvScaleBytes(kType);
+  return kFirst + token * kRowBytes + (chunk ^ SwapOf(kRowBytes, token)) * 16;
 }
 
-/// Values of two neighbouring tokens, of which `tokens` exist: behind the last one lies what another
-/// sequence left, and 0 times that may be NaN.
-__device__ __forceinline__ std::uint32_t KeepValues(std::uint32_t pair, int tokens) {
+template <KvType kType>
+constexpr bool kIsByte = kType == KvType::kFp8 || kType == KvType::kInt8;
+
+/// Byte of dimension `dim`. Rows of bytes mix the two eights of a chunk as the fragments want them:
+/// of keys a lane gets 2t, 2t + 1, 2t + 8, 2t + 9, of values g, g + 8.
+template <int kHeadDim, KvType kType>
+__device__ __forceinline__ int DimAt(int token, int dim, bool is_value) {
+  if constexpr (kIsByte<kType>) {
+    const int d = dim % 8;
+    const int high = dim / 8 % 2;
+    return ChunkAt<kHeadDim, kType>(token, dim / 16) +
+           (is_value ? 2 * d + high : d / 2 * 4 + high * 2 + d % 2);
+  }
+  return ChunkAt<kHeadDim, kType>(token, dim / 8) + dim % 8 * 2;
+}
+
+/// Two neighbouring tokens, of which `tokens` exist: behind the last one lies what another sequence
+/// left, and 0 times that may be NaN.
+__device__ __forceinline__ std::uint32_t KeepTokens(std::uint32_t pair, int tokens) {
   return tokens >= 2 ? pair : tokens == 1 ? pair & 0xffffU : 0;
 }
 
-/// Two numbers of the cache as fp16. bf16 to fp16 is exact above 2^-14, and rounds below.
+/// Two 16-bit numbers of the cache as fp16. bf16 to fp16 is exact above 2^-14, and rounds below.
 template <KvType kType>
 __device__ __forceinline__ std::uint32_t ToHalf2(std::uint32_t pair) {
   if constexpr (kType == KvType::kF16) {
@@ -50,14 +72,114 @@ __device__ __forceinline__ std::uint32_t ToHalf2(std::uint32_t pair) {
   return AsBits(
       __floats2half2_rn(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000U)));
 }
-template <KvType kType>
-__device__ __forceinline__ void ToHalf2(std::uint32_t (&r)[4]) {
-  if constexpr (kType != KvType::kF16) {
+
+/// Bytes kFirst and kSecond of a word as fp16, exactly: e4m3, or code - 128.
+template <KvType kType, int kFirst, int kSecond>
+__device__ __forceinline__ std::uint32_t BytesToHalf2(std::uint32_t word) {
+  if constexpr (kType == KvType::kInt8) {
+    const std::uint32_t biased =  // 1024 + code
+        __byte_perm(word, 0x64646464U, kFirst | 0x40 | kSecond << 8 | 0x4000);
+    return AsBits(__hsub2(AsHalf2(biased), AsHalf2(0x64806480U)));
+  } else {
+    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(
+        static_cast<__nv_fp8x2_storage_t>(__byte_perm(word, 0, kFirst | kSecond << 4)), __NV_E4M3);
+    return static_cast<std::uint32_t>(pair.x) | static_cast<std::uint32_t>(pair.y) << 16;
+  }
+}
+
+/// Keys of 16 tokens, 16 dimensions:
+/// {tokens g, dims 2t}, {g, 2t + 8}, {g + 8, 2t}, {g + 8, 2t + 8}.
+template <int kHeadDim, KvType kType>
+__device__ __forceinline__ void LoadKeys(std::uint32_t (&k)[4], std::uint32_t tile, int token,
+                                         int step, int lane) {
+  if constexpr (kIsByte<kType>) {
+    std::uint32_t r[2];
+    LoadMatrices(r, tile + ChunkAt<kHeadDim, kType>(token + lane % 16, step));
 #pragma unroll
-    for (auto& pair : r) {
+    for (int j = 0; j < 4; j += 2) {
+      k[j] = BytesToHalf2<kType, 0, 1>(r[j / 2]);
+      k[j + 1] = BytesToHalf2<kType, 2, 3>(r[j / 2]);
+    }
+  } else {
+    LoadMatrices(k, tile + ChunkAt<kHeadDim, kType>(token + lane % 8 + lane / 16 * 8,
+                                                    step * 2 + lane / 8 % 2));
+#pragma unroll
+    for (auto& pair : k) {
       pair = ToHalf2<kType>(pair);
     }
   }
+}
+
+/// Values of 16 tokens, of which `tokens` exist, 16 dimensions:
+/// {dims g, tokens 2t}, {g, 2t + 8}, {g + 8, 2t}, {g + 8, 2t + 8}.
+/// scales: of int8, from LoadValueScales.
+template <int kHeadDim, KvType kType>
+__device__ __forceinline__ void LoadValues(std::uint32_t (&v)[4], std::uint32_t tile,
+                                           const std::uint32_t (&scales)[2], int token, int step,
+                                           int tokens, int lane) {
+  const int first = 2 * (lane % 4);
+  if constexpr (kIsByte<kType>) {
+    std::uint32_t r[2];
+    LoadMatricesTransposed(r, tile + ChunkAt<kHeadDim, kType>(token + lane % 16, step));
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (kType == KvType::kFp8 && tokens < 16) {
+        r[j] = KeepTokens(r[j], tokens - first - j * 8);
+      }
+      v[j] = BytesToHalf2<kType, 0, 2>(r[j]);
+      v[j + 2] = BytesToHalf2<kType, 1, 3>(r[j]);
+      if constexpr (kType == KvType::kInt8) {
+        v[j] = AsBits(__hmul2(AsHalf2(v[j]), AsHalf2(scales[j])));
+        v[j + 2] = AsBits(__hmul2(AsHalf2(v[j + 2]), AsHalf2(scales[j])));
+      }
+    }
+  } else {
+    LoadMatricesTransposed(
+        v, tile + ChunkAt<kHeadDim, kType>(token + lane % 16, step * 2 + lane / 16));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (tokens < 16) {
+        v[j] = KeepTokens(v[j], tokens - first - j % 2 * 8);
+      }
+      v[j] = ToHalf2<kType>(v[j]);
+    }
+  }
+}
+
+/// int8: the scales of the values that LoadValues takes, those of tokens that do not exist as 0.
+template <KvType kType>
+__device__ __forceinline__ void LoadValueScales(std::uint32_t (&scales)[2], std::uint32_t tile,
+                                                int token, int tokens, int lane) {
+  if constexpr (kType == KvType::kInt8) {
+    const int first = 2 * (lane % 4);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      scales[j] =
+          KeepTokens(LoadShared32(tile + 2 * (token + first + j * 8)), tokens - first - j * 8);
+    }
+  }
+}
+
+/// A number over its scale as a byte: e4m3 that saturates at 448, or 128 plus -127..127.
+template <KvType kType>
+__device__ __forceinline__ std::uint32_t ToByte(float x) {
+  if constexpr (kType == KvType::kInt8) {
+    return static_cast<std::uint32_t>(128 + __float2int_rn(fmaxf(fminf(x, 127.0F), -127.0F)));
+  }
+  return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
+}
+
+/// int8: the scale of a token whose largest magnitude is `top`, as fp16.
+__device__ __forceinline__ __half Int8Scale(float top) {
+  return __float2half_rn(fminf(top / 127.0F, 65504.0F));
+}
+__device__ __forceinline__ float InverseOf(float scale) {
+  return scale > 0.0F ? 1.0F / scale : 0.0F;
+}
+/// fp8: the scale of a head's keys or values.
+__device__ __forceinline__ float HeadScale(const KvView& cache, int kv_head, bool is_value) {
+  return cache.scales == nullptr ? 1.0F
+                                 : cache.scales[(is_value ? cache.num_kv_heads : 0) + kv_head];
 }
 
 /// RoPE of the pair (d, d + head_dim / 2).

@@ -66,6 +66,7 @@ __device__ __forceinline__ void AddNewToken(const AttentionArgs& args, const Ite
                                             std::uint8_t* const (&tiles)[2], std::uint32_t landed,
                                             std::uint32_t parity, const std::uint32_t (&full)[2],
                                             int lane) {
+  constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
   constexpr int kHalf = kHeadDim / 2;
   constexpr int kPairs = (kHalf + 31) / 32;  // of a lane
   const int position = item.of.length - 1;
@@ -75,22 +76,36 @@ __device__ __forceinline__ void AddNewToken(const AttentionArgs& args, const Ite
   const float* k = args.k + item.of.row * args.k_stride + item.kv_head * kHeadDim;
   const float* v = args.v + item.of.row * args.v_stride + item.kv_head * kHeadDim;
   const float* cosines = args.cos_sin + static_cast<std::int64_t>(position) * kHeadDim;
-  std::uint16_t bits[2][kPairs][2];  // keys and values, of d and d + kHalf
-  const auto to_bits = [](float x) {
-    return kType == KvType::kF16 ? __half_as_ushort(__float2half_rn(x))
-                                 : __bfloat16_as_ushort(__float2bfloat16_rn(x));
-  };
+  float x[2][kPairs][2] = {};  // keys and values, of d and d + kHalf
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
     const int d = i * 32 + lane;
     if (d < kHalf) {
-      float low = k[d];
-      float high = k[d + kHalf];
-      Rotate(low, high, cosines[d], cosines[d + kHalf]);
-      bits[0][i][0] = to_bits(low);
-      bits[0][i][1] = to_bits(high);
-      bits[1][i][0] = to_bits(v[d]);
-      bits[1][i][1] = to_bits(v[d + kHalf]);
+      x[0][i][0] = k[d];
+      x[0][i][1] = k[d + kHalf];
+      Rotate(x[0][i][0], x[0][i][1], cosines[d], cosines[d + kHalf]);
+      x[1][i][0] = v[d];
+      x[1][i][1] = v[d + kHalf];
+    }
+  }
+  float inverse[2] = {1.0F, 1.0F};
+  __half scales[2] = {};  // int8
+#pragma unroll
+  for (int which = 0; which < 2; ++which) {
+    if constexpr (kType == KvType::kInt8) {
+      float top = 0.0F;
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        top = fmaxf(top, fmaxf(fabsf(x[which][i][0]), fabsf(x[which][i][1])));
+      }
+#pragma unroll
+      for (int lanes = 16; lanes > 0; lanes /= 2) {
+        top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, lanes));
+      }
+      scales[which] = Int8Scale(top);
+      inverse[which] = InverseOf(__half2float(scales[which]));
+    } else if constexpr (kType == KvType::kFp8) {
+      inverse[which] = InverseOf(HeadScale(args.cache, item.kv_head, which == 1));
     }
   }
   const auto store = [&](std::uint8_t* tile, int which) {
@@ -100,16 +115,25 @@ __device__ __forceinline__ void AddNewToken(const AttentionArgs& args, const Ite
       if (d < kHalf) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int dim = d + h * kHalf;
-          *reinterpret_cast<std::uint16_t*>(tile + ChunkAt<kHeadDim>(place, dim / 8) +
-                                            dim % 8 * 2) = bits[which][i][h];
+          std::uint8_t* const to = tile + DimAt<kHeadDim, kType>(place, d + h * kHalf, which == 1);
+          const float value = x[which][i][h];
+          if constexpr (kIsByte<kType>) {
+            *to = static_cast<std::uint8_t>(ToByte<kType>(value * inverse[which]));
+          } else {
+            *reinterpret_cast<std::uint16_t*>(to) =
+                kType == KvType::kF16 ? __half_as_ushort(__float2half_rn(value))
+                                      : __bfloat16_as_ushort(__float2bfloat16_rn(value));
+          }
         }
       }
+    }
+    if (kType == KvType::kInt8 && lane == 0) {
+      reinterpret_cast<__half*>(tile)[place] = scales[which];
     }
   };
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
-    store(keys + which * kKvBlock * kHeadDim * 2, which);
+    store(keys + which * kTileBytes, which);
     BarrierWait(landed + 8 * which, parity);
     store(tiles[which], which);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // a later copy overwrites it
@@ -124,7 +148,9 @@ template <int kHeadDim, KvType kType>
 __global__ __launch_bounds__(kThreads,
                              2) void DecodeKernel(const __grid_constant__ AttentionArgs args,
                                                   int num_stages) {
-  constexpr int kTileBytes = kKvBlock * kHeadDim * 2;
+  constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
+  constexpr int kScaleBytes = KvScaleBytes(kType);
+  constexpr int kRowBytes = KvRowBytes(kType, kHeadDim);
   constexpr int kSteps = kHeadDim / 16;
   constexpr int kBlocks = kKvSplit / kKvBlock;
   extern __shared__ __align__(1024) std::uint8_t smem[];
@@ -189,11 +215,12 @@ __global__ __launch_bounds__(kThreads,
             const std::uint8_t* from = args.cache.data + table[block] * args.cache.block_bytes +
                                        item.kv_head * args.cache.head_bytes + values * kTileBytes;
             const std::uint32_t barrier = changes ? landed + 8 * values : full + 8 * stage;
-            const int tokens = KeysOf(item.of, block) - (changes ? 1 : 0);
+            const int bytes =
+                kScaleBytes + (KeysOf(item.of, block) - (changes ? 1 : 0)) * kRowBytes;
             BarrierWait(empty + 8 * stage, phase);
-            BarrierExpect(barrier, tokens * kHeadDim * 2);
-            if (tokens > 0) {
-              BulkCopy(ring + stage * kTileBytes, from, tokens * kHeadDim * 2, barrier, policy);
+            BarrierExpect(barrier, bytes);
+            if (bytes > 0) {
+              BulkCopy(ring + stage * kTileBytes, from, bytes, barrier, policy);
             }
           }
           if (changes) {
@@ -272,6 +299,12 @@ __global__ __launch_bounds__(kThreads,
     constexpr int kTiles = (kSteps + kWarps - 1) / kWarps;  // of 16 dimensions, of a warp
     float sum[kTiles][4] = {};
     Merged merged[2];  // of heads 2t and 2t + 1
+    float score_scale = args.scale_log2;
+    float out_scale = 1.0F;
+    if constexpr (kType == KvType::kFp8) {
+      score_scale *= HeadScale(args.cache, item.kv_head, false);
+      out_scale = HeadScale(args.cache, item.kv_head, true);
+    }
     int split_begin;
     int split_end;
     SplitsOf(item.of, split_begin, split_end);
@@ -289,13 +322,19 @@ __global__ __launch_bounds__(kThreads,
         if (walked) {
           BarrierWait(full + 8 * stage, phase);
           const std::uint32_t tile = ring + stage * kTileBytes;
-          const int token = warp * 16 + lane % 16;
 #pragma unroll
           for (int s = 0; s < kSteps; ++s) {
-            std::uint32_t a[4];
-            LoadMatrices(a, tile + ChunkAt<kHeadDim>(token, s * 2 + lane / 16));
-            ToHalf2<kType>(a);
+            std::uint32_t k[4];
+            LoadKeys<kHeadDim, kType>(k, tile, warp * 16, s, lane);
+            const std::uint32_t a[4] = {k[0], k[2], k[1], k[3]};
             Mma16816(c, a, q[s][0], q[s][1]);
+          }
+          if constexpr (kType == KvType::kInt8) {
+            const auto* scales = reinterpret_cast<const __half*>(smem + stage * kTileBytes);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              c[j] *= __half2float(scales[warp * 16 + g + j / 2 * 8]);
+            }
           }
           next_stage();
         }
@@ -303,7 +342,7 @@ __global__ __launch_bounds__(kThreads,
         for (int j = 0; j < 4; ++j) {
           const int key = block * kKvBlock + warp * 16 + g + j / 2 * 8;
           const bool seen = walked && key >= item.of.first_key && key < item.of.length;
-          scores[b][j] = seen ? c[j] * args.scale_log2 : -INFINITY;
+          scores[b][j] = seen ? c[j] * score_scale : -INFINITY;
           top[j % 2] = fmaxf(top[j % 2], scores[b][j]);
         }
       }
@@ -352,20 +391,15 @@ __global__ __launch_bounds__(kThreads,
             const std::uint32_t b0 = *reinterpret_cast<const std::uint32_t*>(w);
             const std::uint32_t b1 = *reinterpret_cast<const std::uint32_t*>(w + 8);
             Mma16816(l, ones, b0, b1);
-            const int token = s * 16 + lane % 8 + lane / 16 * 8;
+            std::uint32_t scales[2] = {};
+            LoadValueScales<kType>(scales, tile, s * 16, keys - s * 16, lane);
 #pragma unroll
             for (int i = 0; i < kTiles; ++i) {
-              const int dims = (i * kWarps + warp) * 16;
-              if (dims < kHeadDim) {
-                std::uint32_t a[4];
-                LoadMatricesTransposed(a, tile + ChunkAt<kHeadDim>(token, dims / 8 + lane / 8 % 2));
-                if (keys < s * 16 + 16) {  // what lies behind the last value may be NaN
-#pragma unroll
-                  for (int j = 0; j < 4; ++j) {
-                    a[j] = KeepValues(a[j], keys - (s * 16 + 2 * t + j / 2 * 8));
-                  }
-                }
-                ToHalf2<kType>(a);
+              const int step = i * kWarps + warp;
+              if (step < kSteps) {
+                std::uint32_t v[4];
+                LoadValues<kHeadDim, kType>(v, tile, scales, s * 16, step, keys - s * 16, lane);
+                const std::uint32_t a[4] = {v[0], v[2], v[1], v[3]};
                 Mma16816(o[i], a, b0, b1);
               }
             }
@@ -404,7 +438,7 @@ __global__ __launch_bounds__(kThreads,
       }
     };
     if (item.of.num_units == 1) {
-      const float inverse[2] = {1.0F / merged[0].sum, 1.0F / merged[1].sum};
+      const float inverse[2] = {1.0F / merged[0].sum * out_scale, 1.0F / merged[1].sum * out_scale};
       each([&](int head, int dim, int h, float value) {
         out[(item.first_head + head) * kHeadDim + dim] =
             __half_as_ushort(__float2half_rn(value * inverse[h]));
@@ -458,7 +492,7 @@ __global__ __launch_bounds__(kThreads,
           total = fmaf(total, keep, __ldcg(partial + dim) * add);
         }
         out[(item.first_head + head) * kHeadDim + dim] =
-            __half_as_ushort(__float2half_rn(total * (1.0F / all.sum)));
+            __half_as_ushort(__float2half_rn(total * (1.0F / all.sum * out_scale)));
       }
     }
     WarpsSync();  // is_last is read before the next item may write it
@@ -468,7 +502,7 @@ __global__ __launch_bounds__(kThreads,
 
 template <int kHeadDim, KvType kType>
 int LaunchDecode(const AttentionArgs& args, int num_sms, cudaStream_t stream) {
-  constexpr int kTileBytes = kKvBlock * kHeadDim * 2;
+  constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
   constexpr int kStages = kRingBytes / kTileBytes < 16 ? kRingBytes / kTileBytes : 16;
   constexpr int kSmem = kStages * (kTileBytes + 16) + 16;
   auto* kernel = DecodeKernel<kHeadDim, kType>;
@@ -484,6 +518,21 @@ int LaunchDecode(const AttentionArgs& args, int num_sms, cudaStream_t stream) {
                 stream, args, kStages);
 }
 
+template <int kHeadDim>
+int LaunchDecodeOf(const AttentionArgs& args, int num_sms, cudaStream_t stream) {
+  switch (args.cache.type) {
+    case KvType::kF16:
+      return LaunchDecode<kHeadDim, KvType::kF16>(args, num_sms, stream);
+    case KvType::kBF16:
+      return LaunchDecode<kHeadDim, KvType::kBF16>(args, num_sms, stream);
+    case KvType::kFp8:
+      return LaunchDecode<kHeadDim, KvType::kFp8>(args, num_sms, stream);
+    case KvType::kInt8:
+      return LaunchDecode<kHeadDim, KvType::kInt8>(args, num_sms, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace
 
 bool HasAttention(int head_dim) {
@@ -491,20 +540,15 @@ bool HasAttention(int head_dim) {
 }
 
 int LaunchDecodeAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream) {
-  const bool bf16 = args.cache.type == KvType::kBF16;
   switch (args.cache.head_dim) {
     case 16:
-      return bf16 ? LaunchDecode<16, KvType::kBF16>(args, num_sms, stream)
-                  : LaunchDecode<16, KvType::kF16>(args, num_sms, stream);
+      return LaunchDecodeOf<16>(args, num_sms, stream);
     case 32:
-      return bf16 ? LaunchDecode<32, KvType::kBF16>(args, num_sms, stream)
-                  : LaunchDecode<32, KvType::kF16>(args, num_sms, stream);
+      return LaunchDecodeOf<32>(args, num_sms, stream);
     case 64:
-      return bf16 ? LaunchDecode<64, KvType::kBF16>(args, num_sms, stream)
-                  : LaunchDecode<64, KvType::kF16>(args, num_sms, stream);
+      return LaunchDecodeOf<64>(args, num_sms, stream);
     case 128:
-      return bf16 ? LaunchDecode<128, KvType::kBF16>(args, num_sms, stream)
-                  : LaunchDecode<128, KvType::kF16>(args, num_sms, stream);
+      return LaunchDecodeOf<128>(args, num_sms, stream);
     default:
       return cudaErrorInvalidValue;
   }

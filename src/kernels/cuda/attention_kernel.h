@@ -16,7 +16,18 @@ constexpr int kKvSplit = 128;  // keys of a split, by absolute position
 constexpr int kKvUnit = 512;   // keys of a unit: four splits, one work item of decoding
 constexpr int kMaxGroup = 8;   // query heads of a KV head that one product takes
 
-enum class KvType : std::uint8_t { kF16, kBF16 };
+enum class KvType : std::uint8_t { kF16, kBF16, kFp8, kInt8 };
+
+/// Bytes of one token's key or value of one head.
+constexpr int KvRowBytes(KvType type, int head_dim) {
+  return type == KvType::kFp8 || type == KvType::kInt8 ? head_dim : 2 * head_dim;
+}
+/// Bytes before the rows of a tile: an fp16 scale a token.
+constexpr int KvScaleBytes(KvType type) { return type == KvType::kInt8 ? 2 * kKvBlock : 0; }
+/// The keys of one head of a block, or its values; a head is one of each.
+constexpr int KvTileBytes(KvType type, int head_dim) {
+  return KvScaleBytes(type) + kKvBlock * KvRowBytes(type, head_dim);
+}
 
 /// One layer of the cache.
 struct KvView {
@@ -26,6 +37,7 @@ struct KvView {
   int num_kv_heads = 0;
   int head_dim = 0;
   KvType type = KvType::kBF16;
+  const float* scales = nullptr;  // kFp8: [2][num_kv_heads], of keys and of values; null: all 1
 };
 
 /// Sequences of a step, in device memory.
@@ -77,8 +89,8 @@ struct AttentionArgs {
   KvView cache;
   SequenceView sequences;
   // Decode with RoPE: if k is given, q is rotated as it is read, and the one new key and value of
-  // every sequence are rotated and written to the cache here (no norms). What earlier kernels of the
-  // stream wrote to the cache must be older than the one before this.
+  // every sequence are rotated and written to the cache here (no norms). What earlier kernels of
+  // the stream wrote to the cache must be older than the one before this.
   const float* k = nullptr;
   const float* v = nullptr;
   std::int64_t k_stride = 0, v_stride = 0;

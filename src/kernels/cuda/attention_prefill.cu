@@ -14,15 +14,16 @@ constexpr int kThreads = (kWarps + 1) * 32;
 constexpr int kStages = 4;
 constexpr int kBlocks = kKvSplit / kKvBlock;
 
+/// Byte of a chunk of 8 dimensions of a query, as of keys in fp16.
 template <int kHeadDim>
-constexpr int TileBytes() {
-  return kKvBlock * kHeadDim * 2;
+__device__ __forceinline__ int QueryAt(int row, int chunk) {
+  return ChunkAt<kHeadDim, KvType::kF16>(row, chunk);
 }
 
 template <int kHeadDim, KvType kType>
 __global__ __launch_bounds__(kThreads,
                              1) void PrefillKernel(const __grid_constant__ AttentionArgs args) {
-  constexpr int kTileBytes = TileBytes<kHeadDim>();
+  constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
   constexpr int kSteps = kHeadDim / 16;
   constexpr int kDimTiles = kHeadDim / 8;
   extern __shared__ __align__(1024) std::uint8_t smem[];
@@ -31,11 +32,12 @@ __global__ __launch_bounds__(kThreads,
   const int g = lane / 4;
   const int t = lane % 4;
   const std::uint32_t queries = SmemAddress(smem);  // [128][head_dim] fp16, chunks swapped
-  const std::uint32_t ring = queries + kPrefillRows * kHeadDim * 2;
+  constexpr int kRing = kPrefillRows * kHeadDim * 2;
+  const std::uint32_t ring = queries + kRing;
   // The merged units, each thread its own fragments: [warp][dims / 8][lane] of four floats.
-  auto* const before = reinterpret_cast<float4*>(smem + kPrefillRows * kHeadDim * 2 +
-                                                 kStages * kTileBytes + kStages * 16) +
-                       warp * kDimTiles * 32 + lane;
+  auto* const before =
+      reinterpret_cast<float4*>(smem + kRing + kStages * kTileBytes + kStages * 16) +
+      warp * kDimTiles * 32 + lane;
   const std::uint32_t full = ring + kStages * kTileBytes;
   const std::uint32_t empty = full + 8 * kStages;
   if (threadIdx.x == 0) {
@@ -111,7 +113,7 @@ __global__ __launch_bounds__(kThreads,
       packed = make_uint4(AsBits(__floats2half2_rn(a.x, a.y)), AsBits(__floats2half2_rn(a.z, a.w)),
                           AsBits(__floats2half2_rn(b.x, b.y)), AsBits(__floats2half2_rn(b.z, b.w)));
     }
-    *reinterpret_cast<uint4*>(smem + ChunkAt<kHeadDim>(r, chunk)) = packed;
+    *reinterpret_cast<uint4*>(smem + QueryAt<kHeadDim>(r, chunk)) = packed;
   }
   __syncwarp();
 
@@ -123,6 +125,12 @@ __global__ __launch_bounds__(kThreads,
     const int r = warp * 16 + g + h * 8;
     position[h] = first_position + min(r, num_rows - 1) / group;
     lowest_key[h] = FirstKey(position[h], args.window);
+  }
+  float score_scale = args.scale_log2;
+  float out_scale = 1.0F;
+  if constexpr (kType == KvType::kFp8) {
+    score_scale *= HeadScale(args.cache, kv_head, false);
+    out_scale = HeadScale(args.cache, kv_head, true);
   }
   Merged merged[2];
   float sum[kDimTiles][4] = {};
@@ -162,15 +170,25 @@ __global__ __launch_bounds__(kThreads,
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
           std::uint32_t a[4];
-          LoadMatrices(a, queries + ChunkAt<kHeadDim>(warp * 16 + lane % 16, s * 2 + lane / 16));
+          LoadMatrices(a, queries + QueryAt<kHeadDim>(warp * 16 + lane % 16, s * 2 + lane / 16));
 #pragma unroll
           for (int n = 0; n < 4; ++n) {  // 16 keys a load
             std::uint32_t k[4];
-            LoadMatrices(k, keys + ChunkAt<kHeadDim>(n * 16 + lane % 8 + lane / 16 * 8,
-                                                     s * 2 + lane / 8 % 2));
-            ToHalf2<kType>(k);
+            LoadKeys<kHeadDim, kType>(k, keys, n * 16, s, lane);
             Mma16816(scores[b][2 * n], a, k[0], k[1]);
             Mma16816(scores[b][2 * n + 1], a, k[2], k[3]);
+          }
+        }
+        if constexpr (kType == KvType::kInt8) {
+          const auto* scales =
+              reinterpret_cast<const __half2*>(smem + kRing + stage * kTileBytes) + t;
+#pragma unroll
+          for (int n = 0; n < 8; ++n) {
+            const float2 scale = __half22float2(scales[n * 4]);
+            scores[b][n][0] *= scale.x;
+            scores[b][n][1] *= scale.y;
+            scores[b][n][2] *= scale.x;
+            scores[b][n][3] *= scale.y;
           }
         }
         next_stage();
@@ -181,7 +199,7 @@ __global__ __launch_bounds__(kThreads,
         for (int j = 0; j < 4; ++j) {
           const int key = block * kKvBlock + n * 8 + 2 * t + j % 2;
           const bool seen = walked && key <= position[j / 2] && key >= lowest_key[j / 2];
-          scores[b][n][j] = seen ? scores[b][n][j] * args.scale_log2 : -INFINITY;
+          scores[b][n][j] = seen ? scores[b][n][j] * score_scale : -INFINITY;
           top[j / 2] = fmaxf(top[j / 2], scores[b][n][j]);
         }
       }
@@ -224,19 +242,12 @@ __global__ __launch_bounds__(kThreads,
                                       weights[b][2 * s + 1][0], weights[b][2 * s + 1][1]};
           constexpr std::uint32_t kOnes = 0x3c003c00;
           Mma16816(l, a, kOnes, kOnes);
+          std::uint32_t scales[2] = {};
+          LoadValueScales<kType>(scales, values, s * 16, keys - s * 16, lane);
 #pragma unroll
           for (int n = 0; n < kDimTiles / 2; ++n) {  // 16 dimensions a load
             std::uint32_t v[4];
-            LoadMatricesTransposed(
-                v, values +
-                       ChunkAt<kHeadDim>(s * 16 + lane % 8 + lane / 8 % 2 * 8, n * 2 + lane / 16));
-            if (keys < s * 16 + 16) {
-#pragma unroll
-              for (int j = 0; j < 4; ++j) {
-                v[j] = KeepValues(v[j], keys - (s * 16 + 2 * t + j % 2 * 8));
-              }
-            }
-            ToHalf2<kType>(v);
+            LoadValues<kHeadDim, kType>(v, values, scales, s * 16, n, keys - s * 16, lane);
             Mma16816(o[2 * n], a, v[0], v[1]);
             Mma16816(o[2 * n + 1], a, v[2], v[3]);
           }
@@ -302,7 +313,7 @@ __global__ __launch_bounds__(kThreads,
   for (int h = 0; h < 2; ++h) {
     const int r = warp * 16 + g + h * 8;
     if (r < num_rows) {
-      const float inverse = 1.0F / merged[h].sum;
+      const float inverse = 1.0F / merged[h].sum * out_scale;
       std::uint16_t* out = args.out + (first_row + r / group) * args.out_stride +
                            (kv_head * group + r % group) * kHeadDim + 2 * t;
 #pragma unroll
@@ -316,7 +327,7 @@ __global__ __launch_bounds__(kThreads,
 
 template <int kHeadDim, KvType kType>
 int LaunchPrefill(const AttentionArgs& args, cudaStream_t stream) {
-  constexpr int kSmem = kPrefillRows * kHeadDim * 2 + kStages * TileBytes<kHeadDim>() +
+  constexpr int kSmem = kPrefillRows * kHeadDim * 2 + kStages * KvTileBytes(kType, kHeadDim) +
                         kStages * 16 + kPrefillRows * kHeadDim * 4;
   auto* kernel = PrefillKernel<kHeadDim, kType>;
   static const cudaError_t configured =
@@ -330,23 +341,33 @@ int LaunchPrefill(const AttentionArgs& args, cudaStream_t stream) {
       kThreads, kSmem, stream, args);
 }
 
+template <int kHeadDim>
+int LaunchPrefillOf(const AttentionArgs& args, cudaStream_t stream) {
+  switch (args.cache.type) {
+    case KvType::kF16:
+      return LaunchPrefill<kHeadDim, KvType::kF16>(args, stream);
+    case KvType::kBF16:
+      return LaunchPrefill<kHeadDim, KvType::kBF16>(args, stream);
+    case KvType::kFp8:
+      return LaunchPrefill<kHeadDim, KvType::kFp8>(args, stream);
+    case KvType::kInt8:
+      return LaunchPrefill<kHeadDim, KvType::kInt8>(args, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace
 
 int LaunchPrefillAttention(const AttentionArgs& args, CUstream_st* stream) {
-  const bool bf16 = args.cache.type == KvType::kBF16;
   switch (args.cache.head_dim) {
     case 16:
-      return bf16 ? LaunchPrefill<16, KvType::kBF16>(args, stream)
-                  : LaunchPrefill<16, KvType::kF16>(args, stream);
+      return LaunchPrefillOf<16>(args, stream);
     case 32:
-      return bf16 ? LaunchPrefill<32, KvType::kBF16>(args, stream)
-                  : LaunchPrefill<32, KvType::kF16>(args, stream);
+      return LaunchPrefillOf<32>(args, stream);
     case 64:
-      return bf16 ? LaunchPrefill<64, KvType::kBF16>(args, stream)
-                  : LaunchPrefill<64, KvType::kF16>(args, stream);
+      return LaunchPrefillOf<64>(args, stream);
     case 128:
-      return bf16 ? LaunchPrefill<128, KvType::kBF16>(args, stream)
-                  : LaunchPrefill<128, KvType::kF16>(args, stream);
+      return LaunchPrefillOf<128>(args, stream);
     default:
       return cudaErrorInvalidValue;
   }

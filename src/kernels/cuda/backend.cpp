@@ -198,7 +198,20 @@ void Flush(CudaDevice& device, State& state) {
   }
 }
 
-KvType TypeOf(KvDType dtype) { return dtype == KvDType::kF16 ? KvType::kF16 : KvType::kBF16; }
+KvType TypeOf(KvDType dtype) {
+  switch (dtype) {
+    case KvDType::kF16:
+      return KvType::kF16;
+    case KvDType::kFp8:
+      return KvType::kFp8;
+    case KvDType::kInt8:
+      return KvType::kInt8;
+    case KvDType::kBF16:
+    case KvDType::kF32:  // Validate refuses it
+      break;
+  }
+  return KvType::kBF16;
+}
 
 KvView Layer(const KvCache& cache, std::int64_t layer) {
   NIBBLE_CHECK(layer >= 0 && layer < cache.spec.num_layers, "layer beyond the cache");
@@ -210,7 +223,9 @@ KvView Layer(const KvCache& cache, std::int64_t layer) {
       .head_bytes = head_bytes,
       .num_kv_heads = static_cast<int>(cache.spec.num_kv_heads),
       .head_dim = static_cast<int>(cache.spec.head_dim),
-      .type = TypeOf(cache.spec.dtype)};
+      .type = TypeOf(cache.spec.dtype),
+      .scales =
+          cache.scales == nullptr ? nullptr : cache.scales + layer * 2 * cache.spec.num_kv_heads};
 }
 
 // The lists of a SampleRow as one entry a token, for tokens of the vocabulary.
@@ -478,7 +493,9 @@ void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride,
                    "a gate");
 }
 
-std::int64_t HeadBytes(const KvCacheSpec& spec) { return 2 * kKvBlock * spec.head_dim * 2; }
+std::int64_t HeadBytes(const KvCacheSpec& spec) {
+  return std::int64_t{2} * KvTileBytes(TypeOf(spec.dtype), static_cast<int>(spec.head_dim));
+}
 
 Result<void> Validate(const KvCacheSpec& spec) {
   if (!HasAttention(static_cast<int>(spec.head_dim))) {
@@ -486,10 +503,10 @@ Result<void> Validate(const KvCacheSpec& spec) {
                 fmt::format("head_dim {}: the CUDA attention kernels take 16, 32, 64 and 128",
                             spec.head_dim));
   }
-  if (spec.dtype != KvDType::kBF16 && spec.dtype != KvDType::kF16) {
-    return Fail(
-        ErrorCode::kUnsupported,
-        fmt::format("the KV cache of CUDA holds float16 or bfloat16, not {}", Name(spec.dtype)));
+  if (spec.dtype == KvDType::kF32) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("the KV cache of CUDA holds float16, bfloat16, fp8 or int8, not {}",
+                            Name(spec.dtype)));
   }
   return {};
 }

@@ -132,11 +132,29 @@ __device__ __forceinline__ void LoadMatrices(std::uint32_t (&r)[4], std::uint32_
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address));
 }
+/// Two of them: lanes 0 to 15.
+__device__ __forceinline__ void LoadMatrices(std::uint32_t (&r)[2], std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(address));
+}
+__device__ __forceinline__ void LoadMatricesTransposed(std::uint32_t (&r)[2],
+                                                       std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(address));
+}
 __device__ __forceinline__ void LoadMatricesTransposed(std::uint32_t (&r)[4],
                                                        std::uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address));
+}
+
+__device__ __forceinline__ std::uint32_t LoadShared32(std::uint32_t address) {
+  std::uint32_t r;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(address));
+  return r;
 }
 
 // --- bits ---

@@ -1,6 +1,7 @@
 // RoPE, the norms of q and k before it (Qwen3), and the writes to the cache. head_dim / 16 lanes
 // take one head of one token, each 8 dimensions of its first half and the 8 that they turn with;
-// heads are q, then k, then v. Moves every value once.
+// heads are q, then k, then v. Bytes are written by 16 dimensions: lane pairs exchange eights.
+// Moves every value once.
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -10,20 +11,39 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ __forceinline__ std::uint32_t ToCache(float a, float b, KvType type) {
-  if (type == KvType::kF16) {
+template <KvType kType>
+__device__ __forceinline__ std::uint32_t ToPair(float a, float b) {
+  if constexpr (kType == KvType::kF16) {
     return AsBits(__floats2half2_rn(a, b));
   }
   const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
-/// Chunk `chunk` (8 dimensions) of a token's keys or values.
-__device__ __forceinline__ void StoreChunk(std::uint8_t* tile, int token, int chunk, int head_dim,
-                                           int swap_mask, const float (&x)[8], KvType type) {
-  *reinterpret_cast<uint4*>(tile + token * head_dim * 2 + (chunk ^ (token & swap_mask)) * 16) =
-      make_uint4(ToCache(x[0], x[1], type), ToCache(x[2], x[3], type), ToCache(x[4], x[5], type),
-                 ToCache(x[6], x[7], type));
+/// Eight dimensions as a chunk of 16-bit numbers.
+template <KvType kType>
+__device__ __forceinline__ uint4 ToChunk(const float (&x)[8]) {
+  return make_uint4(ToPair<kType>(x[0], x[1]), ToPair<kType>(x[2], x[3]), ToPair<kType>(x[4], x[5]),
+                    ToPair<kType>(x[6], x[7]));
+}
+
+/// Eight dimensions as bytes.
+template <KvType kType>
+__device__ __forceinline__ uint2 ToBytes(const float (&x)[8], float inverse_scale) {
+  std::uint32_t words[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    words[i / 4] |= ToByte<kType>(x[i] * inverse_scale) << 8 * (i % 4);
+  }
+  return make_uint2(words[0], words[1]);
+}
+
+/// A chunk of bytes from its two eights, in the order of DimAt.
+__device__ __forceinline__ uint4 MixEights(uint2 a, uint2 b, bool is_value) {
+  const unsigned even = is_value ? 0x5140 : 0x5410;
+  const unsigned odd = is_value ? 0x7362 : 0x7632;
+  return make_uint4(__byte_perm(a.x, b.x, even), __byte_perm(a.x, b.x, odd),
+                    __byte_perm(a.y, b.y, even), __byte_perm(a.y, b.y, odd));
 }
 
 __device__ __forceinline__ void Load8(const float* from, float (&x)[8]) {
@@ -43,6 +63,7 @@ __device__ __forceinline__ void Store8(float* to, const float (&x)[8]) {
   reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
+template <KvType kType>
 __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ RopeArgs args) {
   LaunchDependents();
   WaitForPrevious();
@@ -58,8 +79,6 @@ __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ R
   const std::int64_t token = blockIdx.x;
   const int slot = args.tokens[token].kv_slot;
   const int place = slot % kKvBlock;
-  const int chunks = head_dim / 8;
-  const int swap_mask = chunks % 8 == 0 ? 7 : chunks % 4 == 0 ? 3 : chunks % 2 == 0 ? 1 : 0;
   const bool is_q = index < args.num_heads;
   const bool is_v = index >= args.num_heads + kv_heads;
   const int head = is_q ? index : (index - args.num_heads) % kv_heads;
@@ -98,10 +117,7 @@ __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ R
       }
     }
   }
-  if (!real) {
-    return;
-  }
-  if (!is_v) {
+  if (real && !is_v) {
     const float* cosines =
         args.cos_sin + static_cast<std::int64_t>(args.tokens[token].position) * head_dim;
     float c[8];
@@ -113,27 +129,82 @@ __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ R
       Rotate(low[i], high[i], c[i], s[i]);
     }
   }
-  if (is_q) {
+  if (real && is_q) {
     float* q = args.q + token * args.q_stride + head * head_dim;
     Store8(q + chunk * 8, low);
     Store8(q + half + chunk * 8, high);
-    return;
   }
+  const bool cached = real && !is_q;
   std::uint8_t* tile = args.cache.data +
                        static_cast<std::int64_t>(slot / kKvBlock) * args.cache.block_bytes +
-                       head * args.cache.head_bytes + (is_v ? kKvBlock * head_dim * 2 : 0);
-  StoreChunk(tile, place, chunk, head_dim, swap_mask, low, args.cache.type);
-  StoreChunk(tile, place, lanes + chunk, head_dim, swap_mask, high, args.cache.type);
+                       head * args.cache.head_bytes + (is_v ? args.cache.head_bytes / 2 : 0);
+  constexpr int kScaleBytes = KvScaleBytes(kType);
+  const int row_bytes = kIsByte<kType> ? head_dim : 2 * head_dim;
+  const int swap = SwapOf(row_bytes, place);
+  auto* const row = reinterpret_cast<uint4*>(tile + kScaleBytes + place * row_bytes);
+  if constexpr (!kIsByte<kType>) {
+    if (cached) {
+      row[chunk ^ swap] = ToChunk<kType>(low);
+      row[(lanes + chunk) ^ swap] = ToChunk<kType>(high);
+    }
+    return;
+  }
+  float inverse = 1.0F;
+  if constexpr (kType == KvType::kFp8) {
+    inverse = InverseOf(HeadScale(args.cache, is_q ? 0 : head, is_v));
+  } else {
+    float top = 0.0F;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      top = fmaxf(top, fmaxf(fabsf(low[i]), fabsf(high[i])));
+    }
+    for (int other = lanes / 2; other > 0; other /= 2) {
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, other));
+    }
+    const __half scale = Int8Scale(top);
+    inverse = InverseOf(__half2float(scale));
+    if (cached && chunk == 0) {
+      reinterpret_cast<__half*>(tile)[place] = scale;
+    }
+  }
+  // Of two lanes the even one takes the chunk of the first half, the odd one that of the second.
+  const uint2 a = ToBytes<kType>(low, inverse);
+  const uint2 b = ToBytes<kType>(high, inverse);
+  const bool odd = chunk % 2 != 0;
+  const uint2 given = odd ? a : b;
+  const uint2 taken = make_uint2(__shfl_xor_sync(0xffffffffU, given.x, 1),
+                                 __shfl_xor_sync(0xffffffffU, given.y, 1));
+  if (cached && lanes == 1) {
+    row[0] = MixEights(a, b, is_v);
+  } else if (cached) {
+    const int at = (odd ? lanes + chunk : chunk) / 2;
+    row[at ^ swap] = odd ? MixEights(taken, b, is_v) : MixEights(a, taken, is_v);
+  }
+}
+
+template <KvType kType>
+int LaunchRope(const RopeArgs& args, cudaStream_t stream) {
+  const int lanes = (args.num_heads + 2 * args.cache.num_kv_heads) * (args.cache.head_dim / 16);
+  return Launch(RopeKernel<kType>,
+                dim3(static_cast<unsigned>(args.num_tokens),
+                     static_cast<unsigned>((lanes + kThreads - 1) / kThreads)),
+                kThreads, 0, stream, args);
 }
 
 }  // namespace
 
 int LaunchRopeAndCache(const RopeArgs& args, CUstream_st* stream) {
-  const int lanes = (args.num_heads + 2 * args.cache.num_kv_heads) * (args.cache.head_dim / 16);
-  return Launch(RopeKernel,
-                dim3(static_cast<unsigned>(args.num_tokens),
-                     static_cast<unsigned>((lanes + kThreads - 1) / kThreads)),
-                kThreads, 0, stream, args);
+  switch (args.cache.type) {
+    case KvType::kF16:
+      return LaunchRope<KvType::kF16>(args, stream);
+    case KvType::kBF16:
+      return LaunchRope<KvType::kBF16>(args, stream);
+    case KvType::kFp8:
+      return LaunchRope<KvType::kFp8>(args, stream);
+    case KvType::kInt8:
+      return LaunchRope<KvType::kInt8>(args, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace nibble::cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "codec/codebook.h"
 #include "kernels/cuda/attention_kernel.h"
 #include "tests/kernels/cuda/cuda_fixture.h"
 
@@ -17,6 +18,54 @@ struct Case {
   KvType type;
 };
 
+const char* NameOf(KvType type) {
+  switch (type) {
+    case KvType::kF16:
+      return "f16";
+    case KvType::kBF16:
+      return "bf16";
+    case KvType::kFp8:
+      return "fp8";
+    case KvType::kInt8:
+      return "int8";
+  }
+  return "";
+}
+
+float RoundToFp8(float x) {
+  return ValuesOf(Codebook::kFp8E4M3)[NearestCode(Codebook::kFp8E4M3, x)];
+}
+
+/// What the cache makes of one head's key or value; `scale` is that of fp8.
+std::vector<double> Cached(const float* x, int head_dim, KvType type, bool is_value, float scale) {
+  std::vector<double> out;
+  float top = 0.0F;
+  for (int d = 0; d < head_dim; ++d) {
+    top = std::max(top, std::fabs(x[d]));
+  }
+  const float token_scale = F16ToFloat(FloatToF16(top / 127.0F));
+  for (int d = 0; d < head_dim; ++d) {
+    float value = 0.0F;
+    switch (type) {
+      case KvType::kF16:
+        value = F16ToFloat(FloatToF16(x[d]));
+        break;
+      case KvType::kBF16:
+        value = BF16ToFloat(FloatToBF16(x[d]));
+        break;
+      case KvType::kFp8:
+        value = RoundToFp8(x[d] * (1.0F / scale)) * scale;
+        break;
+      case KvType::kInt8:
+        value = std::nearbyint(x[d] * (1.0F / token_scale)) * token_scale;
+        value = is_value ? F16ToFloat(FloatToF16(value)) : value;
+        break;
+    }
+    out.push_back(static_cast<double>(value));
+  }
+  return out;
+}
+
 class CudaAttention : public CudaTest {};
 
 // One sequence of `length` tokens: its keys and values go to the cache through RoPE (of angle
@@ -24,7 +73,11 @@ class CudaAttention : public CudaTest {};
 TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
   const std::vector<Case> cases = {{128, 4, 4, 0, KvType::kBF16}, {128, 8, 2, 0, KvType::kF16},
                                    {64, 9, 3, 0, KvType::kBF16},  {64, 8, 1, 100, KvType::kF16},
-                                   {32, 12, 1, 0, KvType::kBF16}, {16, 2, 2, 300, KvType::kBF16}};
+                                   {32, 12, 1, 0, KvType::kBF16}, {16, 2, 2, 300, KvType::kBF16},
+                                   {128, 8, 2, 0, KvType::kFp8},  {128, 4, 4, 300, KvType::kInt8},
+                                   {64, 8, 1, 100, KvType::kFp8}, {64, 9, 3, 0, KvType::kInt8},
+                                   {32, 12, 1, 0, KvType::kFp8},  {32, 4, 2, 100, KvType::kInt8},
+                                   {16, 2, 2, 300, KvType::kFp8}, {16, 4, 1, 0, KvType::kInt8}};
   for (const Case& c : cases) {
     for (const int length : {1, 15, 64, 65, 255, 256, 257, 600, 1100}) {
       const int q_width = c.num_heads * c.head_dim;
@@ -46,7 +99,12 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
       std::vector<std::int32_t> table(static_cast<std::size_t>(blocks));
       std::iota(table.begin(), table.end(), 0);
       std::shuffle(table.begin(), table.end(), std::mt19937(5));
-      const std::int64_t head_bytes = 2LL * kKvBlock * c.head_dim * 2;
+      std::vector<float> scales;  // of fp8: keys, then values
+      for (int i = 0; i < 2 * c.num_kv_heads; ++i) {
+        scales.push_back(0.01F * static_cast<float>(1 + i));
+      }
+      const DeviceBuffer scale_buffer = Upload(scales);
+      const std::int64_t head_bytes = std::int64_t{2} * KvTileBytes(c.type, c.head_dim);
       const DeviceBuffer cache =
           Poisoned<std::uint8_t>(static_cast<std::size_t>(blocks * c.num_kv_heads * head_bytes));
       const KvView view{.data = cache.as<std::uint8_t>(),
@@ -54,7 +112,8 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
                         .head_bytes = head_bytes,
                         .num_kv_heads = c.num_kv_heads,
                         .head_dim = c.head_dim,
-                        .type = c.type};
+                        .type = c.type,
+                        .scales = scale_buffer.as<float>()};
       std::vector<TokenRecord> tokens(rows);
       for (int p = 0; p < length; ++p) {
         tokens[static_cast<std::size_t>(p)] = {
@@ -152,11 +211,20 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
         different += prefill[i] != decode[i] ? 1 : 0;
       }
       EXPECT_EQ(different, 0U) << "head_dim " << c.head_dim << " heads " << c.num_heads << "/"
-                               << c.num_kv_heads << " window " << c.window << " length " << length;
+                               << c.num_kv_heads << " window " << c.window << " length " << length
+                               << " " << NameOf(c.type);
       // Against double precision, on what the cache holds.
-      const auto cached = [&](float x) {
-        return static_cast<double>(c.type == KvType::kF16 ? F16ToFloat(FloatToF16(x))
-                                                          : BF16ToFloat(FloatToBF16(x)));
+      std::vector<std::vector<double>> keys;  // [token][kv head]
+      std::vector<std::vector<double>> values;
+      for (int i = 0; i < length * c.num_kv_heads; ++i) {
+        const std::ptrdiff_t at = std::ptrdiff_t{i} * c.head_dim;
+        const auto head = static_cast<std::size_t>(i % c.num_kv_heads);
+        keys.push_back(Cached(k.data() + at, c.head_dim, c.type, false, scales[head]));
+        values.push_back(Cached(v.data() + at, c.head_dim, c.type, true,
+                                scales[static_cast<std::size_t>(c.num_kv_heads) + head]));
+      }
+      const auto row_of = [&](int token, int head) {
+        return static_cast<std::size_t>(token * c.num_kv_heads + head / group);
       };
       double worst = 0.0;
       for (int p = 0; p < length; p += std::max(1, length / 7)) {
@@ -169,7 +237,7 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
             for (int d = 0; d < c.head_dim; ++d) {
               s += static_cast<double>(F16ToFloat(
                        FloatToF16(q[static_cast<std::size_t>(p * q_width + h * c.head_dim + d)]))) *
-                   cached(k[static_cast<std::size_t>(j * kv_width + h / group * c.head_dim + d)]);
+                   keys[row_of(j, h)][static_cast<std::size_t>(d)];
             }
             w.push_back(s * static_cast<double>(scale));
             max = std::max(max, w.back());
@@ -183,7 +251,7 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
             double o = 0.0;
             for (int j = first_key; j <= p; ++j) {
               o += w[static_cast<std::size_t>(j - first_key)] / total *
-                   cached(v[static_cast<std::size_t>(j * kv_width + h / group * c.head_dim + d)]);
+                   values[row_of(j, h)][static_cast<std::size_t>(d)];
             }
             const double found = static_cast<double>(
                 F16ToFloat(prefill[static_cast<std::size_t>(p * q_width + h * c.head_dim + d)]));
@@ -191,7 +259,8 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
           }
         }
       }
-      EXPECT_LT(worst, 2e-3) << "head_dim " << c.head_dim << " length " << length;
+      EXPECT_LT(worst, 2e-3) << "head_dim " << c.head_dim << " length " << length << " "
+                             << NameOf(c.type);
       if (HasFailure()) {
         return;
       }
@@ -202,15 +271,17 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
 // Many sequences of many lengths take one step: rotated and cached by their own kernel, and by the
 // attention that reads them.
 TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
-  const std::vector<Case> cases = {{128, 4, 4, 0, KvType::kF16},
-                                   {128, 8, 1, 200, KvType::kBF16},
-                                   {64, 9, 3, 0, KvType::kBF16},
-                                   {16, 4, 2, 0, KvType::kF16}};
+  const std::vector<Case> cases = {{128, 4, 4, 0, KvType::kF16},   {128, 8, 1, 200, KvType::kBF16},
+                                   {64, 9, 3, 0, KvType::kBF16},   {16, 4, 2, 0, KvType::kF16},
+                                   {128, 8, 1, 200, KvType::kFp8}, {64, 9, 3, 0, KvType::kFp8},
+                                   {16, 4, 2, 0, KvType::kFp8},    {128, 4, 4, 0, KvType::kInt8},
+                                   {64, 8, 2, 200, KvType::kInt8}, {32, 4, 2, 0, KvType::kInt8}};
   for (const Case& c : cases) {
     std::mt19937 rng(7);
     constexpr int kSequences = 150;
     constexpr int kTable = 18;  // blocks of the longest sequence
-    const std::int64_t head_bytes = 2LL * kKvBlock * c.head_dim * 2;
+    const std::int64_t tile_bytes = KvTileBytes(c.type, c.head_dim);
+    const std::int64_t head_bytes = 2 * tile_bytes;
     std::vector<std::int32_t> order(static_cast<std::size_t>(kSequences * kTable));
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), rng);
@@ -238,23 +309,44 @@ TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
       }
     }
     // Cached numbers, and a table of angles.
-    const auto cache_values = static_cast<std::size_t>(kSequences * kTable * c.num_kv_heads) *
-                              static_cast<std::size_t>(head_bytes / 2);
-    std::vector<std::uint16_t> cached(cache_values);
-    for (auto& x : cached) {
-      const float value = static_cast<float>(rng() % 2001) / 1000.0F - 1.0F;
-      x = c.type == KvType::kF16 ? FloatToF16(value) : FloatToBF16(value);
+    const auto num_tiles = static_cast<std::size_t>(kSequences * kTable * c.num_kv_heads) * 2;
+    const bool is_16_bit = c.type == KvType::kF16 || c.type == KvType::kBF16;
+    const auto scale_bytes = static_cast<std::size_t>(KvScaleBytes(c.type));
+    std::vector<std::uint8_t> cached(num_tiles * static_cast<std::size_t>(tile_bytes));
+    const auto put16 = [&](std::size_t at, std::uint16_t bits) {
+      std::memcpy(&cached[at], &bits, sizeof bits);
+    };
+    for (std::size_t tile = 0; tile < num_tiles; ++tile) {
+      const std::size_t begin = tile * static_cast<std::size_t>(tile_bytes);
+      const std::size_t end = begin + static_cast<std::size_t>(tile_bytes);
+      for (std::size_t at = begin; at < begin + scale_bytes; at += 2) {
+        put16(at, FloatToF16(static_cast<float>(rng() % 1000) / 100000.0F));
+      }
+      if (is_16_bit) {
+        for (std::size_t at = begin; at < end; at += 2) {
+          const float value = static_cast<float>(rng() % 2001) / 1000.0F - 1.0F;
+          put16(at, c.type == KvType::kF16 ? FloatToF16(value) : FloatToBF16(value));
+        }
+      } else {  // e4m3 of less than 2 in magnitude, any code of int8
+        const unsigned mask = c.type == KvType::kFp8 ? 0xbf : 0xff;
+        for (std::size_t at = begin + scale_bytes; at < end; ++at) {
+          cached[at] = static_cast<std::uint8_t>(rng() & mask);
+        }
+      }
     }
-    // What an earlier sequence left behind the last token must not matter.
+    // What an earlier sequence left behind the last token must not matter: NaN in every type.
     for (const DecodeItem& item : items) {
       const std::int64_t last = item.length - 1;
       const std::int64_t block = order[static_cast<std::size_t>(item.sequence) * kTable +
                                        static_cast<std::size_t>(last / kKvBlock)];
       for (std::int64_t part = 0; part < 2 * c.num_kv_heads; ++part) {  // keys and values of a head
-        const auto begin =
-            cached.begin() + (block * 2 * c.num_kv_heads + part) * kKvBlock * c.head_dim;
-        std::fill(begin + last % kKvBlock * c.head_dim, begin + kKvBlock * c.head_dim,
-                  0x7fff);  // NaN
+        const auto begin = cached.begin() + (block * 2 * c.num_kv_heads + part) * tile_bytes;
+        const auto scales_end = begin + static_cast<std::ptrdiff_t>(scale_bytes);
+        std::fill(scales_end + last % kKvBlock * KvRowBytes(c.type, c.head_dim), begin + tile_bytes,
+                  0xff);
+        if (scale_bytes > 0) {
+          std::fill(begin + 2 * (last % kKvBlock), scales_end, 0xff);
+        }
       }
     }
     std::vector<float> cos_sin(static_cast<std::size_t>(kTable * kKvBlock * c.head_dim));
@@ -267,6 +359,8 @@ TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
     const DeviceBuffer k = Upload(Normal(kSequences * kv_width, 1.0F, 2));
     const DeviceBuffer v = Upload(Normal(kSequences * kv_width, 1.0F, 3));
     const DeviceBuffer angles = Upload(cos_sin);
+    const DeviceBuffer scales =
+        Upload(std::vector<float>(static_cast<std::size_t>(2 * c.num_kv_heads), 0.37F));
     const DeviceBuffer token_buffer = Upload(tokens);
     const DeviceBuffer items_buffer = Upload(items);
     const DeviceBuffer table = Upload(order);
@@ -285,7 +379,8 @@ TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
                         .head_bytes = head_bytes,
                         .num_kv_heads = c.num_kv_heads,
                         .head_dim = c.head_dim,
-                        .type = c.type};
+                        .type = c.type,
+                        .scales = scales.as<float>()};
       AttentionArgs args{
           .q = q_buffer.as<float>(),
           .q_stride = static_cast<std::int64_t>(q_width),
@@ -323,13 +418,13 @@ TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
       }
       EXPECT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
       return std::pair(Download<std::uint16_t>(out, kSequences * q_width),
-                       Download<std::uint16_t>(cache, cached.size()));
+                       Download<std::uint8_t>(cache, cached.size()));
     };
     const auto [out, cache] = run(false);
     const auto [fused_out, fused_cache] = run(true);
-    EXPECT_EQ(out, fused_out) << "head_dim " << c.head_dim;
-    EXPECT_EQ(cache, fused_cache) << "head_dim " << c.head_dim;
-    EXPECT_NE(cache, cached);
+    EXPECT_TRUE(out == fused_out) << "head_dim " << c.head_dim << " " << NameOf(c.type);
+    EXPECT_TRUE(cache == fused_cache) << "head_dim " << c.head_dim << " " << NameOf(c.type);
+    EXPECT_FALSE(cache == cached);
     for (const std::uint16_t bits : out) {
       ASSERT_NE(bits & 0x7c00, 0x7c00) << "NaN or infinity, head_dim " << c.head_dim;
     }
