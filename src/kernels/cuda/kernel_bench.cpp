@@ -130,14 +130,15 @@ Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Mat
 
 // Attention of `batch` sequences: decode of one token after `context` - 1 others, or prefill of all
 // `context` tokens.
-Result<KernelSpeed> MeasureAttention(CudaDevice& device, bool decode, int batch, int context) {
+Result<KernelSpeed> MeasureAttention(CudaDevice& device, cuda::KvType type, bool decode, int batch,
+                                     int context) {
   using namespace cuda;  // NOLINT(google-build-using-namespace): plain data of one family
   constexpr std::int64_t kWidth = std::int64_t{kHeads} * kHeadDim;
-  constexpr std::int64_t kHeadBytes = 2LL * kKvBlock * kHeadDim * 2;
-  constexpr std::int64_t kBlockBytes = kHeads * kHeadBytes;
+  const std::int64_t head_bytes = std::int64_t{2} * KvTileBytes(type, kHeadDim);
+  const std::int64_t block_bytes = kHeads * head_bytes;
   const int blocks = (context + kKvBlock - 1) / kKvBlock;
   const int rows = decode ? batch : batch * context;
-  const std::int64_t layer_bytes = kBlockBytes * blocks * batch;
+  const std::int64_t layer_bytes = block_bytes * blocks * batch;
   const auto layers = static_cast<int>((kColdBytes - 1) / layer_bytes + 1);
   const int launches = std::max(decode ? kLeastLaunches : 2, layers);
   NIBBLE_TRY(cache, Take(device, layer_bytes * layers));
@@ -189,11 +190,11 @@ Result<KernelSpeed> MeasureAttention(CudaDevice& device, bool decode, int batch,
                      .out_stride = kWidth,
                      .num_heads = kHeads,
                      .scale_log2 = 1.44269504F / std::sqrt(static_cast<float>(kHeadDim)),
-                     .cache = {.block_bytes = kBlockBytes,
-                               .head_bytes = kHeadBytes,
+                     .cache = {.block_bytes = block_bytes,
+                               .head_bytes = head_bytes,
                                .num_kv_heads = kHeads,
                                .head_dim = kHeadDim,
-                               .type = KvType::kF16},
+                               .type = type},
                      .sequences = {.first_row = first_row_buffer.as<std::int32_t>(),
                                    .num_rows = num_rows_buffer.as<std::int32_t>(),
                                    .first_position = first_position_buffer.as<std::int32_t>(),
@@ -216,7 +217,8 @@ Result<KernelSpeed> MeasureAttention(CudaDevice& device, bool decode, int batch,
     return error;
   };
   NIBBLE_TRY(timing, TimeLaunches(device, run));
-  const double kv_bytes = 4.0 * static_cast<double>(kWidth) * context * batch;
+  const double kv_bytes =
+      static_cast<double>(block_bytes) / kKvBlock * static_cast<double>(context) * batch;
   // Each query meets the keys up to itself: half of them on average where all are queries.
   const double pairs =
       decode ? static_cast<double>(context) * batch : 0.5 * context * (context + 1.0) * batch;
@@ -261,26 +263,33 @@ std::vector<KernelInfo> CudaKernelInfos() {
            }});
     }
   }
-  infos.push_back({.name = "cuda.attention.decode.f16",
-                   .family = "attention",
-                   .accepts = "Llama-2-7B",
-                   .bench = [](Device& device) {
-                     std::vector<KernelSpeed> speeds;
-                     for (const int context : {128, 2048}) {
-                       Add(speeds,
-                           MeasureAttention(static_cast<CudaDevice&>(device), true, 32, context));
-                     }
-                     return speeds;
-                   }});
-  infos.push_back({.name = "cuda.attention.prefill.f16",
-                   .family = "attention",
-                   .accepts = "Llama-2-7B",
-                   .bench = [](Device& device) {
-                     std::vector<KernelSpeed> speeds;
-                     Add(speeds,
-                         MeasureAttention(static_cast<CudaDevice&>(device), false, 1, 2048));
-                     return speeds;
-                   }});
+  struct Cache {
+    const char* name;
+    cuda::KvType type;
+  };
+  for (const Cache cache : {Cache{"f16", cuda::KvType::kF16}, Cache{"fp8", cuda::KvType::kFp8},
+                            Cache{"int8", cuda::KvType::kInt8}}) {
+    infos.push_back({.name = fmt::format("cuda.attention.decode.{}", cache.name),
+                     .family = "attention",
+                     .accepts = "Llama-2-7B",
+                     .bench = [type = cache.type](Device& device) {
+                       std::vector<KernelSpeed> speeds;
+                       for (const int context : {128, 2048}) {
+                         Add(speeds, MeasureAttention(static_cast<CudaDevice&>(device), type, true,
+                                                      32, context));
+                       }
+                       return speeds;
+                     }});
+    infos.push_back(
+        {.name = fmt::format("cuda.attention.prefill.{}", cache.name),
+         .family = "attention",
+         .accepts = "Llama-2-7B",
+         .bench = [type = cache.type](Device& device) {
+           std::vector<KernelSpeed> speeds;
+           Add(speeds, MeasureAttention(static_cast<CudaDevice&>(device), type, false, 1, 2048));
+           return speeds;
+         }});
+  }
   return infos;
 }
 
