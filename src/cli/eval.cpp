@@ -42,7 +42,8 @@ class EvalCommand final : public Command {
     options.Add("--reference", &reference_, "model to compare with");
     options.Add("--gate-kl", &gate_kl_, "exit 3 if the mean KL is above this");
     options.Choice("--kv-cache-dtype", &flags_.kv_cache_dtype,
-                   {"auto", "bfloat16", "float32", "int8"}, "storage of keys and values");
+                   {"auto", "bfloat16", "float16", "float32", "int8", "fp8", "fp8_e4m3"},
+                   "storage of keys and values; fp8 (e4m3) on a card only");
     options.Add("--json", &json_, "print one JSON object on standard output");
   }
 

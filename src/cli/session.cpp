@@ -40,7 +40,8 @@ void ModelFlags::DeclareEngine(OptionSet& options) {
       "--kv-offloading-size", &kv_offloading_size,
       "GiB of host memory for KV blocks that the cache evicts (0: they are computed again)");
   options.Choice("--kv-cache-dtype", &kv_cache_dtype,
-                 {"auto", "bfloat16", "float16", "float32", "int8"}, "storage of keys and values");
+                 {"auto", "bfloat16", "float16", "float32", "int8", "fp8", "fp8_e4m3"},
+                 "storage of keys and values; fp8 (e4m3) on a card only");
   options.Add("--enable-prefix-caching", &enable_prefix_caching,
               "reuse the KV blocks of equal prompt beginnings");
 }
@@ -103,6 +104,9 @@ std::string DescribePlan(const Device& device, const MemoryBudget& budget) {
 static KvDType KvDTypeOf(const ModelFlags& flags) {
   if (flags.kv_cache_dtype == "int8") {
     return KvDType::kInt8;
+  }
+  if (flags.kv_cache_dtype == "fp8" || flags.kv_cache_dtype == "fp8_e4m3") {
+    return KvDType::kFp8;
   }
   if (flags.kv_cache_dtype == "float32") {
     return KvDType::kF32;

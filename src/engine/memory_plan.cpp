@@ -188,9 +188,7 @@ Result<std::int64_t> PlanKvPool(const MemoryBudget& budget, const KvPoolRequest&
     hints.push_back(fmt::format("use --gpu-memory-utilization {}", *share));
     hints.push_back(fmt::format("use --kv-cache-memory-bytes {}", bytes_of(one_sequence)));
   }
-  if (!budget.is_card) {
-    hints.emplace_back("use --kv-cache-dtype int8");
-  }
+  hints.emplace_back(budget.is_card ? "use --kv-cache-dtype fp8" : "use --kv-cache-dtype int8");
   if (!request.kv_cache_bytes) {
     hints.emplace_back("quantize the model (nibble quantize)");
   }

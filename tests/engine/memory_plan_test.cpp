@@ -118,6 +118,7 @@ TEST(PlanKvPool, ASequenceThatDoesNotFitNamesTheLongestThatDoes) {
   EXPECT_TRUE(PlanKvPool(Card(), shorter, others, ""));
   ExpectSays(text, "use --gpu-memory-utilization 0.92");
   EXPECT_TRUE(PlanKvPool(Card(0.92), Llama7B(), others, ""));
+  ExpectSays(text, "use --kv-cache-dtype fp8");
   ExpectSays(text, "use --kv-cache-memory-bytes " + std::to_string(65 * 32 * kMiB));
 }
 
