@@ -763,7 +763,12 @@ Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepI
   return {};
 }
 
-StepSlot EndStep(KernelContext& context) { return StepSlot{StateOf(DeviceOf(context)).slot}; }
+StepSlot EndStep(KernelContext& context) {
+  CudaDevice& device = DeviceOf(context);
+  State& state = StateOf(device);
+  Flush(device, state);
+  return StepSlot{state.slot};
+}
 
 void CollectSamples(KernelContext& context, StepSlot slot, std::span<SampleResult> results) {
   const State& state = StateOf(DeviceOf(context));

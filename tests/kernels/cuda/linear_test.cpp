@@ -78,6 +78,8 @@ std::vector<WeightSpec> Specs() {
   specs.push_back(Integer(100, 200, 4, 200));  // padding of rows and columns
   specs.push_back(Integer(7, 48, 3, 48));
   specs.push_back(Integer(14000, 128, 4, 128));  // several passes of LinearMedium
+  specs.push_back(Integer(9000, 576, 8, 32));
+  specs.push_back(Integer(14000, 1152, 4, 128));
   specs.push_back(Float(160, 1024, DType::kF16));
   specs.push_back(Float(100, 576, DType::kBF16));
   specs.push_back(Float(40, 72, DType::kF32));
