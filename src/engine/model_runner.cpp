@@ -165,6 +165,9 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
   NIBBLE_TRY(loaded, LlamaModel::Load(checkpoint, weights, limits, config.activations, device,
                                       hashes, progress));
   runner->model_ = std::move(loaded);
+  if (device.CanCaptureSteps()) {
+    NIBBLE_TRY_VOID(runner->RecordSteps());
+  }
   if (config.touch_pages && device.kind() == DeviceKind::kCpu) {
     TouchPages(device, runner->logits_.data(), runner->logits_.size_bytes());
     const std::array ranges = {
@@ -303,14 +306,34 @@ Result<void> ModelRunner::RunStep(const StepPlan& plan, InFlight& step) {
   step.samples.resize(rows);
   NIBBLE_TRY_VOID(BeginStep(model_->context(), cache_, Inputs()));
   CopyBlocks(plan);
-  auto found = captured_.find(rows);
-  if (found == captured_.end()) {
+  device_->Replay(captured_.at(rows));
+  return {};
+}
+
+// Records a step of every class, and runs a chunk of prefill: after it, nothing is loaded or
+// allocated on the device any more.
+Result<void> ModelRunner::RecordSteps() {
+  InFlight step;
+  const auto most = static_cast<std::size_t>(config_.max_num_sequences);
+  for (std::size_t rows = 1; rows <= most; rows = BatchClass(rows) + 1) {
+    Gather({}, step);
+    const std::size_t padded = std::min(BatchClass(rows), most);
+    PadTo(padded);
+    step.samples.resize(padded);
+    NIBBLE_TRY_VOID(BeginStep(model_->context(), cache_, Inputs()));
     device_->BeginCapture();
     RunKernels(step);
     NIBBLE_TRY(captured, device_->EndCapture());
-    found = captured_.emplace(rows, captured).first;
+    captured_.emplace(padded, captured);
+    device_->Replay(captured);
   }
-  device_->Replay(found->second);
+  constexpr std::int64_t kChunk = 128;  // enough tokens for the kernels of long prompts
+  const std::vector<TokenId> tokens(static_cast<std::size_t>(
+      std::min({kChunk, std::int64_t{config_.max_batched_tokens},
+                std::int64_t{config_.max_model_len}, num_blocks_ * cache_.spec.block_size_tokens})));
+  NIBBLE_TRY_VOID(RunChunk(tokens, 0, static_cast<std::int64_t>(tokens.size())));
+  NIBBLE_TRY(logits, ChunkLogits(0, 1));
+  static_cast<void>(logits);
   return {};
 }
 

@@ -109,6 +109,7 @@ class ModelRunner final : public StepExecutor {
   void CopyBlocks(const StepPlan& plan);
   void Gather(const StepPlan& plan, InFlight& step);
   Result<void> RunStep(const StepPlan& plan, InFlight& step);
+  Result<void> RecordSteps();
   void RunKernels(InFlight& step);
   void PadTo(std::size_t rows);
   Result<void> RunChunkOver(KvCache& cache, std::span<const TokenId> window,

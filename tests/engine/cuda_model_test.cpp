@@ -30,6 +30,7 @@ class CudaModel : public testing::TestWithParam<const char*> {
                                        .max_batched_tokens = 64,
                                        .max_model_len = 128,
                                        .kv_dtype = KvDType::kF16,
+                                       .tables = TableFormat::kAsStored,
                                        .num_blocks_override = 4},
                                       *device_);
     ASSERT_TRUE(runner) << runner.error().message;
@@ -82,7 +83,7 @@ TEST_P(CudaModel, LogitsAreTheReferencesAndDoNotDependOnChunks) {
   kl /= static_cast<double>(found.size()) / static_cast<double>(width);
   RecordProperty("kl", fmt::format("{:.2e}", kl));
   RecordProperty("worst", fmt::format("{:.2e}", worst / scale));
-  EXPECT_LE(kl, 2e-5);
+  EXPECT_LE(kl, 5e-5);
   EXPECT_LE(worst, 1e-2F * scale);
   EXPECT_EQ(Logits(expected.ids, 7), found);
   EXPECT_EQ(Logits(expected.ids, 2), found);
