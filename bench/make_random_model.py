@@ -66,6 +66,25 @@ def config(kind):
     return json.dumps(out, indent=1)
 
 
+def write_tokenizer(folder):
+    """A byte a token, and names for the rest of the vocabulary: enough for a server to be loaded with text."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shown = {byte: chr(byte) for byte in plain}
+    shown.update({byte: chr(256 + i) for i, byte in enumerate(b for b in range(256) if b not in shown)})
+    vocab = {shown[byte]: byte for byte in range(256)}
+    vocab.update({f"t{token}": token for token in range(256, VOCAB - 1)})
+    end = {"id": VOCAB - 1, "content": "<end>", "single_word": False, "lstrip": False, "rstrip": False,
+           "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    (folder / "tokenizer.json").write_text(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [end], "normalizer": None,
+        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab,
+                  "merges": []}}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+
+
 def write_folder(folder, kind):
     """One safetensors file a layer, and an index: bounded memory whatever the shape."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +137,7 @@ def write_folder(folder, kind):
         save(f"layer-{layer:03}.safetensors", tensors)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     (folder / "config.json").write_text(config(kind))
+    write_tokenizer(folder)
 
 
 def write_gguf(path):

@@ -690,6 +690,15 @@ void UnpackRows(const TensorView& packed, int bits, std::int64_t cols, std::int6
       std::uint32_t value = 0;
       std::memcpy(&value, source + word * 4, sizeof value);
       const std::int64_t count = std::min(per_word, cols - word * per_word);
+      if (bits == 4 && count == per_word) {  // every 4 bits to a byte of their own
+        std::uint64_t spread = value;
+        spread = (spread | spread << 16) & 0x0000ffff0000ffffULL;
+        spread = (spread | spread << 8) & 0x00ff00ff00ff00ffULL;
+        spread = (spread | spread << 4) & 0x0f0f0f0f0f0f0f0fULL;
+        std::memcpy(out, &spread, sizeof spread);
+        out += sizeof spread;
+        continue;
+      }
       for (std::int64_t i = 0; i < count; ++i) {
         *out++ = static_cast<std::uint8_t>(value & mask);
         value >>= bits;

@@ -118,35 +118,113 @@ struct BlockPlace {
   }
   /// Outputs of a token in fours.
   __device__ int quads() const { return (gated ? kTiles / 2 : kTiles) * kTileRows / 4; }
+};
 
-  /// Writes four outputs of one token: rows r..r + 3 of the block, whose sums are `sum` (gated: and
-  /// those of the other half, `up`).
-  __device__ void Write(const LargeArgs& args, int token, int r, float4 sum, float4 up) const {
-    const LinearArgs& linear = args.linear;
-    const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
-    const float ups[4] = {up.x, up.y, up.z, up.w};
+/// Writes a thread's outputs: four rows of one part, of many tokens. What belongs to the rows is
+/// read once.
+class QuadWriter {
+ public:
+  __device__ QuadWriter(const LinearArgs& linear, int part, int first_row)
+      : linear_(linear), part_(part), row_(first_row) {
     const LinearPart& to = linear.parts[part];
-    if (token >= linear.num_tokens) {
+    rows_ = max(0, min(4, to.rows - first_row));
+    const bool gated = linear.epilogue == Epilogue::kSwiGlu;
+    whole_ = rows_ == 4 && (gated ? linear.product_stride : to.y_stride) % 4 == 0;
+    Read(linear.parts[part], factor_, bias_);
+    if (gated) {
+      Read(linear.parts[1], up_factor_, up_bias_);
+    }
+  }
+  __device__ bool adds() const { return linear_.epilogue == Epilogue::kAdd; }
+  __device__ float4 Before(int token) const {
+    float v[4] = {};
+    if (token < linear_.num_tokens) {
+      const float* y = At(token);
+      if (whole_) {
+        return *reinterpret_cast<const float4*>(y);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        v[i] = i < rows_ ? y[i] : 0.0F;
+      }
+    }
+    return make_float4(v[0], v[1], v[2], v[3]);
+  }
+  __device__ void Write(int token, float4 sum, float4 before) const {
+    if (token >= linear_.num_tokens) {
+      return;
+    }
+    const float4 y = Scaled(sum, factor_, bias_, linear_.parts[part_].bias != nullptr);
+    const float v[4] = {adds() ? before.x + y.x : y.x, adds() ? before.y + y.y : y.y,
+                        adds() ? before.z + y.z : y.z, adds() ? before.w + y.w : y.w};
+    float* const to = At(token);
+    if (whole_) {
+      *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
       return;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = first_tile * kTileRows + r + i;
-      if (row >= to.rows) {
-        return;
+      if (i < rows_) {
+        to[i] = v[i];
       }
-      if (gated) {
-        const float gate = Output(linear.parts[0], row, sums[i], linear.x_scale);
-        linear.product[token * linear.product_stride + row] = __half_as_ushort(
-            __float2half_rn(SiluTimes(gate, Output(linear.parts[1], row, ups[i], linear.x_scale)) *
-                            linear.product_scale));
-        continue;
-      }
-      const float y = Output(to, row, sums[i], linear.x_scale);
-      float* out = to.y + token * to.y_stride + row;
-      *out = linear.epilogue == Epilogue::kAdd ? *out + y : y;
     }
   }
+  __device__ void WriteGated(int token, float4 gate_sum, float4 up_sum) const {
+    if (token >= linear_.num_tokens) {
+      return;
+    }
+    const float4 gate = Scaled(gate_sum, factor_, bias_, linear_.parts[0].bias != nullptr);
+    const float4 up = Scaled(up_sum, up_factor_, up_bias_, linear_.parts[1].bias != nullptr);
+    const float scale = linear_.product_scale;
+    const half2 low = __halves2half2(__float2half_rn(SiluTimes(gate.x, up.x) * scale),
+                                     __float2half_rn(SiluTimes(gate.y, up.y) * scale));
+    const half2 high = __halves2half2(__float2half_rn(SiluTimes(gate.z, up.z) * scale),
+                                      __float2half_rn(SiluTimes(gate.w, up.w) * scale));
+    std::uint16_t* const to = linear_.product + token * linear_.product_stride + row_;
+    if (whole_) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(AsBits(low), AsBits(high));
+      return;
+    }
+    const std::uint32_t pairs[2] = {AsBits(low), AsBits(high)};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i < rows_) {
+        to[i] = static_cast<std::uint16_t>(pairs[i / 2] >> (i % 2 * 16));
+      }
+    }
+  }
+
+ private:
+  __device__ float* At(int token) const {
+    const LinearPart& part = linear_.parts[part_];
+    return part.y + token * part.y_stride + row_;
+  }
+  __device__ void Read(const LinearPart& part, float (&factor)[4], float (&bias)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      factor[i] = i < rows_ ? part.factor[row_ + i] * linear_.x_scale : 0.0F;
+      bias[i] = i < rows_ && part.bias != nullptr ? part.bias[row_ + i] : 0.0F;
+    }
+  }
+  static __device__ float4 Scaled(float4 sum, const float (&factor)[4], const float (&bias)[4],
+                                  bool has_bias) {
+    float4 y =
+        make_float4(sum.x * factor[0], sum.y * factor[1], sum.z * factor[2], sum.w * factor[3]);
+    if (has_bias) {
+      y = make_float4(y.x + bias[0], y.y + bias[1], y.z + bias[2], y.w + bias[3]);
+    }
+    return y;
+  }
+
+  const LinearArgs& linear_;
+  int part_;
+  int row_;
+  int rows_ = 0;        // that exist
+  bool whole_ = false;  // four rows, and every token's aligned
+  float factor_[4] = {};
+  float bias_[4] = {};
+  float up_factor_[4] = {};
+  float up_bias_[4] = {};
 };
 
 inline int Log2(int power) {
@@ -300,16 +378,36 @@ __global__ __launch_bounds__(kLargeThreads,
   // Both blocks have multiplied and received everything: the stages' memory holds the sums now.
   ClusterArrive();
   ClusterWait();
+  MultipliersSync<256>();
   float* const sums = reinterpret_cast<float*>(smem);
   StoreSums<kLargeTokens>(total, sums, kLargePitch, warp * kTileRows, lane);
+  const int quads = place.quads();  // 32 or 16: a thread's rows are the same for all its tokens
+  const int row = static_cast<int>(threadIdx.x) % quads * 4;
+  const int step = 256 / quads;
+  const QuadWriter writer(args.linear, place.gated ? 0 : place.part,
+                          place.first_tile * kTileRows + row);
   MultipliersSync<256>();
-  const int quads = place.quads();
-  for (int i = static_cast<int>(threadIdx.x); i < quads * kLargeTokens; i += 256) {
-    const float* sum = sums + i / quads * kLargePitch + i % quads * 4;
-    const float4 first = *reinterpret_cast<const float4*>(sum);
-    place.Write(
-        args, first_token + i / quads, i % quads * 4, first,
-        place.gated ? *reinterpret_cast<const float4*>(sum + kLargeTiles / 2 * kTileRows) : first);
+  constexpr int kBatch = 4;
+  for (int token = static_cast<int>(threadIdx.x) / quads; token < kLargeTokens;
+       token += kBatch * step) {
+    float4 before[kBatch] = {};
+    if (writer.adds()) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        before[i] = writer.Before(first_token + token + i * step);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const float* sum = sums + (token + i * step) * kLargePitch + row;
+      const float4 first = *reinterpret_cast<const float4*>(sum);
+      if (place.gated) {
+        writer.WriteGated(first_token + token + i * step, first,
+                          *reinterpret_cast<const float4*>(sum + kLargeTiles / 2 * kTileRows));
+      } else {
+        writer.Write(first_token + token + i * step, first, before[i]);
+      }
+    }
   }
 #endif
 }

@@ -137,6 +137,43 @@ void StoreHalfCodes(const WeightLayout& layout, std::byte* half, const CodeAt& c
   }
 }
 
+// The same where all rows and columns exist, two neighbouring codes at a time.
+void StoreWholeHalf(const WeightLayout& layout, std::byte* half,
+                    const std::array<TileRow, kTileRows>& rows, std::int64_t k, int shift) {
+  const auto added = static_cast<std::uint32_t>(shift);
+  const auto pair = [&](const std::uint8_t* at) -> std::uint32_t {
+    std::uint16_t two = 0;
+    std::memcpy(&two, at, sizeof two);
+    return two + added * 0x101U;
+  };
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const auto g = static_cast<std::size_t>(lane / 4);
+    const std::uint8_t* front = rows[g].codes + k + 2 * (lane % 4);
+    const std::uint8_t* back = rows[g + 8].codes + k + 2 * (lane % 4);
+    for (int step = 0; step < kSteps; ++step) {
+      const std::array<std::uint32_t, 4> pairs = {pair(front + step * 16), pair(back + step * 16),
+                                                  pair(front + step * 16 + 8),
+                                                  pair(back + step * 16 + 8)};
+      if (layout.format == Format::kW4 || layout.format == Format::kNf4) {
+        std::uint32_t word = 0;
+        for (int i = 0; i < 4; ++i) {
+          const std::uint32_t two = pairs[static_cast<std::size_t>(i)];
+          word |= layout.format == Format::kW4 ? ((two & 0xffU) | (two & 0xff00U) << 8) << (4 * i)
+                                               : ((two | two >> 4) & 0xffU) << (8 * i);
+        }
+        if (layout.format == Format::kNf4) {
+          word = std::rotl(word, kNf4Turn);
+        }
+        std::memcpy(half + lane * 16 + step * 4, &word, sizeof word);
+      } else {
+        const std::uint64_t bytes = pairs[0] | pairs[1] << 16 | std::uint64_t{pairs[2]} << 32 |
+                                    std::uint64_t{pairs[3]} << 48;
+        std::memcpy(half + step / 2 * 512 + lane * 16 + step % 2 * 8, &bytes, sizeof bytes);
+      }
+    }
+  }
+}
+
 void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const WeightLayout& layout,
                      std::byte* tile, float* factors) {
   const WeightSpec& spec = rows.spec;
@@ -189,11 +226,7 @@ void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const Weig
       const int k_half = k0 + half * kHalfCols;
       std::byte* out = unit + half * (code_bytes / (layout.unit_cols / kHalfCols));
       if (whole) {
-        StoreHalfCodes(layout, out, [&](Place place) {
-          return static_cast<std::uint32_t>(
-                     tile_rows[static_cast<std::size_t>(place.row)].codes[k_half + place.col]) +
-                 static_cast<std::uint32_t>(shift);
-        });
+        StoreWholeHalf(layout, out, tile_rows, k_half, shift);
       } else {
         StoreHalfCodes(layout, out, [&](Place place) {
           const int k = k_half + place.col;
