@@ -57,26 +57,26 @@ void Unregister(const std::byte* data) {
 }
 
 // The rest of the mapping, from the page that is gone, reads as zeros from now on.
-bool ReplaceLostPages(std::uintptr_t address) {
+bool ReplaceLostPages(void* address) {
   Mappings& all = AllMappings();
   const std::lock_guard lock(all.mutex);
-  auto found = all.by_begin.upper_bound(address);
-  if (found == all.by_begin.begin() || address >= (--found)->second.end) {
+  auto found = all.by_begin.upper_bound(Address(address));
+  if (found == all.by_begin.begin() || Address(address) >= (--found)->second.end) {
     return false;
   }
   Mappings::Mapping& mapping = found->second;
   // Before the zeros appear: whoever reads them finds the mapping lost afterwards.
   all.num_lost += mapping.lost ? 0 : 1;
   mapping.lost = true;
-  const std::uintptr_t begin = address / PageSize() * PageSize();
-  return mmap(reinterpret_cast<void*>(begin), mapping.end - begin, PROT_READ,
+  std::byte* const begin = static_cast<std::byte*>(address) - Address(address) % PageSize();
+  return mmap(begin, mapping.end - Address(begin), PROT_READ,
               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED;
 }
 
 void OnBus(int signal, siginfo_t* info, void* context) {
   const int saved_errno = errno;
   const bool from_kernel = info->si_code > 0;
-  if (t_num_guards > 0 && from_kernel && ReplaceLostPages(Address(info->si_addr))) {
+  if (t_num_guards > 0 && from_kernel && ReplaceLostPages(info->si_addr)) {
     errno = saved_errno;
     return;
   }
@@ -162,10 +162,12 @@ Result<void> MappedFile::CheckUnchanged() const {
 
 void MappedFile::Release(std::span<const std::byte> range) const {
   const std::uintptr_t page = PageSize();
-  const std::uintptr_t begin = (Address(range.data()) + page - 1) / page * page;
-  const std::uintptr_t end = Address(range.data() + range.size()) / page * page;
-  if (end > begin) {
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  const std::size_t before =
+      (page - Address(range.data()) % page) % page;  // of a page not ours alone
+  const std::size_t after = Address(range.data() + range.size()) % page;
+  if (range.size() > before + after) {
+    madvise(const_cast<std::byte*>(range.data()) + before, range.size() - before - after,
+            MADV_DONTNEED);
   }
 }
 
