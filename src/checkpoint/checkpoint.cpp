@@ -63,12 +63,14 @@ Result<void> CheckFinite(const QuantizedTensor& rows, const std::string& file,
     }
     return all;
   };
-  if (finite(rows.values) && finite(rows.scales) && finite(rows.minima)) {
+  const bool codes = std::ranges::none_of(
+      rows.codes, [&](std::uint8_t code) { return IsNan(rows.spec.codebook, code); });
+  if (finite(rows.values) && finite(rows.scales) && finite(rows.minima) && codes) {
     return {};
   }
   return Fail(ErrorCode::kCorruptFile,
               fmt::format("{}: tensor {} has a {} that is infinite or not a number", file, name,
-                          rows.values.empty() ? "scale" : "value"));
+                          rows.values.empty() && codes ? "scale" : "value"));
 }
 
 const WeightInfo* Checkpoint::Find(std::string_view name) const {

@@ -119,28 +119,35 @@ Result<void> CompressedTensorsRules::Impl::ReadGroup(const std::string& name,
   if (const json::Value* own = group.Find("format"); own != nullptr && own->AsString() != nullptr) {
     scheme.format = *own->AsString();
   }
-  if (scheme.format == "naive-quantized") {
-    scheme.format = "int-quantized";
-  }
-  if (scheme.format != "pack-quantized" && scheme.format != "int-quantized") {
-    return Unsupported(
-        fmt::format("{}: format \"{}\" is not read yet (pack-quantized and int-quantized are)", at,
-                    Quote(scheme.format)));
-  }
   const json::Value* weights = group.Find("weights");
   if (weights == nullptr || !weights->IsObject()) {
     return Corrupt(at + " says nothing about weights");
   }
-  if (const json::Value* type = weights->Find("type");
-      type != nullptr && !(*type == json::Value("int"))) {
+  const json::Value* type = weights->Find("type");
+  scheme.is_fp8 = type != nullptr && *type == json::Value("float");
+  if (scheme.format == "naive-quantized") {
+    scheme.format = scheme.is_fp8 ? "float-quantized" : "int-quantized";
+  }
+  if (scheme.format != "pack-quantized" && scheme.format != "int-quantized" &&
+      scheme.format != "float-quantized") {
     return Unsupported(
-        fmt::format("{}: weights of type {} are not read yet (int is)", at, Spelling(type)));
+        fmt::format("{}: format \"{}\" is not read yet (pack-, int- and float-quantized are)", at,
+                    Quote(scheme.format)));
+  }
+  if ((type != nullptr && !scheme.is_fp8 && !(*type == json::Value("int"))) ||
+      scheme.is_fp8 != (scheme.format == "float-quantized")) {
+    return Unsupported(fmt::format("{}: weights of type {} are not read yet as {}", at,
+                                   Spelling(type), scheme.format));
   }
   const json::Value* bits = weights->Find("num_bits");
   if (bits == nullptr || !bits->AsInt() || *bits->AsInt() < 1 || *bits->AsInt() > 16) {
     return Corrupt(fmt::format("{}: num_bits is {}", at, Spelling(bits)));
   }
   scheme.bits = static_cast<int>(*bits->AsInt());
+  if (scheme.is_fp8 && scheme.bits != 8) {
+    return Unsupported(
+        fmt::format("{}: float weights of {} bits are not read yet (8 are)", at, scheme.bits));
+  }
   if (scheme.bits != 4 && scheme.bits != 8) {
     return Unsupported(
         fmt::format("{}: weights of {} bits are not read yet (4 and 8 are)", at, scheme.bits));
@@ -153,8 +160,11 @@ Result<void> CompressedTensorsRules::Impl::ReadGroup(const std::string& name,
   const bool has_size = size != nullptr && size->AsInt() && *size->AsInt() > 0;
   const bool grouped =
       strategy == nullptr || strategy->IsNull() ? has_size : *strategy == json::Value("group");
-  if (!grouped && strategy != nullptr && !strategy->IsNull() &&
-      !(*strategy == json::Value("channel"))) {
+  const bool blocked = scheme.is_fp8 && strategy != nullptr && *strategy == json::Value("block");
+  const bool known = strategy == nullptr || strategy->IsNull() || grouped || blocked ||
+                     *strategy == json::Value("channel") ||
+                     (scheme.is_fp8 && *strategy == json::Value("tensor"));
+  if (!known || (scheme.is_fp8 && grouped)) {
     return Unsupported(fmt::format("{}: strategy {} is not read yet (group and channel are)", at,
                                    Spelling(strategy)));
   }
@@ -162,6 +172,14 @@ Result<void> CompressedTensorsRules::Impl::ReadGroup(const std::string& name,
     return Corrupt(fmt::format("{}: group_size is {}", at, Spelling(size)));
   }
   scheme.group_size = grouped ? *size->AsInt() : 0;
+  if (blocked) {
+    const json::Value* block = weights->Find("block_structure");
+    if (block != nullptr && !(*block == json::Value(json::Array{128, 128}))) {
+      return Unsupported(
+          fmt::format("{}: blocks of {} are not read yet ([128, 128] are)", at, Spelling(block)));
+    }
+    scheme.group_size = 128;
+  }
   if (const json::Value* order = weights->Find("actorder"); order != nullptr) {
     if (*order == json::Value("group") || *order == json::Value("dynamic")) {
       return Unsupported(at +

@@ -15,10 +15,11 @@ namespace nibble {
 /// What one config group of compressed-tensors says about the weights that it targets.
 struct CompressedTensorsScheme {
   std::string group;   // "group_0"
-  std::string format;  // "pack-quantized" or "int-quantized"
+  std::string format;  // "pack-quantized", "int-quantized" or "float-quantized"
+  bool is_fp8 = false;
   int bits = 0;
   bool symmetric = true;
-  std::int64_t group_size = 0;  // 0: a scale a row
+  std::int64_t group_size = 0;  // 0: a scale a row; FP8: or the columns of a square block
 };
 
 /// `quantization_config` of a compressed-tensors checkpoint: which modules are quantized and how

@@ -1,5 +1,5 @@
-// A Hugging Face folder: float safetensors, the compressed-tensors layouts pack-quantized and
-// int-quantized, and bitsandbytes' NF4.
+// A Hugging Face folder: float safetensors, the compressed-tensors layouts pack-quantized,
+// int-quantized and float-quantized, FP8 and bitsandbytes' NF4.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -28,7 +28,7 @@ struct Located {
 
 // The stored tensors of one canonical weight. Which are set depends on the layout.
 struct Parts {
-  std::optional<Located> plain;  // values, int8 codes of int-quantized, or NF4 codes
+  std::optional<Located> plain;  // values, int8 codes of int-quantized, FP8 or NF4 codes
   std::optional<Located> packed, scale, zero_point, shape;
   // bitsandbytes
   std::optional<Located> absmax, quant_map, nested_absmax, nested_quant_map, quant_state;
@@ -60,8 +60,10 @@ class HuggingFaceCheckpoint final : public CheckpointBase {
   Result<void> RefuseForeignLayouts() const;
   Result<void> MapWeights();
   Result<WeightSpec> SpecOf(const ExpectedWeight& wanted, const Parts& parts) const;
+  Result<WeightSpec> Fp8SpecOf(const ExpectedWeight& wanted, const Parts& parts) const;
   Result<WeightSpec> BitsandbytesSpecOf(const ExpectedWeight& wanted, Parts& parts) const;
   Result<void> CheckDeclared();
+  Result<void> CheckCodebook(Codebook codebook) const;
   std::string At(std::string_view file) const { return (path_ / file).string(); }
 
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
@@ -288,17 +290,21 @@ Result<void> HuggingFaceCheckpoint::OpenWeightFiles() {
   return {};
 }
 
+constexpr std::int64_t kFp8Block = 128;  // rows and columns that share a scale
+
 constexpr const char* kReads =
-    "nibble reads float safetensors, compressed-tensors with 4 and 8 bits, bitsandbytes NF4, and "
-    "GGUF (F32 F16 BF16 Q4_0 Q4_1 Q8_0)";
+    "nibble reads float safetensors, compressed-tensors with 4 and 8 bits, FP8, bitsandbytes NF4, "
+    "and GGUF (F32 F16 BF16 Q4_0 Q4_1 Q8_0)";
 
 // By what the config announces, before any weight file is opened.
 Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
   const struct {
     std::string_view method, what;
-  } kMethods[] = {{"gptq", "GPTQ"},         {"awq", "AWQ"},
-                  {"fp8", "FP8"},           {"fbgemm_fp8", "FP8 (fbgemm)"},
-                  {"modelopt", "ModelOpt"}, {"auto-round", "AutoRound"},
+  } kMethods[] = {{"gptq", "GPTQ"},
+                  {"awq", "AWQ"},
+                  {"fbgemm_fp8", "FP8 (fbgemm)"},
+                  {"modelopt", "ModelOpt"},
+                  {"auto-round", "AutoRound"},
                   {"mxfp4", "MXFP4"}};
   const auto refuse = [&](std::string_view what, std::string_view found) {
     return Fail(ErrorCode::kUnsupported,
@@ -326,6 +332,16 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
   if (*name == "compressed-tensors") {
     return {};
   }
+  if (*name == "fp8") {
+    const json::Value* block = quantization_config_->Find("weight_block_size");
+    const json::Value* kind = quantization_config_->Find("fmt");
+    if (block != nullptr && !block->IsNull() &&
+        !(*block == json::Value(json::Array{kFp8Block, kFp8Block}))) {
+      return refuse("FP8 in other blocks than [128, 128]", "weight_block_size");
+    }
+    return kind == nullptr || *kind == json::Value("e4m3") ? Result<void>{}
+                                                           : refuse("FP8, not e4m3", "fmt");
+  }
   if (*name == "bitsandbytes") {
     return CheckBitsandbytesConfig(*quantization_config_, At("config.json"));
   }
@@ -341,10 +357,11 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
 Result<void> HuggingFaceCheckpoint::RefuseForeignLayouts() const {
   const struct {
     std::string_view suffix, what;
-  } kLayouts[] = {
-      {".qweight", "GPTQ or AWQ"},   {".quant_state.bitsandbytes__fp4", "bitsandbytes FP4"},
-      {".SCB", "bitsandbytes int8"}, {".weight_scale_inv", "FP8 in blocks"},
-      {".trellis", "EXL3"},          {".weight_g_idx", "compressed-tensors with activation order"}};
+  } kLayouts[] = {{".qweight", "GPTQ or AWQ"},
+                  {".quant_state.bitsandbytes__fp4", "bitsandbytes FP4"},
+                  {".SCB", "bitsandbytes int8"},
+                  {".trellis", "EXL3"},
+                  {".weight_g_idx", "compressed-tensors with activation order"}};
   for (const auto& [name, located] : tensors_) {
     for (const auto& layout : kLayouts) {
       if (name.ends_with(layout.suffix)) {
@@ -354,6 +371,25 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignLayouts() const {
                         path_.string(), layout.what, Quote(name), kReads));
       }
     }
+  }
+  return {};
+}
+
+// The quantized weights of a method that has one codebook: there are some, and they use it.
+Result<void> HuggingFaceCheckpoint::CheckCodebook(Codebook codebook) const {
+  bool any = false;
+  for (const WeightInfo& weight : weights_) {
+    if (weight.spec.kind != CodecKind::kFloat && weight.spec.codebook != codebook) {
+      return Fail(ErrorCode::kCorruptFile,
+                  fmt::format("{}: tensor {} is {}, quantization_config says {}", At("config.json"),
+                              weight.name, weight.stored_as, Name(codebook)));
+    }
+    any |= weight.spec.codebook == codebook;
+  }
+  if (!any) {
+    return Fail(ErrorCode::kCorruptFile,
+                fmt::format("{}: quantization_config says {}, but no weight is stored so",
+                            At("config.json"), Name(codebook)));
   }
   return {};
 }
@@ -370,15 +406,15 @@ Result<void> HuggingFaceCheckpoint::CheckDeclared() {
     }
     return {};
   }
-  if (*quantization_config_->Find("quant_method")->AsString() == "bitsandbytes") {
-    for (const WeightInfo& weight : weights_) {
-      if (weight.spec.kind != CodecKind::kFloat && weight.spec.codebook != Codebook::kNf4) {
-        return Fail(ErrorCode::kCorruptFile,
-                    fmt::format("{}: tensor {} is {}, quant_method says bitsandbytes",
-                                At("config.json"), weight.name, weight.stored_as));
-      }
-    }
-    return {};
+  const std::string& method = *quantization_config_->Find("quant_method")->AsString();
+  if (method == "bitsandbytes") {
+    return CheckCodebook(Codebook::kNf4);
+  }
+  if (method == "fp8") {
+    warnings_.push_back(
+        fmt::format("{}: FP8 quantizes activations too; nibble applies its own activation mode",
+                    At("config.json")));
+    return CheckCodebook(Codebook::kFp8E4M3);
   }
   NIBBLE_TRY(rules, CompressedTensorsRules::Parse(*quantization_config_, At("config.json")));
   warnings_.insert(warnings_.end(), rules.warnings().begin(), rules.warnings().end());
@@ -406,20 +442,26 @@ Result<void> HuggingFaceCheckpoint::CheckDeclared() {
       return differs(fmt::format("is {}, but group \"{}\" says {} with {} bits", weight.stored_as,
                                  Quote(scheme->group), scheme->format, scheme->bits));
     }
+    if ((weight.spec.codebook == Codebook::kFp8E4M3) != scheme->is_fp8 ||
+        weight.spec.codebook == Codebook::kNf4) {
+      return differs(fmt::format("is {}, group \"{}\" says {}", weight.stored_as,
+                                 Quote(scheme->group), scheme->format));
+    }
     if (weight.spec.bits != scheme->bits) {
       return differs(
           fmt::format("holds {} bits, num_bits says {}", weight.spec.bits, scheme->bits));
     }
-    if (weight.spec.has_zero_points == scheme->symmetric) {
+    if (!scheme->is_fp8 && weight.spec.has_zero_points == scheme->symmetric) {
       return differs(fmt::format("has {} zero points, symmetric says otherwise",
                                  weight.spec.has_zero_points ? "" : "no"));
     }
-    const std::int64_t group_size = scheme->group_size == 0 ? weight.spec.cols : scheme->group_size;
+    const std::int64_t group_size =
+        scheme->group_size == 0 ? weight.spec.cols : std::min(weight.spec.cols, scheme->group_size);
     if (weight.spec.group_size != group_size) {
       return differs(fmt::format("holds groups of {}, group_size says {}", weight.spec.group_size,
                                  group_size));
     }
-    if (!weight.stored_as.starts_with(scheme->format)) {
+    if (!scheme->is_fp8 && !weight.stored_as.starts_with(scheme->format)) {
       return differs(fmt::format("is {}, format says {}", weight.stored_as, scheme->format));
     }
   }
@@ -523,6 +565,44 @@ Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted,
   return spec;
 }
 
+Result<WeightSpec> HuggingFaceCheckpoint::Fp8SpecOf(const ExpectedWeight& wanted,
+                                                    const Parts& parts) const {
+  const SafetensorsEntry& codes = *parts.plain->entry;
+  const SafetensorsEntry& scale = *parts.scale->entry;
+  const auto corrupt = [&](const char* which, const SafetensorsEntry& found,
+                           const std::string& expected) {
+    return Fail(ErrorCode::kCorruptFile,
+                fmt::format("{}: tensor {}: {} is {} {}, expected {}", path_.string(), wanted.name,
+                            which, Name(found.dtype), found.shape.ToString(), expected));
+  };
+  const Shape whole{wanted.rows, wanted.cols};
+  if (codes.shape != whole || parts.packed || parts.zero_point || parts.shape) {
+    return corrupt("weight", codes,
+                   fmt::format("F8_E4M3 {} without zero points", whole.ToString()));
+  }
+  WeightSpec spec{.rows = wanted.rows,
+                  .cols = wanted.cols,
+                  .kind = CodecKind::kCodebook,
+                  .bits = 8,
+                  .group_size = wanted.cols,
+                  .has_f32_scales = scale.dtype == DType::kF32,
+                  .codebook = Codebook::kFp8E4M3};
+  if (scale.dtype != DType::kF32 && scale.dtype != DType::kF16 && scale.dtype != DType::kBF16) {
+    return corrupt("weight_scale", scale, "F32, F16 or BF16");
+  }
+  const Shape blocks{(wanted.rows + kFp8Block - 1) / kFp8Block,
+                     (wanted.cols + kFp8Block - 1) / kFp8Block};
+  const bool one = scale.shape.num_elements() == 1 && scale.shape.rank() <= 2;
+  const bool rows = scale.shape == Shape{wanted.rows} || scale.shape == Shape{wanted.rows, 1};
+  if (!one && !rows && scale.shape == blocks) {
+    spec.group_size = std::min(kFp8Block, wanted.cols);
+  } else if (!one && !rows) {
+    return corrupt("weight_scale", scale,
+                   fmt::format("one float, [{}, 1] or {}", wanted.rows, blocks.ToString()));
+  }
+  return spec;
+}
+
 Result<WeightSpec> HuggingFaceCheckpoint::BitsandbytesSpecOf(const ExpectedWeight& wanted,
                                                              Parts& parts) const {
   const auto corrupt = [&](const std::string& what) {
@@ -613,6 +693,11 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
       take(wanted.name + "_shape", parts.shape);
     }
     if (wanted.is_linear) {
+      if (!parts.scale) {
+        take(wanted.name + "_scale_inv", parts.scale);  // multiplies all the same
+      }
+      std::optional<Located> unused;  // a static scale of the activations
+      take(wanted.name.substr(0, wanted.name.rfind('.') + 1) + "input_scale", unused);
       take(wanted.name + ".absmax", parts.absmax);
       take(wanted.name + ".quant_map", parts.quant_map);
       take(wanted.name + ".nested_absmax", parts.nested_absmax);
@@ -629,12 +714,17 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
                               wanted.name));
     }
     const bool nf4 = parts.quant_state || parts.absmax || parts.quant_map;
-    NIBBLE_TRY(spec, nf4 ? BitsandbytesSpecOf(wanted, parts) : SpecOf(wanted, parts));
+    const bool fp8 = wanted.is_linear && parts.plain && parts.scale &&
+                     parts.plain->entry->dtype == DType::kF8E4M3;
+    NIBBLE_TRY(spec, nf4   ? BitsandbytesSpecOf(wanted, parts)
+                     : fp8 ? Fp8SpecOf(wanted, parts)
+                           : SpecOf(wanted, parts));
     WeightInfo info{.name = wanted.name, .spec = spec};
     const Located& main = parts.packed ? *parts.packed : *parts.plain;
     info.file = main.file->file().path().filename().string();
     info.stored_as =
         nf4            ? std::string(parts.nested ? "bitsandbytes nf4, nested" : "bitsandbytes nf4")
+        : fp8          ? std::string("fp8 e4m3")
         : parts.packed ? fmt::format("pack-quantized int{}", spec.bits)
         : parts.scale  ? std::string("int-quantized int8")
                        : std::string(Name(main.entry->dtype));
@@ -707,6 +797,27 @@ void UnpackRows(const TensorView& packed, int bits, std::int64_t cols, std::int6
   }
 }
 
+// Rows of FP8 codes; a scale of the tensor or of a block of rows is that of each of them.
+Result<void> ReadFp8(const Parts& parts, const WeightSpec& spec, std::int64_t begin,
+                     std::int64_t end, QuantizedTensor& out) {
+  const auto codes =
+      parts.plain->view().bytes.subspan(static_cast<std::size_t>(begin * spec.cols),
+                                        static_cast<std::size_t>((end - begin) * spec.cols));
+  out.codes.resize(codes.size());
+  std::memcpy(out.codes.data(), codes.data(), codes.size());
+  const TensorView scale = parts.scale->view();
+  NIBBLE_TRY(scales, WidenFloats(scale.dtype, scale.bytes));
+  const auto count = static_cast<std::int64_t>(scales.size());
+  const std::int64_t groups = spec.num_groups();
+  const std::int64_t rows = count == 1 ? spec.rows : count == spec.rows * groups ? 1 : kFp8Block;
+  for (std::int64_t row = begin; row < end; ++row) {
+    for (std::int64_t group = 0; group < groups; ++group) {
+      out.scales.push_back(scales[static_cast<std::size_t>(row / rows * groups + group)]);
+    }
+  }
+  return {};
+}
+
 // Rows of NF4 codes and the scales of their blocks.
 void ReadNf4(const Parts& parts, const WeightSpec& spec, std::int64_t begin, std::int64_t end,
              QuantizedTensor& out) {
@@ -766,6 +877,9 @@ Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight
     if (weight.spec.codebook == Codebook::kNf4) {
       ReadNf4(parts, weight.spec, row_begin, row_end, out);
       return {};
+    }
+    if (weight.spec.codebook == Codebook::kFp8E4M3) {
+      return ReadFp8(parts, weight.spec, row_begin, row_end, out);
     }
     const std::int64_t groups = weight.spec.num_groups();
     if (parts.packed) {

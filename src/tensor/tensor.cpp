@@ -23,6 +23,7 @@ std::size_t SizeBytes(DType dtype) {
     case DType::kI8:
     case DType::kU8:
     case DType::kBool:
+    case DType::kF8E4M3:
       return 1;
   }
   return 1;
@@ -50,13 +51,16 @@ std::string_view Name(DType dtype) {
       return "I64";
     case DType::kBool:
       return "BOOL";
+    case DType::kF8E4M3:
+      return "F8_E4M3";
   }
   return "?";
 }
 
 std::optional<DType> ParseDType(std::string_view name) {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kF64, DType::kI8,
-                            DType::kU8, DType::kI16, DType::kI32, DType::kI64, DType::kBool}) {
+  for (const DType dtype :
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kF64, DType::kI8, DType::kU8, DType::kI16,
+        DType::kI32, DType::kI64, DType::kBool, DType::kF8E4M3}) {
     if (Name(dtype) == name) {
       return dtype;
     }

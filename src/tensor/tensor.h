@@ -14,7 +14,19 @@
 
 namespace nibble {
 
-enum class DType : std::uint8_t { kF32, kF16, kBF16, kF64, kI8, kU8, kI16, kI32, kI64, kBool };
+enum class DType : std::uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kF64,
+  kI8,
+  kU8,
+  kI16,
+  kI32,
+  kI64,
+  kBool,
+  kF8E4M3
+};
 
 /// Bytes of one element.
 std::size_t SizeBytes(DType dtype);

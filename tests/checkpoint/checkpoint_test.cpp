@@ -186,7 +186,9 @@ TEST(Checkpoint, OtherQuantizedLayoutsAreRefusedByWhatTheyAre) {
       {R"({"quant_method":"gptq","bits":4})", "GPTQ"},
       {R"({"quant_method":"awq","bits":4})", "AWQ"},
       {R"({"quant_method":"bitsandbytes","load_in_4bit":true})", "bitsandbytes"},
-      {R"({"quant_method":"fp8"})", "FP8"},
+      {R"({"quant_method":"fp8","fmt":"e5m2"})", "FP8"},
+      {R"({"quant_method":"fp8","weight_block_size":[64,64]})", "FP8"},
+      {R"({"quant_method":"fbgemm_fp8"})", "FP8"},
       {R"({"quant_method":"hqq"})", "hqq"},
       {R"({"bits":4})", "quant_method"},
   };
