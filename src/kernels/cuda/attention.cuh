@@ -21,6 +21,7 @@
 #include <cuda_fp8.h>
 
 #include "kernels/cuda/attention_kernel.h"
+#include "kernels/cuda/codec.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {
@@ -73,75 +74,99 @@ __device__ __forceinline__ std::uint32_t ToHalf2(std::uint32_t pair) {
       __floats2half2_rn(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000U)));
 }
 
-/// Bytes kFirst and kSecond of a word as fp16, exactly: e4m3, or code - 128.
-template <KvType kType, int kFirst, int kSecond>
-__device__ __forceinline__ std::uint32_t BytesToHalf2(std::uint32_t word) {
+/// Four bytes as fp16, exactly: e4m3, or code - 128. low: bytes 0 and kStride, high: the others.
+template <KvType kType, int kStride>
+__device__ __forceinline__ void BytesToHalf2(std::uint32_t word, std::uint32_t& low,
+                                             std::uint32_t& high) {
+  constexpr unsigned kSecond = kStride == 1 ? 1 : 2;
+  constexpr unsigned kThird = kStride == 1 ? 2 : 1;
   if constexpr (kType == KvType::kInt8) {
-    const std::uint32_t biased =  // 1024 + code
-        __byte_perm(word, 0x64646464U, kFirst | 0x40 | kSecond << 8 | 0x4000);
-    return AsBits(__hsub2(AsHalf2(biased), AsHalf2(0x64806480U)));
+    const auto half = [&](unsigned first, unsigned second) {
+      const std::uint32_t biased =  // 1024 + code
+          __byte_perm(word, 0x64646464U, first | 0x40U | second << 8 | 0x4000U);
+      return AsBits(__hsub2(AsHalf2(biased), AsHalf2(0x64806480U)));
+    };
+    low = half(0, kSecond);
+    high = half(kThird, 3);
   } else {
-    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(
-        static_cast<__nv_fp8x2_storage_t>(__byte_perm(word, 0, kFirst | kSecond << 4)), __NV_E4M3);
-    return static_cast<std::uint32_t>(pair.x) | static_cast<std::uint32_t>(pair.y) << 16;
+    if constexpr (kStride == 2) {
+      word = __byte_perm(word, 0, 0x3120);
+    }
+    low = HalvesOfE4M3(word);
+    high = HalvesOfE4M3(word >> 16);
   }
 }
 
-/// Keys of 16 tokens, 16 dimensions:
-/// {tokens g, dims 2t}, {g, 2t + 8}, {g + 8, 2t}, {g + 8, 2t + 8}.
+/// 16 dimensions that one matrix load brings of 16 tokens.
 template <int kHeadDim, KvType kType>
-__device__ __forceinline__ void LoadKeys(std::uint32_t (&k)[4], std::uint32_t tile, int token,
-                                         int step, int lane) {
+constexpr int kStepsOfLoad = kIsByte<kType>&& kHeadDim >= 32 ? 2 : 1;
+
+/// Keys of 16 tokens, kCount steps of 16 dimensions:
+/// {tokens g, dims 2t}, {g, 2t + 8}, {g + 8, 2t}, {g + 8, 2t + 8}.
+template <int kHeadDim, KvType kType, int kCount>
+__device__ __forceinline__ void LoadKeys(std::uint32_t (&k)[kCount][4], std::uint32_t tile,
+                                         int token, int step, int lane) {
   if constexpr (kIsByte<kType>) {
-    std::uint32_t r[2];
-    LoadMatrices(r, tile + ChunkAt<kHeadDim, kType>(token + lane % 16, step));
+    std::uint32_t r[2 * kCount];
+    LoadMatrices(r, tile + ChunkAt<kHeadDim, kType>(token + lane % 16,
+                                                    step + (kCount == 2 ? lane / 16 : 0)));
 #pragma unroll
-    for (int j = 0; j < 4; j += 2) {
-      k[j] = BytesToHalf2<kType, 0, 1>(r[j / 2]);
-      k[j + 1] = BytesToHalf2<kType, 2, 3>(r[j / 2]);
+    for (int i = 0; i < 2 * kCount; ++i) {
+      BytesToHalf2<kType, 1>(r[i], k[i / 2][i % 2 * 2], k[i / 2][i % 2 * 2 + 1]);
     }
   } else {
-    LoadMatrices(k, tile + ChunkAt<kHeadDim, kType>(token + lane % 8 + lane / 16 * 8,
-                                                    step * 2 + lane / 8 % 2));
+    static_assert(kCount == 1);
+    LoadMatrices(k[0], tile + ChunkAt<kHeadDim, kType>(token + lane % 8 + lane / 16 * 8,
+                                                       step * 2 + lane / 8 % 2));
 #pragma unroll
-    for (auto& pair : k) {
+    for (auto& pair : k[0]) {
       pair = ToHalf2<kType>(pair);
     }
   }
 }
 
-/// Values of 16 tokens, of which `tokens` exist, 16 dimensions:
+/// Values of 16 tokens, of which `tokens` exist, kCount steps of 16 dimensions, kStride apart:
 /// {dims g, tokens 2t}, {g, 2t + 8}, {g + 8, 2t}, {g + 8, 2t + 8}.
 /// scales: of int8, from LoadValueScales.
-template <int kHeadDim, KvType kType>
-__device__ __forceinline__ void LoadValues(std::uint32_t (&v)[4], std::uint32_t tile,
+template <int kHeadDim, KvType kType, int kStride, int kCount>
+__device__ __forceinline__ void LoadValues(std::uint32_t (&v)[kCount][4], std::uint32_t tile,
                                            const std::uint32_t (&scales)[2], int token, int step,
                                            int tokens, int lane) {
   const int first = 2 * (lane % 4);
   if constexpr (kIsByte<kType>) {
-    std::uint32_t r[2];
-    LoadMatricesTransposed(r, tile + ChunkAt<kHeadDim, kType>(token + lane % 16, step));
+    std::uint32_t r[2 * kCount];
+    LoadMatricesTransposed(
+        r, tile + ChunkAt<kHeadDim, kType>(token + lane % 16,
+                                           step + (kCount == 2 ? lane / 16 * kStride : 0)));
+    if (kType == KvType::kFp8 && tokens < 16) {  // one branch, not a selection a register
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      if (kType == KvType::kFp8 && tokens < 16) {
-        r[j] = KeepTokens(r[j], tokens - first - j * 8);
+      for (int i = 0; i < 2 * kCount; ++i) {
+        r[i] = KeepTokens(r[i], tokens - first - i % 2 * 8);
       }
-      v[j] = BytesToHalf2<kType, 0, 2>(r[j]);
-      v[j + 2] = BytesToHalf2<kType, 1, 3>(r[j]);
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * kCount; ++i) {
+      std::uint32_t(&to)[4] = v[i / 2];
+      const int j = i % 2;
+      BytesToHalf2<kType, 2>(r[i], to[j], to[j + 2]);
       if constexpr (kType == KvType::kInt8) {
-        v[j] = AsBits(__hmul2(AsHalf2(v[j]), AsHalf2(scales[j])));
-        v[j + 2] = AsBits(__hmul2(AsHalf2(v[j + 2]), AsHalf2(scales[j])));
+        to[j] = AsBits(__hmul2(AsHalf2(to[j]), AsHalf2(scales[j])));
+        to[j + 2] = AsBits(__hmul2(AsHalf2(to[j + 2]), AsHalf2(scales[j])));
       }
     }
   } else {
+    static_assert(kCount == 1);
     LoadMatricesTransposed(
-        v, tile + ChunkAt<kHeadDim, kType>(token + lane % 16, step * 2 + lane / 16));
+        v[0], tile + ChunkAt<kHeadDim, kType>(token + lane % 16, step * 2 + lane / 16));
+    if (tokens < 16) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (tokens < 16) {
-        v[j] = KeepTokens(v[j], tokens - first - j % 2 * 8);
+      for (int j = 0; j < 4; ++j) {
+        v[0][j] = KeepTokens(v[0][j], tokens - first - j % 2 * 8);
       }
-      v[j] = ToHalf2<kType>(v[j]);
+    }
+#pragma unroll
+    for (auto& pair : v[0]) {
+      pair = ToHalf2<kType>(pair);
     }
   }
 }

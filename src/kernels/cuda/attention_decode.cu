@@ -13,7 +13,12 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = (kWarps + 1) * 32;
-constexpr int kRingBytes = 96 * 1024;       // blocks of keys or values in flight; two rings an SM
+// Blocks of an SM. With half the bytes the time between two items weighs double: a third block
+// fills it.
+template <KvType kType>
+constexpr int kBlocksOfSm = kIsByte<kType> ? 3 : 2;
+template <KvType kType>
+constexpr int kRingBytes = (kIsByte<kType> ? 64 : 96) * 1024;  // keys or values in flight
 constexpr int kWeightPitch = kKvSplit + 8;  // halves between heads: conflict-free fragments
 
 __device__ __forceinline__ void WarpsSync() {
@@ -145,9 +150,8 @@ __device__ __forceinline__ void AddNewToken(const AttentionArgs& args, const Ite
 }
 
 template <int kHeadDim, KvType kType>
-__global__ __launch_bounds__(kThreads,
-                             2) void DecodeKernel(const __grid_constant__ AttentionArgs args,
-                                                  int num_stages) {
+__global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
+    const __grid_constant__ AttentionArgs args, int num_stages) {
   constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
   constexpr int kScaleBytes = KvScaleBytes(kType);
   constexpr int kRowBytes = KvRowBytes(kType, kHeadDim);
@@ -296,7 +300,9 @@ __global__ __launch_bounds__(kThreads,
       q[i / 2][i % 2] = AsBits(__floats2half2_rn(v.x, v.y));
     }
 
+    constexpr int kPair = kStepsOfLoad<kHeadDim, kType>;
     constexpr int kTiles = (kSteps + kWarps - 1) / kWarps;  // of 16 dimensions, of a warp
+    constexpr int kTilesOfLoad = kTiles < kPair ? kTiles : kPair;
     float sum[kTiles][4] = {};
     Merged merged[2];  // of heads 2t and 2t + 1
     float score_scale = args.scale_log2;
@@ -323,11 +329,14 @@ __global__ __launch_bounds__(kThreads,
           BarrierWait(full + 8 * stage, phase);
           const std::uint32_t tile = ring + stage * kTileBytes;
 #pragma unroll
-          for (int s = 0; s < kSteps; ++s) {
-            std::uint32_t k[4];
+          for (int s = 0; s < kSteps; s += kPair) {
+            std::uint32_t k[kPair][4];
             LoadKeys<kHeadDim, kType>(k, tile, warp * 16, s, lane);
-            const std::uint32_t a[4] = {k[0], k[2], k[1], k[3]};
-            Mma16816(c, a, q[s][0], q[s][1]);
+#pragma unroll
+            for (int i = 0; i < kPair; ++i) {
+              const std::uint32_t a[4] = {k[i][0], k[i][2], k[i][1], k[i][3]};
+              Mma16816(c, a, q[s + i][0], q[s + i][1]);
+            }
           }
           if constexpr (kType == KvType::kInt8) {
             const auto* scales = reinterpret_cast<const __half*>(smem + stage * kTileBytes);
@@ -394,13 +403,17 @@ __global__ __launch_bounds__(kThreads,
             std::uint32_t scales[2] = {};
             LoadValueScales<kType>(scales, tile, s * 16, keys - s * 16, lane);
 #pragma unroll
-            for (int i = 0; i < kTiles; ++i) {
+            for (int i = 0; i < kTiles; i += kTilesOfLoad) {
               const int step = i * kWarps + warp;
               if (step < kSteps) {
-                std::uint32_t v[4];
-                LoadValues<kHeadDim, kType>(v, tile, scales, s * 16, step, keys - s * 16, lane);
-                const std::uint32_t a[4] = {v[0], v[2], v[1], v[3]};
-                Mma16816(o[i], a, b0, b1);
+                std::uint32_t v[kTilesOfLoad][4];
+                LoadValues<kHeadDim, kType, kWarps>(v, tile, scales, s * 16, step, keys - s * 16,
+                                                    lane);
+#pragma unroll
+                for (int j = 0; j < kTilesOfLoad; ++j) {
+                  const std::uint32_t a[4] = {v[j][0], v[j][2], v[j][1], v[j][3]};
+                  Mma16816(o[i + j], a, b0, b1);
+                }
               }
             }
           }
@@ -503,7 +516,7 @@ __global__ __launch_bounds__(kThreads,
 template <int kHeadDim, KvType kType>
 int LaunchDecode(const AttentionArgs& args, int num_sms, cudaStream_t stream) {
   constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
-  constexpr int kStages = kRingBytes / kTileBytes < 16 ? kRingBytes / kTileBytes : 16;
+  constexpr int kStages = kRingBytes<kType> / kTileBytes < 16 ? kRingBytes<kType> / kTileBytes : 16;
   constexpr int kSmem = kStages * (kTileBytes + 16) + 16;
   auto* kernel = DecodeKernel<kHeadDim, kType>;
   static const cudaError_t configured =
@@ -513,7 +526,7 @@ int LaunchDecode(const AttentionArgs& args, int num_sms, cudaStream_t stream) {
   }
   const int group = args.num_heads / args.cache.num_kv_heads;
   const int most = args.max_items * args.cache.num_kv_heads * ((group + kMaxGroup - 1) / kMaxGroup);
-  const int wanted = 2 * num_sms;
+  const int wanted = kBlocksOfSm<kType> * num_sms;
   return Launch(kernel, dim3(static_cast<unsigned>(most < wanted ? most : wanted)), kThreads, kSmem,
                 stream, args, kStages);
 }

@@ -26,6 +26,7 @@ __global__ __launch_bounds__(kThreads,
   constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
   constexpr int kSteps = kHeadDim / 16;
   constexpr int kDimTiles = kHeadDim / 8;
+  constexpr int kPair = kStepsOfLoad<kHeadDim, kType>;
   extern __shared__ __align__(1024) std::uint8_t smem[];
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -173,10 +174,10 @@ __global__ __launch_bounds__(kThreads,
           LoadMatrices(a, queries + QueryAt<kHeadDim>(warp * 16 + lane % 16, s * 2 + lane / 16));
 #pragma unroll
           for (int n = 0; n < 4; ++n) {  // 16 keys a load
-            std::uint32_t k[4];
+            std::uint32_t k[1][4];
             LoadKeys<kHeadDim, kType>(k, keys, n * 16, s, lane);
-            Mma16816(scores[b][2 * n], a, k[0], k[1]);
-            Mma16816(scores[b][2 * n + 1], a, k[2], k[3]);
+            Mma16816(scores[b][2 * n], a, k[0][0], k[0][1]);
+            Mma16816(scores[b][2 * n + 1], a, k[0][2], k[0][3]);
           }
         }
         if constexpr (kType == KvType::kInt8) {
@@ -245,11 +246,14 @@ __global__ __launch_bounds__(kThreads,
           std::uint32_t scales[2] = {};
           LoadValueScales<kType>(scales, values, s * 16, keys - s * 16, lane);
 #pragma unroll
-          for (int n = 0; n < kDimTiles / 2; ++n) {  // 16 dimensions a load
-            std::uint32_t v[4];
-            LoadValues<kHeadDim, kType>(v, values, scales, s * 16, n, keys - s * 16, lane);
-            Mma16816(o[2 * n], a, v[0], v[1]);
-            Mma16816(o[2 * n + 1], a, v[2], v[3]);
+          for (int n = 0; n < kSteps; n += kPair) {
+            std::uint32_t v[kPair][4];
+            LoadValues<kHeadDim, kType, 1>(v, values, scales, s * 16, n, keys - s * 16, lane);
+#pragma unroll
+            for (int i = 0; i < kPair; ++i) {
+              Mma16816(o[2 * (n + i)], a, v[i][0], v[i][1]);
+              Mma16816(o[2 * (n + i) + 1], a, v[i][2], v[i][3]);
+            }
           }
         }
         next_stage();
