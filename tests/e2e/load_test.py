@@ -18,7 +18,8 @@ class Load(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
         model = nibble_process.long_context_model(pathlib.Path(cls.folder.name) / "llama3")
-        cls.server = nibble_process.Server(model, "--max-model-len", 4096, "--max-num-seqs", 16)
+        cls.server = nibble_process.Server(model, "--max-model-len", 4096, "--max-num-seqs", 16,
+                                           "--queue-timeout", 0)
 
     @classmethod
     def tearDownClass(cls):
