@@ -1,4 +1,4 @@
-// Attention of sequences with many queries. A block takes 64 rows, (token, query head) pairs that
+// Attention of sequences with many queries. A block takes 128 rows, (token, query head) pairs that
 // share a KV head, 16 a warp, and walks the keys split by split; 64-key blocks stream through a
 // ring of shared memory. Per split all scores stay in registers until its maximum is known: the
 // arithmetic of attention.cuh. 4 * rows * keys * head_dim operations; judge by FLOP/s.

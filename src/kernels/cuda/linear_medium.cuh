@@ -1,13 +1,12 @@
 #pragma once
 
-// The products of linear_small.cuh for 9 to 32 tokens (decode of many sequences), by wgmma: weights
-// stream once and every fragment of them meets all tokens.
-// Two blocks share their tiles and split K: each has four of the eight slices. A slice has a
-// warpgroup, whose warps take a tile each of every four of a pass, and a warp that keeps its ring
-// of shared memory full: a stage is one unit of K, of x and of up to 12 tiles. Sums stay in
-// registers; at the end of K they pass from slice to slice in order, tile by tile, from the first
-// block to the second, and the last slice writes the outputs. Moves rows * cols * bits / 8 bytes of
-// weights once; judge by GB/s.
+// The products of linear_small.cuh for up to 32 tokens (decode of many sequences), by wgmma:
+// weights stream once and every fragment of them meets all tokens. Two blocks share their tiles and
+// split K: each has four of the eight slices. A slice has a warpgroup, whose warps take a tile each
+// of every four of a pass, and a warp that keeps its ring of shared memory full: a stage is one
+// unit of K, of x and of up to 12 tiles. Sums stay in registers; at the end of K they pass from
+// slice to slice in order, tile by tile, from the first block to the second, and the last slice
+// writes the outputs. Moves rows * cols * bits / 8 bytes of weights once; judge by GB/s.
 
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/codec.cuh"
