@@ -17,6 +17,13 @@ if(NIBBLE_CUDA)
     "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-DNDEBUG;--fmad=false;--expt-relaxed-constexpr;-Xcompiler=-Wall>")
 endif()
 
+option(NIBBLE_RACECHECK "Barriers of CUDA kernels as racecheck follows them; slower (tools/check_cuda)" OFF)
+if(NIBBLE_RACECHECK)
+  # In normal builds lane 0 arrives at a barrier for its warp, after __syncwarp. racecheck credits lane 0 alone and
+  # would report the other 31 against whoever uses the memory next (kernels/cuda/ptx.cuh, kWarpArrivals).
+  add_compile_definitions(NIBBLE_RACECHECK)
+endif()
+
 option(NIBBLE_ASAN "Address and undefined-behaviour sanitizers" OFF)
 option(NIBBLE_TSAN "Thread sanitizer" OFF)
 if(NIBBLE_ASAN)

@@ -142,10 +142,7 @@ __device__ __forceinline__ void AddNewToken(const AttentionArgs& args, const Ite
     BarrierWait(landed + 8 * which, parity);
     store(tiles[which], which);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // a later copy overwrites it
-    __syncwarp();
-    if (lane == 0) {
-      BarrierArrive(full[which]);
-    }
+    WarpArrive(full[which], lane);
   }
 }
 
@@ -171,8 +168,8 @@ __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
   const std::uint32_t landed = empty + 8 * num_stages;  // the block of the new key, and its values
   if (threadIdx.x == 0) {
     for (int s = 0; s < num_stages; ++s) {
-      BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, kWarps);
+      BarrierInit(full + 8 * s, kWarpArrivals);
+      BarrierInit(empty + 8 * s, kWarps * kWarpArrivals);
     }
     BarrierInit(landed, 1);
     BarrierInit(landed + 8, 1);
@@ -226,6 +223,11 @@ __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
             if (bytes > 0) {
               BulkCopy(ring + stage * kTileBytes, from, bytes, barrier, policy);
             }
+          } else if constexpr (kWarpArrivals > 1) {  // each lane counts
+            BarrierWait(empty + 8 * stage, phase);
+            if (!changes) {
+              BarrierArrive(full + 8 * stage);
+            }
           }
           if (changes) {
             new_stages[values] = stage;
@@ -251,10 +253,7 @@ __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
 
   std::uint32_t phase = 0;
   const auto next_stage = [&] {
-    __syncwarp();
-    if (lane == 0) {
-      BarrierArrive(empty + 8 * stage);
-    }
+    WarpArrive(empty + 8 * stage, lane);
     if (++stage == num_stages) {
       stage = 0;
       phase ^= 1;

@@ -44,7 +44,7 @@ __global__ __launch_bounds__(kThreads,
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
       BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, kWarps);
+      BarrierInit(empty + 8 * s, kWarps * kWarpArrivals);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -139,10 +139,7 @@ __global__ __launch_bounds__(kThreads,
   const int first_unit = first_key / kKvUnit;
   std::uint32_t phase = 0;
   const auto next_stage = [&] {
-    __syncwarp();
-    if (lane == 0) {
-      BarrierArrive(empty + 8 * stage);
-    }
+    WarpArrive(empty + 8 * stage, lane);
     if (++stage == kStages) {
       stage = 0;
       phase ^= 1;

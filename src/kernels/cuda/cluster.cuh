@@ -42,6 +42,20 @@ __device__ __forceinline__ void ArriveAt(std::uint32_t barrier, std::uint32_t ra
       "r"(rank)
       : "memory");
 }
+/// A warpgroup arrives as one at a barrier of both blocks of a cluster of two, once a wait for its
+/// wgmma has brought it together: a thread each, or for racecheck all (kWarpArrivals).
+constexpr int kWarpgroupArrivals = kWarpArrivals == 1 ? 1 : 4 * kWarpArrivals;
+__device__ __forceinline__ bool ArrivesForWarpgroup() {
+  return kWarpgroupArrivals > 1 || threadIdx.x % 128 < 2;
+}
+__device__ __forceinline__ void ArriveAtBoth(std::uint32_t barrier) {
+  if constexpr (kWarpgroupArrivals == 1) {
+    ArriveAt(barrier, threadIdx.x % 128);
+  } else {
+    ArriveAt(barrier, 0);
+    ArriveAt(barrier, 1);
+  }
+}
 /// Writes `value` to block `rank` of the cluster, at the place of `to` here; its barrier, given by
 /// its address here, counts the 16 bytes.
 __device__ __forceinline__ void SendTo(std::uint32_t rank, float4* to, float4 value,

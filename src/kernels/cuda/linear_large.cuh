@@ -277,7 +277,7 @@ __global__ __launch_bounds__(kLargeThreads,
   if (threadIdx.x == 0) {
     for (int s = 0; s < args.num_stages; ++s) {
       BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, 4);  // two warpgroups of each block
+      BarrierInit(empty + 8 * s, 4 * kWarpgroupArrivals);  // two warpgroups of each block
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -344,8 +344,8 @@ __global__ __launch_bounds__(kLargeThreads,
   std::uint32_t a[kHalves][4][4];
   int issued = -1;  // stage whose last products may still run
   const auto release = [&] {
-    if (issued >= 0 && threadIdx.x % 128 < 2) {
-      ArriveAt(empty + 8 * issued, threadIdx.x % 128);
+    if (issued >= 0 && ArrivesForWarpgroup()) {
+      ArriveAtBoth(empty + 8 * issued);
     }
     issued = -1;
   };

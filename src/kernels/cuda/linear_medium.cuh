@@ -248,7 +248,7 @@ __global__ __launch_bounds__(kMediumThreads,
     };
     if (lane < depth) {
       BarrierInit(full + 8 * lane, 1);
-      BarrierInit(empty + 8 * lane, kMediumQuad);
+      BarrierInit(empty + 8 * lane, kMediumQuad * kWarpArrivals);
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
       asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
@@ -295,10 +295,10 @@ __global__ __launch_bounds__(kMediumThreads,
     asm volatile("bar.sync 1, %0;" ::"n"(kMediumWarps * 32) : "memory");
   }
   if (threadIdx.x < kMediumSlices * kTiles) {
-    BarrierInit(passed + 8 * threadIdx.x, 1);
+    BarrierInit(passed + 8 * threadIdx.x, kWarpArrivals);
   }
-  if (threadIdx.x < 2 * kTiles) {
-    BarrierInit(arrived + 8 * threadIdx.x, 1);  // and drained
+  if (threadIdx.x < 2 * kTiles) {  // arrived and drained
+    BarrierInit(arrived + 8 * threadIdx.x, threadIdx.x < kTiles ? 1 : kWarpArrivals);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   ClusterArrive();
@@ -330,8 +330,8 @@ __global__ __launch_bounds__(kMediumThreads,
             scales + (half * kHalfCols >> args.sub_shift) * SubBytes<kFormat, kGrid>(),
             kMediumQuad * unit_bytes, SmemAddress(at) + half * kBoxBytes, lane);
       }
-      WgmmaWait<0>();
-      if (lane == 0) {
+      WgmmaWait<0>();  // it brings the warp together
+      if (ArrivesForWarp(lane)) {
         BarrierArrive(empty + 8 * stage);
       }
       if (++stage == depth) {
@@ -392,7 +392,7 @@ __global__ __launch_bounds__(kMediumThreads,
         }
       }
       __syncwarp();
-      if (lane == 0) {
+      if (ArrivesForWarp(lane)) {
         BarrierArrive(passed + 8 * (slice * kTiles + tile));
         if (writes && rank == 1) {
           ArriveAt(drained + 8 * tile, 0);

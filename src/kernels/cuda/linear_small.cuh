@@ -88,7 +88,7 @@ __global__ __launch_bounds__(kSmallThreads,
   if (threadIdx.x == 0) {
     for (int s = 0; s < num_stages; ++s) {
       BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, kSmallWarps);
+      BarrierInit(empty + 8 * s, kSmallWarps * kWarpArrivals);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -230,10 +230,7 @@ __global__ __launch_bounds__(kSmallThreads,
             Mma16816(c, a, x_now[2 * s], x_now[2 * s + 1]);
           }
         }
-        __syncwarp();
-        if (lane == 0) {
-          BarrierArrive(empty + 8 * stage);
-        }
+        WarpArrive(empty + 8 * stage, lane);
         *kept_sum = make_float4(c[0], c[1], c[2], c[3]);
         if (++stage == num_stages) {
           stage = 0;

@@ -42,6 +42,22 @@ __device__ __forceinline__ void BarrierExpect(std::uint32_t barrier, std::uint32
 __device__ __forceinline__ void BarrierArrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+
+// A warp arrives as one: __syncwarp puts what all its lanes did before the arrival of lane 0. The
+// racecheck of compute-sanitizer credits only threads that arrive themselves, so in a build for it
+// every lane does. A barrier for n warps is initialized with n * kWarpArrivals.
+#ifdef NIBBLE_RACECHECK
+constexpr int kWarpArrivals = 32;
+#else
+constexpr int kWarpArrivals = 1;
+#endif
+__device__ __forceinline__ bool ArrivesForWarp(int lane) { return kWarpArrivals > 1 || lane == 0; }
+__device__ __forceinline__ void WarpArrive(std::uint32_t barrier, int lane) {
+  __syncwarp();
+  if (ArrivesForWarp(lane)) {
+    BarrierArrive(barrier);
+  }
+}
 __device__ __forceinline__ bool BarrierTry(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done;
   asm volatile(
