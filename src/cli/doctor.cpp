@@ -71,11 +71,12 @@ std::vector<std::string> Missing(const CudaInfo& cuda, const MachineMemory& memo
     missing.push_back("a card, for --device cuda: " + cuda.problem);
   }
   for (const CudaCard& card : cuda.cards) {
-    if (card.compute_capability < 80) {
+    if (card.compute_capability < kLeastComputeCapability) {
       missing.push_back(fmt::format(
           "a newer card than the {}, for --device cuda: it has compute capability {}.{} and nibble "
-          "needs 8.0",
-          card.name, card.compute_capability / 10, card.compute_capability % 10));
+          "needs {}.{}",
+          card.name, card.compute_capability / 10, card.compute_capability % 10,
+          kLeastComputeCapability / 10, kLeastComputeCapability % 10));
     }
   }
   for (const CudaLibrary& library : cuda.libraries) {

@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "base/text.h"
+#include "device/cuda_info.h"
 #include "device/cuda_start.h"
 
 namespace nibble {
@@ -65,12 +66,13 @@ class CudaDeviceImpl final : public CudaDevice {
     num_sms_ = attribute(cudaDevAttrMultiProcessorCount);
     compute_capability_ = attribute(cudaDevAttrComputeCapabilityMajor) * 10 +
                           attribute(cudaDevAttrComputeCapabilityMinor);
-    if (compute_capability_ < 80) {
+    if (compute_capability_ < kLeastComputeCapability) {
       return Fail(
           ErrorCode::kUnavailable,
-          fmt::format("CUDA device {} has compute capability {}.{}; nibble needs 8.0 (A100) "
-                      "or newer",
-                      ordinal_, compute_capability_ / 10, compute_capability_ % 10));
+          fmt::format("CUDA device {} has compute capability {}.{}; nibble's attention needs "
+                      "{}.{} (Hopper) or newer: use another card, or --device cpu",
+                      ordinal_, compute_capability_ / 10, compute_capability_ % 10,
+                      kLeastComputeCapability / 10, kLeastComputeCapability % 10));
     }
     cudaError_t error = cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
     if (error == cudaSuccess) {

@@ -6,6 +6,10 @@
 
 namespace nibble {
 
+/// What the CUDA backend runs on: its attention copies by cp.async.bulk (Hopper). The products and
+/// small kernels also run on 8.0 (A100).
+inline constexpr int kLeastComputeCapability = 90;
+
 struct CudaCard {
   std::string name;
   int compute_capability = 0;  // 90 for 9.0

@@ -149,6 +149,7 @@ __device__ __forceinline__ void AddNewToken(const AttentionArgs& args, const Ite
 template <int kHeadDim, KvType kType>
 __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
     const __grid_constant__ AttentionArgs args, int num_stages) {
+#if __CUDA_ARCH__ >= 900  // bulk copies
   constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
   constexpr int kScaleBytes = KvScaleBytes(kType);
   constexpr int kRowBytes = KvRowBytes(kType, kHeadDim);
@@ -510,6 +511,7 @@ __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
     WarpsSync();  // is_last is read before the next item may write it
   }
   WaitForPrevious();  // blocks without items, too: the next kernel relies on it
+#endif
 }
 
 template <int kHeadDim, KvType kType>

@@ -23,6 +23,7 @@ __device__ __forceinline__ int QueryAt(int row, int chunk) {
 template <int kHeadDim, KvType kType>
 __global__ __launch_bounds__(kThreads,
                              1) void PrefillKernel(const __grid_constant__ AttentionArgs args) {
+#if __CUDA_ARCH__ >= 900  // bulk copies
   constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
   constexpr int kSteps = kHeadDim / 16;
   constexpr int kDimTiles = kHeadDim / 8;
@@ -324,6 +325,7 @@ __global__ __launch_bounds__(kThreads,
       }
     }
   }
+#endif
 }
 
 template <int kHeadDim, KvType kType>

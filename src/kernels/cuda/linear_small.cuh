@@ -59,6 +59,7 @@ __device__ __forceinline__ PairTiles TilesOf(const SmallArgs& args, int pair,
 template <Format kFormat, Grid kGrid, int kUnitCols, int kSubCols>
 __global__ __launch_bounds__(kSmallThreads,
                              1) void LinearSmall(const __grid_constant__ SmallArgs args) {
+#if __CUDA_ARCH__ >= 900  // bulk copies
   constexpr int kHalves = kUnitCols / kHalfCols;
   constexpr int kCodeBytes = kHalves * HalfCodes<kFormat>::kBytes;
   constexpr int kUnitBytes = kCodeBytes + kUnitCols / kSubCols * SubBytes<kFormat, kGrid>();
@@ -286,6 +287,7 @@ __global__ __launch_bounds__(kSmallThreads,
     }
     ConsumersSync();
   }
+#endif
 }
 
 /// Chooses stages and launches one instantiation.
