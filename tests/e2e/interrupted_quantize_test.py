@@ -46,7 +46,7 @@ class InterruptedQuantize(unittest.TestCase):
         """True if it was finished before it could be killed."""
         process = subprocess.Popen([binary(), *map(str, self.command(out))], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
+        time.sleep(seconds)  # the moment of the kill is the case under test
         process.kill()
         return process.wait() == 0
 
@@ -84,7 +84,7 @@ class InterruptedQuantize(unittest.TestCase):
         out = self.root / "stopped"
         process = subprocess.Popen([binary(), *map(str, self.command(out))], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        time.sleep(self.seconds * 0.5)
+        time.sleep(self.seconds * 0.5)  # in the middle of its work
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=120)
         self.assertEqual(stdout, "")

@@ -111,10 +111,6 @@ __device__ __forceinline__ void BulkCopyShared(std::uint32_t smem, const void* g
       : "memory");
 }
 
-__device__ __forceinline__ void PrefetchL2(const void* global) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
-}
-
 // --- registers: moves them between the warpgroups of a block (sm_90a; elsewhere nothing) ---
 
 template <int kCount>
