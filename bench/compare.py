@@ -60,5 +60,6 @@ for name, (batch, key) in figures.items():
           f"({table[name]['int8']['ratio']:.2f}x)")
 pathlib.Path(args.out).write_text(json.dumps(
     {"commit": commit.strip(), "cpu": runs["int16"][0]["cpu"], "threads": runs["int16"][0]["threads"],
-     "peer": runs["peer"][0]["engine"], "load_before": load_before, "load_after": os.getloadavg(), "table": table,
+     "peer": runs["peer"][0]["engine"], "peer_features": runs["peer"][0]["features"],
+     "load_before": load_before, "load_after": os.getloadavg(), "table": table,
      "runs": runs}, indent=1) + "\n")

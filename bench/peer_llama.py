@@ -71,4 +71,4 @@ def run(sequences, prompt, output):
 
 
 print(json.dumps({"engine": "llama-cpp-python " + lc.__version__, "model": args.model.split("/")[-1],
-                  "threads": args.threads, "batches": [run(1, 512, 128), run(32, 32, 128)]}, indent=1))
+                  "features": lc.llama_print_system_info().decode(), "threads": args.threads, "batches": [run(1, 512, 128), run(32, 32, 128)]}, indent=1))
