@@ -1,5 +1,5 @@
-// Norms, RoPE, attention and sampling in the table of `nibble kernels`: every level must give the
-// bits of ref (and ref those of the best level here) on odd shapes.
+// Norms, RoPE, attention, sampling and Gram matrices in the table of `nibble kernels`: every level
+// must give the bits of ref (and ref those of the best level here) on odd shapes.
 
 #include <fmt/format.h>
 
@@ -16,6 +16,7 @@
 
 #include "base/random.h"
 #include "kernels/attention_kernel.h"
+#include "kernels/gram_kernel.h"
 #include "kernels/isa.h"
 #include "kernels/kernel_table.h"
 #include "kernels/ops_kernel.h"
@@ -29,11 +30,13 @@ struct Level {
   const OpsKernels* ops;
   const AttentionKernels* attention;
   const SamplingKernels* sampling;
+  const GramKernels* gram;
 };
 
-constexpr Level kLevels[] = {{Isa::kRef, &kRefOps, &kRefAttention, &kRefSampling},
-                             {Isa::kAvx2, &kAvx2Ops, &kAvx2Attention, &kAvx2Sampling},
-                             {Isa::kAvx512, &kAvx512Ops, &kAvx512Attention, &kAvx512Sampling}};
+constexpr Level kLevels[] = {
+    {Isa::kRef, &kRefOps, &kRefAttention, &kRefSampling, &kRefGram},
+    {Isa::kAvx2, &kAvx2Ops, &kAvx2Attention, &kAvx2Sampling, &kAvx2Gram},
+    {Isa::kAvx512, &kAvx512Ops, &kAvx512Attention, &kAvx512Sampling, &kAvx512Gram}};
 
 const Level& BestLevel() {
   const Isa isa = DetectIsa();
@@ -198,6 +201,51 @@ std::vector<Output> ProduceSampling(const Level& level, std::uint32_t seed) {
   return outputs;
 }
 
+std::vector<Output> ProduceGram(const Level& level, std::uint32_t seed) {
+  PhiloxEngine random(seed);
+  std::vector<Output> outputs;
+  for (const std::int64_t rows : {1, 7, 255, 256, 300, 513}) {
+    for (int panels = 1; panels <= kGramMaxPanels; ++panels) {
+      const std::int64_t stride = (rows + 1) * kGramPanel;  // panels need not touch
+      const auto a = Normal(random, static_cast<std::size_t>(rows * kGramPanel));
+      const auto b = Normal(random, static_cast<std::size_t>(panels * stride));
+      const std::int64_t c_stride = panels * kGramPanel + 3;
+      std::vector<double> c(static_cast<std::size_t>(kGramRows * c_stride), 0.5);
+      GramCall call;
+      call.a = a.data() + (rows % 2 == 0 ? kGramRows : 0);  // either half of the panel
+      call.b = b.data();
+      call.b_stride = stride;
+      call.num_panels = panels;
+      call.rows = rows;
+      call.c = c.data();
+      call.c_stride = c_stride;
+      level.gram->gram(call);
+      Append(outputs.emplace_back(), c.data(), c.size());
+    }
+  }
+  return outputs;
+}
+
+std::vector<Output> ProduceDowndate(const Level& level, std::uint32_t seed) {
+  PhiloxEngine random(seed);
+  std::vector<Output> outputs;
+  for (const std::int64_t rows : {1, 16, 64, 65}) {
+    const auto values = Normal(random, static_cast<std::size_t>(2 * rows * kGramPanel));
+    const std::vector<double> p(values.begin(), values.end());
+    constexpr std::int64_t kStride = kGramPanel + 5;
+    std::vector<double> c(static_cast<std::size_t>(kGramRows * kStride), 0.5);
+    DowndateCall call;
+    call.a = p.data();
+    call.b = p.data() + rows * kGramPanel;
+    call.rows = rows;
+    call.c = c.data();
+    call.c_stride = kStride;
+    level.gram->downdate(call);
+    Append(outputs.emplace_back(), c.data(), c.size());
+  }
+  return outputs;
+}
+
 KernelReport Check(Produce produce, const Level& level, std::uint32_t seed) {
   KernelReport report;
   if (level.isa > DetectIsa()) {
@@ -297,6 +345,49 @@ std::vector<KernelSpeed> BenchAttention(Device& device, const Level& level, KvDT
   return {speed};
 }
 
+// A tile as AddGram makes it, 64 x 192 over 1024 rows in L2, on every worker: judged by fp32
+// arithmetic.
+std::vector<KernelSpeed> BenchGram(Device& device, const Level& level) {
+  constexpr std::int64_t kRows = 1024;
+  constexpr std::int64_t kPanelsA = 4;
+  constexpr std::int64_t kPanelsB = 12;
+  constexpr std::int64_t kTiles = 16;
+  const std::vector<float> x(static_cast<std::size_t>(kPanelsB * kRows * kGramPanel), 0.25F);
+  const auto workers = static_cast<std::size_t>(device.pool().num_workers());
+  constexpr std::int64_t kWidth = kPanelsB * kGramPanel;
+  constexpr std::size_t kTile = kPanelsA * kGramPanel * kWidth;
+  std::vector<double> c(kTile * workers);
+  const Timing timing = MedianTime(0.2, [&] {
+    device.pool().For(kTiles, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
+      double* tile = c.data() + static_cast<std::size_t>(worker) * kTile;
+      for (std::int64_t i = begin * kPanelsA * 2; i < end * kPanelsA * 2; ++i) {
+        for (std::int64_t row = 0; row < kRows; row += kGramChain) {
+          for (int p = 0; p < kPanelsB; p += kGramMaxPanels) {
+            const std::int64_t half = i % (kPanelsA * 2);
+            GramCall call;
+            call.a = x.data() + (half / 2 * kRows + row) * kGramPanel + half % 2 * kGramRows;
+            call.b = x.data() + (p * kRows + row) * kGramPanel;
+            call.b_stride = kRows * kGramPanel;
+            call.num_panels = kGramMaxPanels;
+            call.rows = kGramChain;
+            call.c = tile + half * kGramRows * kWidth + p * kGramPanel;
+            call.c_stride = kWidth;
+            level.gram->gram(call);
+          }
+        }
+      }
+    });
+  });
+  KernelSpeed speed;
+  speed.shape = fmt::format("{}x{}, {} rows", kPanelsA * kGramPanel, kWidth, kRows);
+  speed.bytes = 4.0 * static_cast<double>(x.size());
+  speed.ops = 2.0 * static_cast<double>(kTile) * kRows * kTiles;
+  speed.seconds = timing.seconds;
+  speed.num_runs = timing.num_runs;
+  speed.limit = KernelSpeed::Limit::kF32;
+  return {speed};
+}
+
 std::vector<KernelSpeed> BenchSampling(Device& device, const Level& level) {
   constexpr std::int64_t kRows = 256;
   constexpr std::int64_t kVocab = 49152;
@@ -346,7 +437,9 @@ std::vector<KernelInfo> FloatKernelInfos() {
        [](Device& device, const Level& level) {
          return BenchAttention(device, level, KvDType::kF32);
        }},
-      {"sampling", "sampling", "any vocabulary", ProduceSampling, BenchSampling}};
+      {"sampling", "sampling", "any vocabulary", ProduceSampling, BenchSampling},
+      {"gram", "gram", "panels of 16", ProduceGram, BenchGram},
+      {"gram.downdate", "gram", "panels of 16", ProduceDowndate, nullptr}};
   std::vector<KernelInfo> infos;
   for (const Operator& op : kOperators) {
     for (const Level& level : kLevels) {
@@ -356,7 +449,7 @@ std::vector<KernelInfo> FloatKernelInfos() {
       info.isa = level.isa;
       info.accepts = op.accepts;
       info.check = [&op, &level](std::uint32_t seed) { return Check(op.produce, level, seed); };
-      if (level.isa != Isa::kRef) {
+      if (level.isa != Isa::kRef && op.bench != nullptr) {
         info.bench = [&op, &level](Device& device) { return op.bench(device, level); };
       }
       infos.push_back(std::move(info));

@@ -1,0 +1,127 @@
+#include "kernels/gram.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "kernels/isa.h"
+
+namespace nibble {
+namespace {
+
+// A tile of c that one worker fills, in panels: with both panels of x it stays in L2.
+constexpr std::int64_t kTileA = 4;
+constexpr std::int64_t kTileB = 12;
+
+const GramKernels& Kernels() {
+  switch (CurrentIsa()) {
+    case Isa::kRef:
+      return kRefGram;
+    case Isa::kAvx2:
+      return kAvx2Gram;
+    case Isa::kAvx512:
+    case Isa::kAmx:
+      return kAvx512Gram;
+  }
+  return kRefGram;
+}
+
+// One panel of a against `num_panels` of b, over whole rows.
+void RunPanel(const GramKernels& kernels, const float* a, const float* b, std::int64_t b_stride,
+              std::int64_t num_panels, std::int64_t num_rows, double* c, std::int64_t c_stride) {
+  for (std::int64_t half = 0; half < kGramPanel; half += kGramRows) {
+    for (std::int64_t p = 0; p < num_panels; p += kGramMaxPanels) {
+      GramCall call;
+      call.a = a + half;
+      call.b = b + p * b_stride;
+      call.b_stride = b_stride;
+      call.num_panels = static_cast<int>(std::min<std::int64_t>(kGramMaxPanels, num_panels - p));
+      call.rows = num_rows;
+      call.c = c + half * c_stride + p * kGramPanel;
+      call.c_stride = c_stride;
+      kernels.gram(call);
+    }
+  }
+}
+
+}  // namespace
+
+void PackPanels(ThreadPool& pool, const float* x, std::int64_t stride, std::int64_t num_rows,
+                std::int64_t width, std::span<const float> row_weights, float* panels) {
+  const std::int64_t num_panels = PadToPanel(width) / kGramPanel;
+  pool.For(num_panels, 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t panel = begin; panel < end; ++panel) {
+      const std::int64_t first = panel * kGramPanel;
+      const auto count = static_cast<std::size_t>(std::min(kGramPanel, width - first));
+      float* to = panels + panel * num_rows * kGramPanel;
+      for (std::int64_t row = 0; row < num_rows; ++row, to += kGramPanel) {
+        std::memset(to, 0, kGramPanel * sizeof(float));
+        std::memcpy(to, x + row * stride + first, count * sizeof(float));
+        if (!row_weights.empty()) {
+          for (std::int64_t i = 0; i < kGramPanel; ++i) {
+            to[i] *= row_weights[static_cast<std::size_t>(row)];
+          }
+        }
+      }
+    }
+  });
+}
+
+void AddGram(ThreadPool& pool, const float* a, std::int64_t a_width, const float* b,
+             std::int64_t b_width, std::int64_t num_rows, bool upper_only, double* c) {
+  NIBBLE_CHECK(a_width % kGramPanel == 0 && b_width % kGramPanel == 0, "widths in whole panels");
+  const GramKernels& kernels = Kernels();
+  const std::int64_t panel_floats = num_rows * kGramPanel;
+  const std::int64_t a_panels = a_width / kGramPanel;
+  const std::int64_t b_panels = b_width / kGramPanel;
+  const std::int64_t a_tiles = (a_panels + kTileA - 1) / kTileA;
+  const std::int64_t b_tiles = (b_panels + kTileB - 1) / kTileB;
+  pool.For(a_tiles * b_tiles, 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+      const std::int64_t i0 = tile / b_tiles * kTileA;
+      const std::int64_t i1 = std::min(a_panels, i0 + kTileA);
+      const std::int64_t j0 = tile % b_tiles * kTileB;
+      const std::int64_t j1 = std::min(b_panels, j0 + kTileB);
+      for (std::int64_t row = 0; row < num_rows; row += kGramChain) {
+        const std::int64_t rows = std::min(kGramChain, num_rows - row);
+        for (std::int64_t i = i0; i < i1; ++i) {
+          const std::int64_t j = upper_only ? std::max(i, j0) : j0;
+          if (j < j1) {
+            RunPanel(kernels, a + i * panel_floats + row * kGramPanel,
+                     b + j * panel_floats + row * kGramPanel, panel_floats, j1 - j, rows,
+                     c + i * kGramPanel * b_width + j * kGramPanel, b_width);
+          }
+        }
+      }
+    }
+  });
+}
+
+void AddGramPanel(const float* a, const float* b, std::int64_t b_stride, std::int64_t num_panels,
+                  std::int64_t num_rows, double* c, std::int64_t c_stride) {
+  RunPanel(Kernels(), a, b, b_stride, num_panels, num_rows, c, c_stride);
+}
+
+void Downdate(ThreadPool& pool, const double* p, std::int64_t width, std::int64_t depth, double* c,
+              std::int64_t c_stride) {
+  NIBBLE_CHECK(width % kGramPanel == 0, "widths in whole panels");
+  const GramKernels& kernels = Kernels();
+  const std::int64_t panels = width / kGramPanel;
+  pool.For(panels, 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      for (std::int64_t j = i; j < panels; ++j) {
+        for (std::int64_t half = 0; half < kGramPanel; half += kGramRows) {
+          DowndateCall call;
+          call.a = p + i * depth * kGramPanel + half;
+          call.b = p + j * depth * kGramPanel;
+          call.rows = depth;
+          call.c = c + (i * kGramPanel + half) * c_stride + j * kGramPanel;
+          call.c_stride = c_stride;
+          kernels.downdate(call);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace nibble

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/thread_pool.h"
+#include "kernels/gram_kernel.h"
+
+namespace nibble {
+
+// Products of tall matrices, x^T y, summed in double: Hessians, and the sweeps of solvers over
+// them. Inside kGramChain rows sums are chains of fp32 fma, whose relative error is at most
+// kGramChain roundings of the sum of magnitudes (1.5e-5; in practice its root, 1e-6). The order of
+// all sums is fixed, so results do not depend on the ISA or on the number of threads.
+
+/// Columns in whole panels.
+constexpr std::int64_t PadToPanel(std::int64_t width) {
+  return (width + kGramPanel - 1) / kGramPanel * kGramPanel;
+}
+
+/// x [num_rows, width], row stride in floats -> panels [PadToPanel(width) / 16][num_rows][16], the
+/// columns beyond width zero. row_weights: [num_rows], each row times its weight, or empty.
+void PackPanels(ThreadPool& pool, const float* x, std::int64_t stride, std::int64_t num_rows,
+                std::int64_t width, std::span<const float> row_weights, float* panels);
+
+/// c [a_width, b_width] += a^T b of packed panels of num_rows rows; widths are multiples of 16. If
+/// a_width == b_width and upper_only, only the tiles of 16 x 16 on and above the diagonal.
+void AddGram(ThreadPool& pool, const float* a, std::int64_t a_width, const float* b,
+             std::int64_t b_width, std::int64_t num_rows, bool upper_only, double* c);
+
+/// The same for one panel of a and any number of panels of b, b_stride floats apart, on the calling
+/// thread: c [16][16 * num_panels], c_stride doubles a row.
+void AddGramPanel(const float* a, const float* b, std::int64_t b_stride, std::int64_t num_panels,
+                  std::int64_t num_rows, double* c, std::int64_t c_stride);
+
+/// c[i][j] -= sum over t < depth of p[i][t] * p[j][t], in double, for the 16 x 16 tiles on and
+/// above the diagonal. p: panels [width / 16][depth][16].
+void Downdate(ThreadPool& pool, const double* p, std::int64_t width, std::int64_t depth, double* c,
+              std::int64_t c_stride);
+
+}  // namespace nibble
