@@ -202,17 +202,26 @@ void LlamaModel::Forward(const ForwardBatch& batch, KvCache& cache,
 
 void LlamaModel::Attend(std::int64_t index, std::int64_t cache_layer, std::int64_t rows,
                         const ForwardBatch& batch, KvCache& cache, const LinearObserver* observer) {
-  const Layer& layer = layers_[static_cast<std::size_t>(index)];
   const std::int64_t hidden = config_.hidden_size;
+  Observe(context_, observer, index, "self_attn.q_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(context_, observer, index, "self_attn.k_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(context_, observer, index, "self_attn.v_proj", At(at_.normed), hidden, rows, hidden);
+  QkvAttention(index, cache_layer, At(at_.normed), rows, batch, cache, At(at_.attention));
+  Observe(context_, observer, index, "self_attn.o_proj", At(at_.attention), QSize(config_), rows,
+          QSize(config_));
+  OutputProjection(index, At(at_.attention), rows, At(at_.delta));
+}
+
+void LlamaModel::QkvAttention(std::int64_t index, std::int64_t cache_layer, const float* x,
+                              std::int64_t rows, const ForwardBatch& batch, KvCache& cache,
+                              float* attention) {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
   const std::int64_t stride = QkvSize(config_);
   float* q = At(at_.qkv);
   float* k = q + QSize(config_);
   float* v = k + KvSize(config_);
-  Observe(context_, observer, index, "self_attn.q_proj", At(at_.normed), hidden, rows, hidden);
-  Observe(context_, observer, index, "self_attn.k_proj", At(at_.normed), hidden, rows, hidden);
-  Observe(context_, observer, index, "self_attn.v_proj", At(at_.normed), hidden, rows, hidden);
   const LinearOutput qkv[] = {{&layer.q, q, stride}, {&layer.k, k, stride}, {&layer.v, v, stride}};
-  Linear(context_, At(at_.normed), hidden, rows, qkv);
+  Linear(context_, x, config_.hidden_size, rows, qkv);
   if (layer.q_bias != nullptr) {
     AddBias(context_, q, stride, layer.q_bias, rows, QSize(config_));
     AddBias(context_, k, stride, layer.k_bias, rows, KvSize(config_));
@@ -236,42 +245,56 @@ void LlamaModel::Attend(std::int64_t index, std::int64_t cache_layer, std::int64
   PagedAttention(context_, cache, cache_layer,
                  {.q = q,
                   .q_stride = stride,
-                  .out = At(at_.attention),
+                  .out = attention,
                   .out_stride = QSize(config_),
                   .num_heads = config_.num_heads,
                   .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
                   .sliding_window = static_cast<std::int32_t>(config_.sliding_window.value_or(0))},
                  batch.sequences);
-  Observe(context_, observer, index, "self_attn.o_proj", At(at_.attention), QSize(config_), rows,
-          QSize(config_));
-  const LinearOutput o[] = {{&layer.o, At(at_.delta), hidden}};
-  Linear(context_, At(at_.attention), QSize(config_), rows, o);
+}
+
+void LlamaModel::OutputProjection(std::int64_t index, const float* attention, std::int64_t rows,
+                                  float* delta) {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const LinearOutput o[] = {{&layer.o, delta, config_.hidden_size}};
+  Linear(context_, attention, QSize(config_), rows, o);
   if (layer.o_bias != nullptr) {
-    AddBias(context_, At(at_.delta), hidden, layer.o_bias, rows, hidden);
+    AddBias(context_, delta, config_.hidden_size, layer.o_bias, rows, config_.hidden_size);
   }
 }
 
 void LlamaModel::FeedForward(std::int64_t index, std::int64_t rows,
                              const LinearObserver* observer) {
-  const Layer& layer = layers_[static_cast<std::size_t>(index)];
   const std::int64_t hidden = config_.hidden_size;
+  const std::int64_t inner = config_.intermediate_size;
+  Observe(context_, observer, index, "mlp.gate_proj", At(at_.normed), hidden, rows, hidden);
+  Observe(context_, observer, index, "mlp.up_proj", At(at_.normed), hidden, rows, hidden);
+  GateUp(index, At(at_.normed), rows, At(at_.product));
+  Observe(context_, observer, index, "mlp.down_proj", At(at_.product), inner, rows, inner);
+  DownProjection(index, At(at_.product), rows, At(at_.delta));
+}
+
+void LlamaModel::GateUp(std::int64_t index, const float* x, std::int64_t rows, float* product) {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
   const std::int64_t inner = config_.intermediate_size;
   float* gate = At(at_.gate_up);
   float* up = gate + inner;
-  Observe(context_, observer, index, "mlp.gate_proj", At(at_.normed), hidden, rows, hidden);
-  Observe(context_, observer, index, "mlp.up_proj", At(at_.normed), hidden, rows, hidden);
   const LinearOutput gate_up[] = {{&layer.gate, gate, 2 * inner}, {&layer.up, up, 2 * inner}};
-  Linear(context_, At(at_.normed), hidden, rows, gate_up);
+  Linear(context_, x, config_.hidden_size, rows, gate_up);
   if (layer.gate_bias != nullptr) {
     AddBias(context_, gate, 2 * inner, layer.gate_bias, rows, inner);
     AddBias(context_, up, 2 * inner, layer.up_bias, rows, inner);
   }
-  SwiGlu(context_, gate, 2 * inner, up, 2 * inner, At(at_.product), inner, rows, inner);
-  Observe(context_, observer, index, "mlp.down_proj", At(at_.product), inner, rows, inner);
-  const LinearOutput down[] = {{&layer.down, At(at_.delta), hidden}};
-  Linear(context_, At(at_.product), inner, rows, down);
+  SwiGlu(context_, gate, 2 * inner, up, 2 * inner, product, inner, rows, inner);
+}
+
+void LlamaModel::DownProjection(std::int64_t index, const float* product, std::int64_t rows,
+                                float* delta) {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const LinearOutput down[] = {{&layer.down, delta, config_.hidden_size}};
+  Linear(context_, product, config_.intermediate_size, rows, down);
   if (layer.down_bias != nullptr) {
-    AddBias(context_, At(at_.delta), hidden, layer.down_bias, rows, hidden);
+    AddBias(context_, delta, config_.hidden_size, layer.down_bias, rows, config_.hidden_size);
   }
 }
 
@@ -287,6 +310,48 @@ void LlamaModel::ForwardBlock(std::int64_t index, float* hidden, const ForwardBa
              At(at_.normed), rows, config_.hidden_size);
   FeedForward(index, rows, observer);
   AddRmsNorm(context_, hidden, At(at_.delta), nullptr, config_.rms_norm_eps, nullptr, rows,
+             config_.hidden_size);
+}
+
+void LlamaModel::AttentionInput(std::int64_t index, float* hidden, std::int64_t num_tokens,
+                                float* x) {
+  AddRmsNorm(context_, hidden, nullptr, layers_[static_cast<std::size_t>(index)].input_norm,
+             config_.rms_norm_eps, x, num_tokens, config_.hidden_size);
+}
+
+void LlamaModel::AttentionOutput(std::int64_t index, const float* x, const ForwardBatch& batch,
+                                 KvCache& cache, float* attention) {
+  const std::int64_t rows = batch.num_tokens();
+  NIBBLE_CHECK(rows <= limits_.max_tokens, "a step larger than the workspace");
+  QkvAttention(index, cache.spec.num_layers == 1 ? 0 : index, x, rows, batch, cache, attention);
+}
+
+void LlamaModel::AddAttention(std::int64_t index, const float* attention, std::int64_t num_tokens,
+                              float* hidden) {
+  NIBBLE_CHECK(num_tokens <= limits_.max_tokens, "a step larger than the workspace");
+  OutputProjection(index, attention, num_tokens, At(at_.delta));
+  AddRmsNorm(context_, hidden, At(at_.delta), nullptr, config_.rms_norm_eps, nullptr, num_tokens,
+             config_.hidden_size);
+}
+
+void LlamaModel::FeedForwardInput(std::int64_t index, float* hidden, std::int64_t num_tokens,
+                                  float* x) {
+  AddRmsNorm(context_, hidden, nullptr,
+             layers_[static_cast<std::size_t>(index)].post_attention_norm, config_.rms_norm_eps, x,
+             num_tokens, config_.hidden_size);
+}
+
+void LlamaModel::FeedForwardProduct(std::int64_t index, const float* x, std::int64_t num_tokens,
+                                    float* product) {
+  NIBBLE_CHECK(num_tokens <= limits_.max_tokens, "a step larger than the workspace");
+  GateUp(index, x, num_tokens, product);
+}
+
+void LlamaModel::AddFeedForward(std::int64_t index, const float* product, std::int64_t num_tokens,
+                                float* hidden) {
+  NIBBLE_CHECK(num_tokens <= limits_.max_tokens, "a step larger than the workspace");
+  DownProjection(index, product, num_tokens, At(at_.delta));
+  AddRmsNorm(context_, hidden, At(at_.delta), nullptr, config_.rms_norm_eps, nullptr, num_tokens,
              config_.hidden_size);
 }
 

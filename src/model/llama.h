@@ -96,6 +96,26 @@ class LlamaModel {
   void ForwardBlock(std::int64_t layer, float* hidden, const ForwardBatch& batch, KvCache& cache,
                     const LinearObserver* observer = nullptr);
 
+  // ForwardBlock step by step, with the same bits: for a walk that replaces the linears of one step
+  // before any row takes the next. Rows are contiguous.
+
+  /// x [num_tokens, hidden_size]: what q, k and v multiply.
+  void AttentionInput(std::int64_t layer, float* hidden, std::int64_t num_tokens, float* x);
+  /// attention [num_tokens, num_heads * head_dim] of that x: what o multiplies.
+  void AttentionOutput(std::int64_t layer, const float* x, const ForwardBatch& batch,
+                       KvCache& cache, float* attention);
+  /// hidden += o(attention).
+  void AddAttention(std::int64_t layer, const float* attention, std::int64_t num_tokens,
+                    float* hidden);
+  /// x [num_tokens, hidden_size]: what gate and up multiply.
+  void FeedForwardInput(std::int64_t layer, float* hidden, std::int64_t num_tokens, float* x);
+  /// product [num_tokens, intermediate_size] of that x: what down multiplies.
+  void FeedForwardProduct(std::int64_t layer, const float* x, std::int64_t num_tokens,
+                          float* product);
+  /// hidden += down(product).
+  void AddFeedForward(std::int64_t layer, const float* product, std::int64_t num_tokens,
+                      float* hidden);
+
  private:
   struct Layer {
     const float* input_norm = nullptr;
@@ -126,6 +146,13 @@ class LlamaModel {
   void Attend(std::int64_t layer, std::int64_t cache_layer, std::int64_t rows,
               const ForwardBatch& batch, KvCache& cache, const LinearObserver* observer);
   void FeedForward(std::int64_t layer, std::int64_t rows, const LinearObserver* observer);
+  // The linears of a block and what stands between them, from memory to memory.
+  void QkvAttention(std::int64_t layer, std::int64_t cache_layer, const float* x, std::int64_t rows,
+                    const ForwardBatch& batch, KvCache& cache, float* attention);
+  void OutputProjection(std::int64_t layer, const float* attention, std::int64_t rows,
+                        float* delta);
+  void GateUp(std::int64_t layer, const float* x, std::int64_t rows, float* product);
+  void DownProjection(std::int64_t layer, const float* product, std::int64_t rows, float* delta);
   float* At(std::int64_t offset) const { return workspace_.as<float>() + offset; }
 
   ModelConfig config_;

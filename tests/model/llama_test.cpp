@@ -158,5 +158,34 @@ TEST(LlamaModel, BlocksRunAloneGiveTheWholeForward) {
   EXPECT_EQ(whole, apart);
 }
 
+TEST(LlamaModel, StepsOfABlockRunAloneGiveTheWholeBlock) {
+  for (const char* name : {"qwen3", "llama_bias"}) {
+    Runner runner(name, 2, ActivationMode::kInt16);
+    LlamaModel& model = runner.model();
+    const std::vector<TokenId> ids = {TokenId{5}, TokenId{6}, TokenId{7}, TokenId{8}};
+    const AttentionSequence sequence{.num_rows = 4, .block_table = runner.table().data()};
+    const ForwardBatch batch{.token_ids = ids, .sequences = {&sequence, 1}};
+    const ModelConfig& config = model.config();
+    const auto floats = [](std::int64_t width) {
+      return std::vector<float>(static_cast<std::size_t>(4 * width));
+    };
+    auto whole = floats(config.hidden_size), steps = whole, x = whole;
+    auto attention = floats(config.num_heads * config.head_dim);
+    auto product = floats(config.intermediate_size);
+    model.Embed(ids, whole.data());
+    steps = whole;
+    for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+      model.ForwardBlock(layer, whole.data(), batch, runner.cache());
+      model.AttentionInput(layer, steps.data(), 4, x.data());
+      model.AttentionOutput(layer, x.data(), batch, runner.cache(), attention.data());
+      model.AddAttention(layer, attention.data(), 4, steps.data());
+      model.FeedForwardInput(layer, steps.data(), 4, x.data());
+      model.FeedForwardProduct(layer, x.data(), 4, product.data());
+      model.AddFeedForward(layer, product.data(), 4, steps.data());
+      EXPECT_EQ(steps, whole) << name << ", layer " << layer;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble
