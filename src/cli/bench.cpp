@@ -217,10 +217,7 @@ class BenchCommand final : public Command {
   void Describe(LoadedModel& model, const Bars& bars, double load_seconds, const Memory& memory,
                 json::Object& out) const {
     const bool cuda = model.device->kind() == DeviceKind::kCuda;
-    const char* activations = cuda ? "fp16"
-                              : model.runner->model().activations() == ActivationMode::kInt8
-                                  ? "int8"
-                                  : "int16";
+    const char* activations = ActivationsName(*model.runner);
     out.Set("model", flags_.model.empty() ? flags_.model_flag : flags_.model);
     out.Set("cpu", DescribeCpu());
     out.Set("isa", Name(CurrentIsa()));

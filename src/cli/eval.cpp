@@ -64,7 +64,8 @@ class EvalCommand final : public Command {
     }
     flags_.max_model_len = std::max<std::int64_t>(context_, 64);  // room for the golden prompt
     flags_.max_num_seqs = 1;
-    flags_.num_gpu_blocks_override = (*flags_.max_model_len + 15) / 16;
+    const std::int64_t block = flags_.device == "cuda" ? 64 : 16;
+    flags_.num_gpu_blocks_override = (*flags_.max_model_len + block - 1) / block;
     NIBBLE_TRY(model, LoadModel(flags_, {}, environment));
     model.device->pool().PinCaller();
     std::optional<LoadedModel> reference;
@@ -89,7 +90,7 @@ class EvalCommand final : public Command {
     progress.Finish();
     if (json_) {
       fmt::print("{}\n", json::Dump(ToValue(report, *text, static_cast<std::int64_t>(tokens.size()),
-                                            model.runner->model().activations()),
+                                            ActivationsName(*model.runner)),
                                     {.item_separator = ", ", .key_separator = ": "}));
     } else {
       Print(report);
@@ -99,7 +100,7 @@ class EvalCommand final : public Command {
 
  private:
   json::Object ToValue(const QualityReport& report, const std::string& text,
-                       std::int64_t text_tokens, ActivationMode activations) const {
+                       std::int64_t text_tokens, const char* activations) const {
     json::Object out;
     out.Set("perplexity", report.perplexity);
     out.Set("nll", report.nll);
@@ -118,7 +119,7 @@ class EvalCommand final : public Command {
     out.Set("text", std::filesystem::path(text_file_).filename().string());
     out.Set("text_sha256", Sha256Hex(std::as_bytes(std::span(text))));
     out.Set("text_tokens", text_tokens);
-    out.Set("activations", activations == ActivationMode::kInt8 ? "int8" : "int16");
+    out.Set("activations", activations);
     out.Set("cpu", DescribeCpu());
     return out;
   }

@@ -30,7 +30,7 @@ void ModelFlags::DeclareEngine(OptionSet& options) {
   options.Add("--max-num-batched-tokens", &max_num_batched_tokens,
               "tokens of one step; longer prompts are cut in chunks");
   options.Add("--num-gpu-blocks-override", &num_gpu_blocks_override,
-              "blocks of the KV cache, exactly (16 tokens each)");
+              "blocks of the KV cache, exactly (of 16 tokens; 64 on a card)");
   options.Add("--kv-cache-memory-bytes", &kv_cache_memory_bytes,
               "size of the KV cache, as 4G or 4GiB (1024) or 4g or 4GB (1000); on a card it goes "
               "beside --gpu-memory-utilization (default on a CPU: 512 MiB at most)");
@@ -73,6 +73,13 @@ Result<ActivationChoice> ChooseActivations(const std::string& flag,
   return ActivationChoice{certificate->auto_activations(),
                           fmt::format("the certificate: int8 adds KL {:.4f} to the weights' {:.4f}",
                                       added, certificate->int16.kl_mean)};
+}
+
+const char* ActivationsName(ModelRunner& runner) {
+  if (runner.device_kind() == DeviceKind::kCuda) {
+    return "fp16";
+  }
+  return runner.model().activations() == ActivationMode::kInt8 ? "int8" : "int16";
 }
 
 Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint) {
@@ -169,6 +176,9 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
     return tl::unexpected<Error>(tokenizer.error());
   }
   NIBBLE_TRY(activations, ChooseActivations(flags.activations, model.certificate));
+  if (flags.device == "cuda") {
+    activations.reason = "of a card, whatever --activations says";
+  }
   const ModelConfig& config = model.checkpoint->config();
   const std::int64_t limit = config.max_position_embeddings;
   const std::int64_t length =
@@ -228,7 +238,7 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
     }
     fmt::print(stderr, "{}: {} on {}, {} threads; activations {} ({}){}\n", path,
                Name(config.architecture), DescribeCpu(), model.device->pool().num_workers(),
-               activations.mode == ActivationMode::kInt8 ? "int8" : "int16", activations.reason,
+               ActivationsName(*model.runner), activations.reason,
                model.certificate ? "; certificate verified" : "");
     const std::chrono::duration<double> seconds = SystemClock().Now() - begin;
     fmt::print(stderr, "ready in {:.2f} s\n", seconds.count());

@@ -78,6 +78,10 @@ struct ActivationChoice {
 Result<ActivationChoice> ChooseActivations(const std::string& flag,
                                            const std::optional<Certificate>& certificate);
 
+/// What activations are on the runner's device: "int16", "int8", or "fp16" on a card, whatever was
+/// chosen.
+const char* ActivationsName(ModelRunner& runner);
+
 /// "5.42 GB of 71.3 GB (weights 4.12 GB, kv_cache 1.07 GB, ...)": one line for standard error.
 std::string DescribePlan(const Device& device, const MemoryBudget& budget);
 

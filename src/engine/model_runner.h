@@ -60,6 +60,7 @@ class ModelRunner final : public StepExecutor {
   LlamaModel& model() { return *model_; }
   const RunnerConfig& config() const { return config_; }
   std::int64_t num_blocks() const { return num_blocks_; }
+  DeviceKind device_kind() const { return device_->kind(); }
   std::int64_t num_host_blocks() const { return num_host_blocks_; }
   std::int64_t block_bytes() const { return static_cast<std::int64_t>(cache_.spec.BlockBytes()); }
   std::int32_t block_size_tokens() const {
