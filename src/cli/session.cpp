@@ -229,8 +229,14 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
                                          }));
   model.runner = std::move(loaded);
   progress.Finish();
-  if (model.certificate && options.replay_golden_logits && flags.device != "cuda") {
-    NIBBLE_TRY_VOID(ReplayGoldenLogits(*model.certificate, *model.runner));
+  std::string verified = model.certificate ? "; certificate verified" : "";
+  if (model.certificate && options.replay_golden_logits) {
+    NIBBLE_TRY(replay, ReplayGoldenLogits(*model.certificate, *model.runner));
+    if (model.device->kind() == DeviceKind::kCuda) {
+      verified +=
+          fmt::format(", golden logits within {:.2f} % ({} KV cache, {:.0f} % allowed)",
+                      100.0F * replay.difference, Name(replay.kv_dtype), 100.0F * kGoldenTolerance);
+    }
   }
   if (options.show_progress) {
     for (const std::string& warning : model.checkpoint->warnings()) {
@@ -238,8 +244,7 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
     }
     fmt::print(stderr, "{}: {} on {}, {} threads; activations {} ({}){}\n", path,
                Name(config.architecture), DescribeCpu(), model.device->pool().num_workers(),
-               ActivationsName(*model.runner), activations.reason,
-               model.certificate ? "; certificate verified" : "");
+               ActivationsName(*model.runner), activations.reason, verified);
     const std::chrono::duration<double> seconds = SystemClock().Now() - begin;
     fmt::print(stderr, "ready in {:.2f} s\n", seconds.count());
   }

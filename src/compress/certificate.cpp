@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <numeric>
+#include <set>
 
 #include "base/limits.h"
 #include "base/sha256.h"
@@ -335,20 +337,72 @@ Certificate::GoldenLogits DescribeGoldenLogits(std::span<const float> logits) {
   return golden;
 }
 
-Result<void> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& runner) {
+Result<float> CompareGoldenLogits(const Certificate::GoldenLogits& expected,
+                                  std::span<const float> logits, float tolerance) {
+  double squares = 0.0;
+  for (const float logit : logits) {
+    squares += static_cast<double>(logit) * static_cast<double>(logit);
+  }
+  if (expected.top.empty() || !std::isfinite(squares)) {
+    return Fail(ErrorCode::kCorruptFile,
+                expected.top.empty()
+                    ? "the certificate records no golden logits; quantize the model again"
+                    : "the golden prompt of the certificate gives logits that are no numbers");
+  }
+  double scale = std::sqrt(squares / static_cast<double>(logits.size()));
+  for (const auto& [token, logit] : expected.top) {
+    scale = std::max(scale, std::fabs(static_cast<double>(logit)));
+  }
+  struct {
+    std::int32_t token = 0;
+    float expected = 0.0F;
+    double apart = 0.0;
+  } worst;
+  const auto note = [&](std::int32_t token, float recorded, double apart) {
+    if (apart > worst.apart) {
+      worst = {.token = token, .expected = recorded, .apart = apart};
+    }
+  };
+  std::set<std::int32_t> recorded;
+  for (const auto& [token, logit] : expected.top) {
+    const auto at = static_cast<std::size_t>(Raw(token));
+    if (Raw(token) < 0 || at >= logits.size()) {
+      return Fail(ErrorCode::kCorruptFile,
+                  "the certificate's golden logits have a token beyond the vocabulary");
+    }
+    recorded.insert(Raw(token));
+    note(Raw(token), logit, std::fabs(static_cast<double>(logits[at]) - logit));
+  }
+  // Every other token was at most where the last recorded one is.
+  const float bound = expected.top.back().second;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    const auto token = static_cast<std::int32_t>(i);
+    if (logits[i] > bound && !recorded.contains(token)) {
+      note(token, bound, static_cast<double>(logits[i]) - bound);
+    }
+  }
+  const double difference = scale > 0.0 ? worst.apart / scale : 0.0;
+  if (difference > static_cast<double>(tolerance)) {
+    return Fail(
+        ErrorCode::kCorruptFile,
+        fmt::format("the golden logits of the certificate do not come out again: token {} at {} "
+                    "where {} {} "
+                    "was recorded, {:.1f} % of the largest logit apart and {:.0f} % are allowed",
+                    worst.token, logits[static_cast<std::size_t>(worst.token)],
+                    recorded.contains(worst.token) ? "exactly" : "at most", worst.expected,
+                    100.0 * difference, 100.0F * tolerance));
+  }
+  return static_cast<float>(difference);
+}
+
+static Result<GoldenReplay> ReplayOnCpu(const Certificate& certificate, ModelRunner& runner) {
   const bool int8 = runner.model().activations() == ActivationMode::kInt8;
   const Certificate::GoldenLogits& expected =
       int8 ? certificate.golden_int8 : certificate.golden_int16;
-  if (!std::ranges::all_of(certificate.golden_prompt, [&](TokenId token) {
-        return Raw(token) >= 0 && Raw(token) < runner.vocab_size();
-      })) {
-    return Fail(ErrorCode::kCorruptFile,
-                "the certificate's golden prompt has a token beyond the vocabulary");
-  }
   NIBBLE_TRY(logits, runner.LastLogits(certificate.golden_prompt, kGoldenKvDType));
   const Certificate::GoldenLogits found = DescribeGoldenLogits(logits);
   if (found.sha256 == expected.sha256) {
-    return {};
+    return GoldenReplay{.kv_dtype = kGoldenKvDType};
   }
   const auto describe = [](const Certificate::GoldenLogits& golden) {
     return golden.top.empty()
@@ -360,6 +414,32 @@ Result<void> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& run
                           "activations (expected {}, "
                           "found {}): the model would not answer as certified",
                           int8 ? "int8" : "int16", describe(expected), describe(found)));
+}
+
+// Activations are fp16 there, in both modes: closer to int16.
+static Result<GoldenReplay> ReplayOnCard(const Certificate& certificate, ModelRunner& runner) {
+  const KvDType own = runner.config().kv_dtype;
+  const KvDType dtype = own == KvDType::kBF16 ? own : KvDType::kF16;
+  NIBBLE_TRY(logits, runner.LastLogits(certificate.golden_prompt, dtype));
+  const auto difference = CompareGoldenLogits(certificate.golden_int16, logits, kGoldenTolerance);
+  if (!difference) {
+    return Fail(ErrorCode::kCorruptFile,
+                difference.error().message +
+                    ": the model would not answer as certified. If --device cpu takes the model, "
+                    "its files are whole, and this card, its driver or this build is at fault");
+  }
+  return GoldenReplay{.difference = *difference, .kv_dtype = dtype};
+}
+
+Result<GoldenReplay> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& runner) {
+  if (!std::ranges::all_of(certificate.golden_prompt, [&](TokenId token) {
+        return Raw(token) >= 0 && Raw(token) < runner.vocab_size();
+      })) {
+    return Fail(ErrorCode::kCorruptFile,
+                "the certificate's golden prompt has a token beyond the vocabulary");
+  }
+  return runner.device_kind() == DeviceKind::kCuda ? ReplayOnCard(certificate, runner)
+                                                   : ReplayOnCpu(certificate, runner);
 }
 
 ExpectedHashes TensorHashes(const Certificate& certificate) {

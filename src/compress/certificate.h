@@ -60,13 +60,28 @@ Result<Certificate> ParseCertificate(std::string_view text, const std::string& s
 /// certificate must have it. Errors: kCorruptFile naming the file.
 Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint);
 
-/// Runs the golden prompt and compares the logits bit for bit in the runner's activation mode. Keys
-/// and values go through a bf16 cache as they did when the certificate was written, whatever cache
-/// the user chose: what is tested is the weights and the kernels.
+/// How far a card's logits may lie from those that a CPU recorded, as a share of the largest logit:
+/// docs/formats/certificate.md argues the number.
+inline constexpr float kGoldenTolerance = 0.02F;
+
+struct GoldenReplay {
+  float difference = 0.0F;            // the largest, as a share of the largest logit; on a CPU 0
+  KvDType kv_dtype = KvDType::kBF16;  // of the cache that it ran through
+};
+/// Runs the golden prompt and compares the logits: on a CPU bit for bit, in the runner's activation
+/// mode, through a bf16 cache as when the certificate was written; on a card within
+/// kGoldenTolerance of those of int16, through the user's cache if it has 16 bits, else through a
+/// float16 one. What is tested is the weights and the kernels, not a cache that rounds.
 /// Errors: kCorruptFile saying what differs.
-Result<void> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& runner);
+Result<GoldenReplay> ReplayGoldenLogits(const Certificate& certificate, ModelRunner& runner);
 /// What a certificate says of one row of logits.
 Certificate::GoldenLogits DescribeGoldenLogits(std::span<const float> logits);
+/// How far a row of logits is from a recorded one: the largest difference of a recorded logit, or
+/// of another token above the last recorded one, over the largest recorded magnitude (or the root
+/// mean square of the row, if that is more). Errors: kCorruptFile naming the token if it is more
+/// than `tolerance`, or if a logit is no number.
+Result<float> CompareGoldenLogits(const Certificate::GoldenLogits& expected,
+                                  std::span<const float> logits, float tolerance);
 
 /// Hashes for LoadWeights.
 ExpectedHashes TensorHashes(const Certificate& certificate);

@@ -432,9 +432,19 @@ Result<std::vector<float>> ModelRunner::LastLogits(std::span<const TokenId> toke
   NIBBLE_TRY_VOID(Validate(spec));
   const std::int64_t blocks = (length + spec.block_size_tokens - 1) / spec.block_size_tokens;
   const std::size_t bytes = static_cast<std::size_t>(blocks) * spec.BlockBytes();
-  device_->ledger().Plan("small_kv_cache", bytes);
-  NIBBLE_TRY(memory, device_->Allocate("small_kv_cache", bytes));
-  KvCache cache{.spec = spec, .num_blocks = blocks, .data = memory.data()};
+  KvCache cache{.spec = spec,
+                .num_blocks = blocks,
+                .data = kv_buffer_.data(),
+                .scales = kv_dtype == cache_.spec.dtype ? cache_.scales : nullptr};
+  DeviceBuffer memory;
+  // A card's kernels take any bytes where nothing was written (docs/formats/kv_block.md), so that
+  // the pool may hold numbers of another dtype for a while.
+  if (device_->kind() != DeviceKind::kCuda || bytes > kv_buffer_.size_bytes()) {
+    device_->ledger().Plan("small_kv_cache", bytes);
+    NIBBLE_TRY(own, device_->Allocate("small_kv_cache", bytes));
+    memory = std::move(own);
+    cache.data = memory.data();
+  }
   const std::int64_t limit = config_.max_batched_tokens;
   std::int64_t rows = 0;
   for (std::int64_t first = 0; first < length; first += rows) {

@@ -59,8 +59,8 @@ class ModelRunner final : public StepExecutor {
 
   LlamaModel& model() { return *model_; }
   const RunnerConfig& config() const { return config_; }
-  std::int64_t num_blocks() const { return num_blocks_; }
   DeviceKind device_kind() const { return device_->kind(); }
+  std::int64_t num_blocks() const { return num_blocks_; }
   std::int64_t num_host_blocks() const { return num_host_blocks_; }
   std::int64_t block_bytes() const { return static_cast<std::int64_t>(cache_.spec.BlockBytes()); }
   std::int32_t block_size_tokens() const {
@@ -80,8 +80,10 @@ class ModelRunner final : public StepExecutor {
   /// chunks have been run.
   Result<void> RunChunk(std::span<const TokenId> window, std::int64_t first_position,
                         std::int64_t num_rows, const LinearObserver* observer = nullptr);
-  /// Logits of the last of `tokens`, run from an empty context through a small cache of its own
-  /// that holds kv_dtype, whatever the pool holds and however small it is. Not after "ready".
+  /// Logits of the last of `tokens`, run from an empty context through a small cache that holds
+  /// kv_dtype, whatever the pool holds and however small it is. On a CPU that is memory of its own,
+  /// and "ready" has not come; on a card it is the beginning of the pool (nothing else may be
+  /// running), since all memory is given out there.
   /// Errors: kLimitExceeded unless there are 1 to kMinPositions tokens; kOutOfMemory; what Validate
   /// says of the cache.
   Result<std::vector<float>> LastLogits(std::span<const TokenId> tokens, KvDType kv_dtype);

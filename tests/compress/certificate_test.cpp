@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <utility>
+#include <vector>
+
 namespace nibble {
 namespace {
 
@@ -58,6 +62,35 @@ TEST(Certificate, AutoTakesInt8OnlyWhereItAddsLittleToTheWeightsOwnLoss) {
   certificate.int16.kl_mean = 0.0;  // lossless weights: nothing may be added
   certificate.int8.kl_mean = 0.0;
   EXPECT_EQ(certificate.auto_activations(), ActivationMode::kInt16);
+}
+
+TEST(Certificate, LogitsOfAnotherDeviceAreComparedWithinATolerance) {
+  const Certificate::GoldenLogits golden{
+      .sha256 = "", .top = {{TokenId{3}, 20.0F}, {TokenId{1}, 18.0F}, {TokenId{5}, 17.0F}}};
+  const std::vector<float> logits = {-9.0F, 18.0F, 16.5F, 20.0F, 2.0F, 17.0F};
+  const auto with = [&](std::size_t token, float logit) {
+    std::vector<float> changed = logits;
+    changed[token] = logit;
+    return CompareGoldenLogits(golden, changed, 0.02F);  // 0.4
+  };
+  const auto same = CompareGoldenLogits(golden, logits, 0.02F);
+  ASSERT_TRUE(same) << same.error().message;
+  EXPECT_EQ(*same, 0.0F);
+  EXPECT_NEAR(with(1, 18.3F).value_or(1.0F), 0.015F, 1e-6F);
+  EXPECT_NEAR(with(3, 19.8F).value_or(1.0F), 0.01F, 1e-6F);
+  EXPECT_NEAR(with(2, 17.1F).value_or(1.0F), 0.005F, 1e-6F);  // beyond the last recorded one
+  EXPECT_EQ(with(0, -20.0F).value_or(1.0F), 0.0F);            // nobody knows what it was
+  for (const auto& [token, logit] :
+       {std::pair{1UL, 18.5F}, {1UL, 17.5F}, {2UL, 17.5F}, {4UL, std::nanf("")}, {0UL, 1e30F}}) {
+    const auto refused = with(token, logit);
+    ASSERT_FALSE(refused) << token << " at " << logit;
+    EXPECT_EQ(refused.error().code, ErrorCode::kCorruptFile);
+  }
+  EXPECT_NE(with(1, 18.5F).error().message.find("token 1 at 18.5 where exactly 18 was recorded"),
+            std::string::npos)
+      << with(1, 18.5F).error().message;
+  EXPECT_FALSE(CompareGoldenLogits(golden, std::vector<float>(4, 1.0F), 0.5F)) << "a short row";
+  EXPECT_FALSE(CompareGoldenLogits({}, logits, 0.5F)) << "nothing to compare with";
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "compress/quantize.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -7,6 +8,7 @@
 #include <map>
 #include <sstream>
 
+#include "io/safetensors.h"
 #include "tests/io/temp_folder.h"
 
 namespace nibble {
@@ -58,7 +60,9 @@ class Quantize : public ::testing::Test {
                                             .max_model_len = 32,
                                             .activations = mode},
                                            *device, TensorHashes(*certificate)));
-    return ReplayGoldenLogits(*certificate, *runner);
+    NIBBLE_TRY(replay, ReplayGoldenLogits(*certificate, *runner));
+    EXPECT_EQ(replay.difference, 0.0F);
+    return {};
   }
 
   std::unique_ptr<Checkpoint> source_;
@@ -82,6 +86,47 @@ TEST_F(Quantize, TheResultIsVerifiedAndReplaysItsLogitsInBothModes) {
   const json::Value* entry = log->Find("model.layers.0.mlp.down_proj.weight");
   ASSERT_NE(entry, nullptr);
   EXPECT_GT(entry->Find("relative_rms_error")->AsDouble().value_or(0), 0.0);
+}
+
+// What a card's replay rests on: another rounding of the same model stays within its tolerance, and
+// the scales of one matrix, off by a factor of two, do not.
+TEST_F(Quantize, RoundingIsWithinTheCardsToleranceAndAWrongScaleIsNot) {
+  ASSERT_TRUE(Run(temp_.path() / "out"));
+  const fs::path weights = temp_.path() / "out" / "model.safetensors";
+  const std::string whole = Slurp(weights);
+  const auto replay = [&](KvDType kv_dtype) -> Result<float> {
+    NIBBLE_TRY(checkpoint, Checkpoint::Open((temp_.path() / "out").string()));
+    NIBBLE_TRY(certificate, LoadCertificate(*checkpoint));
+    const auto device = MakeCpuDevice(1);
+    NIBBLE_TRY(runner, ModelRunner::Create(*checkpoint,
+                                           {.max_num_sequences = 1, .max_model_len = 32}, *device));
+    NIBBLE_TRY(logits, runner->LastLogits(certificate->golden_prompt, kv_dtype));
+    return CompareGoldenLogits(certificate->golden_int16, logits, kGoldenTolerance);
+  };
+  const auto exact = replay(KvDType::kBF16);
+  ASSERT_TRUE(exact) << exact.error().message;
+  EXPECT_EQ(*exact, 0.0F);
+  const auto unrounded = replay(KvDType::kF32);
+  ASSERT_TRUE(unrounded) << unrounded.error().message;
+  EXPECT_GT(*unrounded, 0.0F);
+  EXPECT_LT(*unrounded, kGoldenTolerance / 4.0F);
+  RecordProperty("unrounded", fmt::format("{:.2e}", *unrounded));
+  auto file = SafetensorsFile::Open(weights);
+  ASSERT_TRUE(file) << file.error().message;
+  for (const SafetensorsEntry& entry : (*file)->entries()) {
+    if (!entry.name.ends_with("weight_scale")) {
+      continue;
+    }
+    ASSERT_EQ(entry.dtype, DType::kF16);
+    std::string damaged = whole;
+    const TensorView view = (*file)->View(entry);
+    const auto begin = static_cast<std::size_t>(view.bytes.data() - (*file)->file().bytes().data());
+    for (std::size_t i = 1; i < view.bytes.size(); i += 2) {
+      damaged[begin + i] = static_cast<char>(damaged[begin + i] + 4);  // one more in the exponent
+    }
+    std::ofstream(weights, std::ios::binary) << damaged;
+    EXPECT_FALSE(replay(KvDType::kBF16)) << entry.name;
+  }
 }
 
 TEST_F(Quantize, DamageAnywhereInTheFolderIsRefused) {
