@@ -3,12 +3,15 @@
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -21,6 +24,8 @@ namespace {
 
 constexpr std::size_t kStagingBytes = std::size_t{4} << 20;
 constexpr std::size_t kNumEvents = 64;  // more than steps can be in flight
+constexpr std::int64_t kClearBytes = std::int64_t{8}
+                                     << 20;  // of host memory, by a worker at a time
 
 Error CudaError(cudaError_t error, const char* what) {
   return {error == cudaErrorMemoryAllocation ? ErrorCode::kOutOfMemory : ErrorCode::kUnavailable,
@@ -38,8 +43,10 @@ class CudaDeviceImpl final : public CudaDevice {
     cudaSetDevice(ordinal_);
     cudaDeviceSynchronize();
     kernel_state().reset();
-    for (cudaGraphExec_t graph : graphs_) {
-      cudaGraphExecDestroy(graph);
+    for (const Recorded& step : steps_) {
+      for (cudaGraphExec_t graph : step.pieces) {
+        cudaGraphExecDestroy(graph);
+      }
     }
     ReleaseStaging();
     for (cudaEvent_t event : events_) {
@@ -91,6 +98,7 @@ class CudaDeviceImpl final : public CudaDevice {
 
   ThreadPool& pool() override { return pool_; }
   CUstream_st* stream() const override { return stream_; }
+  CUstream_st* copy_stream() const override { return copy_stream_; }
   int num_sms() const override { return num_sms_; }
   int compute_capability() const override { return compute_capability_; }
   bool capturing() const override { return capturing_; }
@@ -158,28 +166,35 @@ class CudaDeviceImpl final : public CudaDevice {
   bool CanCaptureSteps() const override { return true; }
   void BeginCapture() override {
     capturing_ = true;
-    NoteError(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
-              "beginning to record a step");
+    recorded_step_error_ = cudaSuccess;
+    steps_.emplace_back();
+    BeginPiece();
+  }
+  void BetweenKernels(std::function<void()> work) override {
+    if (!capturing_) {
+      work();
+      return;
+    }
+    EndPiece();
+    steps_.back().between.push_back(std::move(work));
+    BeginPiece();
   }
   Result<CapturedStep> EndCapture() override {
+    EndPiece();
     capturing_ = false;
-    cudaGraph_t graph = nullptr;
-    cudaError_t error = cudaStreamEndCapture(stream_, &graph);
-    cudaGraphExec_t executable = nullptr;
-    if (error == cudaSuccess) {
-      error = cudaGraphInstantiate(&executable, graph, 0);
-      cudaGraphDestroy(graph);
+    if (recorded_step_error_ != cudaSuccess) {
+      return tl::unexpected(CudaError(recorded_step_error_, "recording a step"));
     }
-    NoteError(error, "recording a step");
-    if (error != cudaSuccess) {
-      return tl::unexpected(CudaError(error, "recording a step"));
-    }
-    graphs_.push_back(executable);
-    return CapturedStep{static_cast<std::int32_t>(graphs_.size() - 1)};
+    return CapturedStep{static_cast<std::int32_t>(steps_.size() - 1)};
   }
   void Replay(CapturedStep step) override {
-    NoteError(cudaGraphLaunch(graphs_[static_cast<std::size_t>(step)], stream_),
-              "replaying a step");
+    const Recorded& recorded = steps_[static_cast<std::size_t>(step)];
+    for (std::size_t i = 0; i < recorded.pieces.size(); ++i) {
+      if (i > 0) {
+        recorded.between[i - 1]();
+      }
+      NoteError(cudaGraphLaunch(recorded.pieces[i], stream_), "replaying a step");
+    }
   }
 
  protected:
@@ -195,7 +210,13 @@ class CudaDeviceImpl final : public CudaDevice {
           CudaError(error, place == Place::kHost ? "cudaHostAlloc" : "cudaMalloc"));
     }
     if (place == Place::kHost) {
-      std::memset(data, 0, bytes);
+      auto* const begin_of_all = static_cast<std::byte*>(data);
+      pool_.For(static_cast<std::int64_t>(bytes), kClearBytes,
+                [&](std::int64_t begin, std::int64_t end, int) {
+                  std::memset(begin_of_all + begin, 0, static_cast<std::size_t>(end - begin));
+                });
+      const std::lock_guard lock(mutex_);
+      host_memory_.emplace_back(begin_of_all, bytes);
     } else {
       NoteError(cudaMemsetAsync(data, 0, bytes, stream_), "clearing memory");
       NoteError(cudaStreamSynchronize(stream_), "clearing memory");
@@ -205,18 +226,28 @@ class CudaDeviceImpl final : public CudaDevice {
 
   void Unmap(std::span<std::byte> memory, Place place) override {
     cudaSetDevice(ordinal_);
+    cudaStreamSynchronize(copy_stream_);
     cudaStreamSynchronize(stream_);
     if (place == Place::kHost) {
+      {
+        const std::lock_guard lock(mutex_);
+        std::erase_if(host_memory_, [&](const std::span<std::byte> kept) {
+          return kept.data() == memory.data();
+        });
+      }
       cudaFreeHost(memory.data());
     } else {
       cudaFree(memory.data());
     }
   }
 
-  std::byte* OpenWrite(std::byte*, std::size_t bytes) override {
-    NIBBLE_CHECK(bytes <= kStagingBytes, "a write larger than a staging buffer");
+  std::byte* OpenWrite(std::byte* destination, std::size_t bytes) override {
     cudaSetDevice(ordinal_);
     std::unique_lock lock(mutex_);
+    if (IsHostMemory(destination)) {
+      return destination;
+    }
+    NIBBLE_CHECK(bytes <= kStagingBytes, "a write larger than a staging buffer");
     ++open_writes_;
     if (free_.empty() && num_staging_ < static_cast<std::size_t>(pool_.num_workers()) * 2) {
       Staging staging;
@@ -242,6 +273,9 @@ class CudaDeviceImpl final : public CudaDevice {
   }
 
   void CloseWrite(std::byte* data, std::byte* destination, std::size_t bytes) override {
+    if (data == destination) {
+      return;  // host memory
+    }
     std::unique_lock lock(mutex_);
     std::size_t at = 0;
     while (open_[at].data != data) {
@@ -268,7 +302,37 @@ class CudaDeviceImpl final : public CudaDevice {
     void* data = nullptr;
     cudaEvent_t event = nullptr;
   };
+  // A step as graphs, and what the host does between one and the next.
+  struct Recorded {
+    std::vector<cudaGraphExec_t> pieces;
+    std::vector<std::function<void()>> between;
+  };
 
+  void BeginPiece() {
+    NoteError(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+              "beginning to record a step");
+  }
+  void EndPiece() {
+    cudaGraph_t graph = nullptr;
+    cudaError_t error = cudaStreamEndCapture(stream_, &graph);
+    cudaGraphExec_t executable = nullptr;
+    if (error == cudaSuccess) {
+      error = cudaGraphInstantiate(&executable, graph, 0);
+      cudaGraphDestroy(graph);
+    }
+    NoteError(error, "recording a step");
+    if (error == cudaSuccess) {
+      steps_.back().pieces.push_back(executable);
+    } else if (recorded_step_error_ == cudaSuccess) {
+      recorded_step_error_ = error;
+    }
+  }
+
+  bool IsHostMemory(const std::byte* at) const {
+    return std::ranges::any_of(host_memory_, [&](const std::span<std::byte> memory) {
+      return at >= memory.data() && at < memory.data() + memory.size();
+    });
+  }
   bool IsOld(Event event) const {
     return static_cast<std::uint64_t>(event) + kNumEvents <= recorded_;
   }
@@ -293,12 +357,14 @@ class CudaDeviceImpl final : public CudaDevice {
   cudaStream_t copy_stream_ = nullptr;
   std::array<cudaEvent_t, kNumEvents> events_{};
   std::uint64_t recorded_ = 0;
-  std::vector<cudaGraphExec_t> graphs_;
+  std::vector<Recorded> steps_;                    // by CapturedStep
+  cudaError_t recorded_step_error_ = cudaSuccess;  // of the step that is being recorded
 
   std::mutex mutex_;  // of everything below
   std::condition_variable has_staging_;
   std::deque<Staging> free_;
   std::vector<Staging> open_;
+  std::vector<std::span<std::byte>> host_memory_;  // of AllocateHost
   std::size_t num_staging_ = 0;
   int open_writes_ = 0;
   std::string failure_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "device/device.h"
@@ -15,6 +16,8 @@ class CudaDevice : public Device {
 
   /// The queue of all steps.
   virtual CUstream_st* stream() const = 0;
+  /// The queue of copies of weights: to load them, and those of streamed weights (weight_stream.h).
+  virtual CUstream_st* copy_stream() const = 0;
   virtual int num_sms() const = 0;
   /// 80, 90, ...
   virtual int compute_capability() const = 0;
@@ -22,6 +25,9 @@ class CudaDevice : public Device {
   virtual void NoteError(int error, const char* what) = 0;
   /// True between BeginCapture and EndCapture.
   virtual bool capturing() const = 0;
+  /// Runs `work`, host code that puts marks, waits and copies into the queues. While capturing it
+  /// is run by every replay instead, at this place: the recorded step is cut there.
+  virtual void BetweenKernels(std::function<void()> work) = 0;
 
   /// State that the kernels keep with the device: handles, step inputs, tables of tensors.
   std::shared_ptr<void>& kernel_state() { return kernel_state_; }

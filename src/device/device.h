@@ -123,7 +123,8 @@ class Device {
   virtual std::uint64_t TotalBytes() const = 0;
 
   /// Opens a write of `bytes` at `destination` inside a buffer of this device; closed by the
-  /// destructor. Any thread; steps that read the bytes must be launched after FinishWrites.
+  /// destructor. Any thread; steps that read the bytes must be launched after FinishWrites. In
+  /// memory of AllocateHost it is a write to the place itself.
   DeviceWrite Write(std::byte* destination, std::size_t bytes);
   /// Waits until all closed writes have arrived. Errors: kUnavailable if the device failed.
   virtual Result<void> FinishWrites() = 0;

@@ -17,6 +17,7 @@ struct PackedWeight {
   WeightSpec spec;
   std::byte* data = nullptr;
   std::size_t size_bytes = 0;
+  int part = -1;  // >= 0: it comes to `data` from host memory with this part (weight_stream.h)
 };
 
 /// Bytes that Pack will write, known from the spec alone: memory is planned before weights are

@@ -54,6 +54,7 @@ void PagedAttention(KernelContext&, const KvCache&, std::int64_t, const PagedAtt
 void Sample(KernelContext&, float*, std::int64_t, std::int64_t, std::span<const SampleRow>) {
   Absent();
 }
+Result<void> StreamWeights(Device&, const StreamedWeights&) { Absent(); }
 void PlanSteps(Device&, const StepLimits&) { Absent(); }
 Result<void> PrepareSteps(Device&, const StepLimits&) { Absent(); }
 Result<void> BeginStep(KernelContext&, const KvCache&, const StepInputs&) { Absent(); }

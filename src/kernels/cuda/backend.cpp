@@ -19,6 +19,7 @@
 #include "kernels/cuda/ops_kernel.h"
 #include "kernels/cuda/sampling_kernel.h"
 #include "kernels/cuda/weight_layout.h"
+#include "kernels/cuda/weight_stream.h"
 #include "tensor/float16.h"
 
 namespace nibble::cuda {
@@ -88,12 +89,19 @@ std::size_t ResultBytes(const InputLayout& at) {
   return RoundUp(static_cast<std::size_t>(at.max_samples) * sizeof(SampleRecordResult));
 }
 
+// A product to launch, and the part of the streamed weights that it reads; -1: none.
+struct Product {
+  LinearArgs args;
+  int part = -1;
+};
+
 struct State {
   StepLimits limits;
   InputLayout at;
   DeviceBuffer inputs, partial, arrived, slot_tokens;  // on the device
   DeviceBuffer staging, results;                       // pinned, one piece a slot
   std::vector<cudaEvent_t> copied;                     // by slot
+  std::unique_ptr<WeightStream> weights;               // null: all weights lie on the card
   int slot = -1;
   // Of the step begun last.
   const SampleRow* first_sample = nullptr;
@@ -104,7 +112,7 @@ struct State {
   int num_tiles = 0;
   // The operator called last, if its kernel can take in the next one. Everything else flushes it.
   std::optional<NormArgs> norm;
-  std::optional<LinearArgs> linear;
+  std::optional<Product> linear;
   std::optional<RopeArgs> rope;
   std::vector<Adjustment> adjustments;                    // of one row, while they are listed
   std::array<std::pair<const void*, float>, 4> scales{};  // of fp16 activations, by address
@@ -175,8 +183,16 @@ bool SameKind(const WeightLayout& a, const WeightLayout& b) {
          a.unit_cols == b.unit_cols && a.sub_cols == b.sub_cols;
 }
 
-void Run(CudaDevice& device, const LinearArgs& args) {
-  device.NoteError(LaunchLinear(device, args), "a linear kernel");
+// The kernels launched so far are done with their part of the streamed weights, if they had one.
+void UseWeights(State& state, int part) {
+  if (state.weights != nullptr) {
+    state.weights->Use(part);
+  }
+}
+
+void Run(CudaDevice& device, State& state, const Product& product) {
+  UseWeights(state, product.part);
+  device.NoteError(LaunchLinear(device, product.args), "a linear kernel");
 }
 
 // Launches what waits. The operators that wait, and what they become:
@@ -191,7 +207,7 @@ void Flush(CudaDevice& device, State& state) {
     device.NoteError(LaunchAddRmsNorm(*std::exchange(state.norm, {}), device.stream()), "a norm");
   }
   if (state.linear) {
-    Run(device, *std::exchange(state.linear, {}));
+    Run(device, state, *std::exchange(state.linear, {}));
   }
   if (state.rope) {
     device.NoteError(LaunchRopeAndCache(*std::exchange(state.rope, {}), device.stream()), "RoPE");
@@ -357,15 +373,17 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
   }
   Flush(device, state);
   for (std::size_t begin = 0; begin < outputs.size();) {
-    LinearArgs args{.layout = MustLayOut(outputs[begin].weight->spec),
-                    .x = Half(x),
-                    .x_stride = 2 * x_stride,
-                    .num_tokens = static_cast<int>(num_tokens),
-                    .x_scale = 1.0F / state.ScaleOf(x)};
+    Product product{.args = {.layout = MustLayOut(outputs[begin].weight->spec),
+                             .x = Half(x),
+                             .x_stride = 2 * x_stride,
+                             .num_tokens = static_cast<int>(num_tokens),
+                             .x_scale = 1.0F / state.ScaleOf(x)},
+                    .part = outputs[begin].weight->part};
+    LinearArgs& args = product.args;
     std::size_t end = begin;
     while (end < outputs.size() && args.num_parts < kMaxParts) {
       const WeightLayout layout = MustLayOut(outputs[end].weight->spec);
-      if (!SameKind(layout, args.layout)) {
+      if (!SameKind(layout, args.layout) || outputs[end].weight->part != product.part) {
         break;
       }
       LinearPart& part = args.parts[args.num_parts++];
@@ -383,9 +401,9 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
       device.NoteError(LaunchAddRmsNorm(*std::exchange(norm, {}), device.stream()), "a norm");
     }
     if (all) {
-      state.linear = args;
+      state.linear = product;
     } else {
-      Run(device, args);
+      Run(device, state, product);
     }
     begin = end;
   }
@@ -415,13 +433,13 @@ void AddRmsNorm(KernelContext& context, float* residual, const float* delta, con
                 float eps, float* out, std::int64_t num_tokens, std::int64_t width) {
   CudaDevice& device = DeviceOf(context);
   State& state = StateOf(device);
-  if (state.linear && delta != nullptr && state.linear->num_parts == 1 &&
-      state.linear->parts[0].y == delta && state.linear->parts[0].y_stride == width &&
-      state.linear->parts[0].rows == width && state.linear->num_tokens == num_tokens) {
-    LinearArgs args = *std::exchange(state.linear, {});
-    args.epilogue = Epilogue::kAdd;
-    args.parts[0].y = residual;
-    Run(device, args);
+  if (state.linear && delta != nullptr && state.linear->args.num_parts == 1 &&
+      state.linear->args.parts[0].y == delta && state.linear->args.parts[0].y_stride == width &&
+      state.linear->args.parts[0].rows == width && state.linear->args.num_tokens == num_tokens) {
+    Product product = *std::exchange(state.linear, {});
+    product.args.epilogue = Epilogue::kAdd;
+    product.args.parts[0].y = residual;
+    Run(device, state, product);
     delta = nullptr;
   }
   Flush(device, state);
@@ -449,7 +467,7 @@ void AddBias(KernelContext& context, float* x, std::int64_t stride, const float*
   CudaDevice& device = DeviceOf(context);
   State& state = StateOf(device);
   if (state.linear) {
-    for (LinearPart& part : std::span(state.linear->parts)) {
+    for (LinearPart& part : std::span(state.linear->args.parts)) {
       if (part.y == x && part.rows == width && part.y_stride == stride && part.bias == nullptr) {
         part.bias = bias;
         return;
@@ -468,15 +486,15 @@ void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride,
   CudaDevice& device = DeviceOf(context);
   State& state = StateOf(device);
   state.NoteScale(out, kGatedScale);
-  if (state.linear && state.linear->num_parts == 2 && state.linear->parts[0].y == gate &&
-      state.linear->parts[1].y == up && state.linear->parts[0].rows == width &&
-      state.linear->parts[1].rows == width) {
-    LinearArgs args = *std::exchange(state.linear, {});
-    args.epilogue = Epilogue::kSwiGlu;
-    args.product = Half(out);
-    args.product_stride = 2 * out_stride;
-    args.product_scale = kGatedScale;
-    Run(device, args);
+  if (state.linear && state.linear->args.num_parts == 2 && state.linear->args.parts[0].y == gate &&
+      state.linear->args.parts[1].y == up && state.linear->args.parts[0].rows == width &&
+      state.linear->args.parts[1].rows == width) {
+    Product product = *std::exchange(state.linear, {});
+    product.args.epilogue = Epilogue::kSwiGlu;
+    product.args.product = Half(out);
+    product.args.product_stride = 2 * out_stride;
+    product.args.product_scale = kGatedScale;
+    Run(device, state, product);
     return;
   }
   Flush(device, state);
@@ -605,6 +623,12 @@ void Sample(KernelContext& context, float* logits, std::int64_t logits_stride,
                    "sampling");
 }
 
+Result<void> StreamWeights(Device& device, const StreamedWeights& weights) {
+  NIBBLE_TRY(stream, WeightStream::Create(AsCuda(device), weights));
+  StateOf(AsCuda(device)).weights = std::move(stream);
+  return {};
+}
+
 void PlanSteps(Device& device, const StepLimits& limits) {
   const InputLayout at = LayOut(limits);
   const auto slots = static_cast<std::size_t>(limits.max_in_flight) + 1;
@@ -654,6 +678,7 @@ Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepI
                    static_cast<std::int64_t>(num_sequences) <= state.limits.max_sequences &&
                    static_cast<std::int64_t>(inputs.samples.size()) <= at.max_samples,
                "a step larger than its buffers");
+  UseWeights(state, -1);  // a step that asked for no logits ends with the last block's weights
   state.slot = (state.slot + 1) % state.num_slots();
   device.NoteError(cudaEventSynchronize(state.copied[static_cast<std::size_t>(state.slot)]),
                    "an earlier step");
@@ -767,6 +792,7 @@ StepSlot EndStep(KernelContext& context) {
   CudaDevice& device = DeviceOf(context);
   State& state = StateOf(device);
   Flush(device, state);
+  UseWeights(state, -1);
   return StepSlot{state.slot};
 }
 

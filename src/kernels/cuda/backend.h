@@ -12,6 +12,7 @@
 #include "kernels/paged_attention.h"
 #include "kernels/sampling.h"
 #include "kernels/step.h"
+#include "kernels/weight_stream.h"
 
 // The operators of kernels/*.h on a CUDA device: what kernels/*.cpp call where device.kind() says
 // so. Activations that a product reads (normed, attention, gated) are fp16 at the start of each
@@ -46,6 +47,8 @@ void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t l
 
 void Sample(KernelContext& context, float* logits, std::int64_t logits_stride,
             std::int64_t vocab_size, std::span<const SampleRow> rows);
+
+Result<void> StreamWeights(Device& device, const StreamedWeights& weights);
 
 void PlanSteps(Device& device, const StepLimits& limits);
 Result<void> PrepareSteps(Device& device, const StepLimits& limits);

@@ -171,6 +171,8 @@ __global__ __launch_bounds__(kRowThreads) void GatherKernel(const float* x, std:
   }
 }
 
+__global__ void BarrierKernel() {}
+
 dim3 Rows(int rows) { return dim3(static_cast<unsigned>(rows)); }
 
 }  // namespace
@@ -190,6 +192,11 @@ int LaunchSwiGlu(const SwiGluArgs& args, CUstream_st* stream) {
 
 int LaunchEmbedding(const EmbeddingArgs& args, CUstream_st* stream) {
   return Launch(EmbeddingKernel, Rows(args.num_tokens), kRowThreads, 0, stream, args);
+}
+
+int LaunchBarrier(CUstream_st* stream) {
+  BarrierKernel<<<1, 1, 0, stream>>>();  // no dependent launch, and none may begin before its end
+  return cudaGetLastError();
 }
 
 int LaunchGather(const float* x, std::int64_t x_stride, const SampleRecord* records, float* out,

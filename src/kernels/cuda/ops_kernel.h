@@ -61,6 +61,10 @@ struct EmbeddingArgs {
 };
 int LaunchEmbedding(const EmbeddingArgs& args, CUstream_st* stream);
 
+/// An empty kernel that begins when everything before it in the queue is done, waits for other
+/// queues included; what is launched next, in whatever way, begins after it.
+int LaunchBarrier(CUstream_st* stream);
+
 /// out[i, :] = x[records[i].logit_row, :], fp32.
 int LaunchGather(const float* x, std::int64_t x_stride, const SampleRecord* records, float* out,
                  int num_rows, int width, CUstream_st* stream);
