@@ -44,6 +44,7 @@ class EvalCommand final : public Command {
     options.Choice("--kv-cache-dtype", &flags_.kv_cache_dtype,
                    {"auto", "bfloat16", "float16", "float32", "int8", "fp8", "fp8_e4m3"},
                    "storage of keys and values; fp8 (e4m3) on a card only");
+    flags_.DeclareOffload(options);
     options.Add("--json", &json_, "print one JSON object on standard output");
   }
 

@@ -39,11 +39,18 @@ void ModelFlags::DeclareEngine(OptionSet& options) {
   options.Add(
       "--kv-offloading-size", &kv_offloading_size,
       "GiB of host memory for KV blocks that the cache evicts (0: they are computed again)");
+  DeclareOffload(options);
   options.Choice("--kv-cache-dtype", &kv_cache_dtype,
                  {"auto", "bfloat16", "float16", "float32", "int8", "fp8", "fp8_e4m3"},
                  "storage of keys and values; fp8 (e4m3) on a card only");
   options.Add("--enable-prefix-caching", &enable_prefix_caching,
               "reuse the KV blocks of equal prompt beginnings");
+}
+
+void ModelFlags::DeclareOffload(OptionSet& options) {
+  options.Add("--cpu-offload-gb", &cpu_offload_gb,
+              "GiB of weights, of the last decoder blocks, that stay in host memory and are copied "
+              "to the card each step: for models larger than the card (0: none)");
 }
 
 Result<std::string> ModelFlags::Path() const {
@@ -198,6 +205,9 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
   if (!(flags.kv_offloading_size >= 0.0 && flags.kv_offloading_size <= 1 << 20)) {
     return Fail(ErrorCode::kInvalidArgument, "--kv-offloading-size takes 0 GiB or more");
   }
+  if (!(flags.cpu_offload_gb >= 0.0 && flags.cpu_offload_gb <= 1 << 20)) {
+    return Fail(ErrorCode::kInvalidArgument, "--cpu-offload-gb takes 0 GiB or more");
+  }
   if (flags.kv_offloading_size > 0.0 && !flags.enable_prefix_caching) {
     return Fail(ErrorCode::kInvalidArgument,
                 "--kv-offloading-size keeps what the prefix cache evicts, and that is off");
@@ -217,6 +227,7 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
       fmt::print(stderr, "memory plan: {}\n", DescribePlan(*model.device, budget));
     };
   }
+  runner.cpu_offload_bytes = static_cast<std::uint64_t>(std::ldexp(flags.cpu_offload_gb, 30));
   runner.kv_spill_bytes = static_cast<std::uint64_t>(std::ldexp(flags.kv_offloading_size, 30));
   Progress progress("loading", options.show_progress);
   ExpectedHashes hashes;
@@ -245,6 +256,11 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
     fmt::print(stderr, "{}: {} on {}, {} threads; activations {} ({}){}\n", path,
                Name(config.architecture), DescribeCpu(), model.device->pool().num_workers(),
                ActivationsName(*model.runner), activations.reason, verified);
+    if (const std::uint64_t streamed = model.runner->streamed_bytes_per_step(); streamed > 0) {
+      fmt::print(stderr,
+                 "--cpu-offload-gb: each step copies {} of weights from host memory to the card\n",
+                 HumanBytes(static_cast<double>(streamed)));
+    }
     const std::chrono::duration<double> seconds = SystemClock().Now() - begin;
     fmt::print(stderr, "ready in {:.2f} s\n", seconds.count());
   }

@@ -30,10 +30,12 @@ struct ModelFlags {
   std::string kv_cache_memory_bytes;  // ParseBytes; empty: not given
   std::optional<double> gpu_memory_utilization;
   double kv_offloading_size = 0.0;  // GiB
+  double cpu_offload_gb = 0.0;      // GiB, as vLLM's
   bool enable_prefix_caching = true;
 
   void DeclareModel(OptionSet& options);
   void DeclareEngine(OptionSet& options);
+  void DeclareOffload(OptionSet& options);  // a part of DeclareEngine
   /// The model's path, whichever form was used. kInvalidArgument if none or both.
   Result<std::string> Path() const;
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/text.h"
+#include "model/weight_plan.h"
 
 namespace nibble {
 namespace {
@@ -64,6 +65,21 @@ std::optional<std::string> ShareThatHolds(const MemoryBudget& budget, std::uint6
     return std::nullopt;
   }
   return fmt::format("{:.2f}", rounded);
+}
+
+// The least --cpu-offload-gb that leaves `pool_bytes` of the limit for the KV pool.
+std::optional<std::string> OffloadThatHelps(const KvPoolRequest& request, const Limit& limit,
+                                            std::uint64_t pool_bytes) {
+  const auto helps = std::ranges::find_if(request.offloads, [&](const OffloadChoice& choice) {
+    return choice.device_bytes <= limit.bytes && pool_bytes <= limit.bytes - choice.device_bytes;
+  });
+  if (helps == request.offloads.end()) {
+    return std::nullopt;
+  }
+  return fmt::format(
+      "keep {} of it in host memory with --cpu-offload-gb {:.2f} (slower: they are "
+      "copied to the card each step)",
+      Human(helps->host_bytes), CpuOffloadGib(helps->host_bytes));
 }
 
 std::string Join(const std::vector<std::string>& hints) {
@@ -130,6 +146,9 @@ Result<std::int64_t> PlanKvPool(const MemoryBudget& budget, const KvPoolRequest&
     if (const auto share = ShareThatHolds(budget, least); share && by_share) {
       hints.push_back(fmt::format("use --gpu-memory-utilization {}", *share));
     }
+    if (const auto offload = OffloadThatHelps(request, limit, bytes_of(one_sequence))) {
+      hints.push_back(*offload);
+    }
     hints.emplace_back("lower --max-num-batched-tokens and --max-num-seqs");
     return Fail(ErrorCode::kOutOfMemory,
                 fmt::format("the model needs {} ({}) and the KV cache of one sequence {} more, but "
@@ -157,13 +176,14 @@ Result<std::int64_t> PlanKvPool(const MemoryBudget& budget, const KvPoolRequest&
   }
   const std::uint64_t bytes = bytes_of(std::max<std::int64_t>(blocks, 0));
   if (exact && bytes > room) {
+    const auto offload = OffloadThatHelps(request, limit, bytes);
     return Fail(
         ErrorCode::kOutOfMemory,
         fmt::format("{} asks for a KV cache of {}: with {} for the rest ({}) the plan needs "
-                    "{}, but {}; at most --kv-cache-memory-bytes {} fits",
+                    "{}, but {}; at most --kv-cache-memory-bytes {} fits{}",
                     request.num_blocks ? "--num-gpu-blocks-override" : "--kv-cache-memory-bytes",
                     Human(bytes), Human(other_bytes), others, Human(other_bytes + bytes),
-                    limit.text, room));
+                    limit.text, room, offload ? ", or " + *offload : ""));
   }
   if (blocks >= one_sequence && bytes <= room) {
     return blocks;
@@ -191,6 +211,9 @@ Result<std::int64_t> PlanKvPool(const MemoryBudget& budget, const KvPoolRequest&
   hints.emplace_back(budget.is_card ? "use --kv-cache-dtype fp8" : "use --kv-cache-dtype int8");
   if (!request.kv_cache_bytes) {
     hints.emplace_back("quantize the model (nibble quantize)");
+    if (const auto offload = OffloadThatHelps(request, limit, bytes_of(one_sequence))) {
+      hints.push_back(*offload);
+    }
   }
   return Fail(
       ErrorCode::kOutOfMemory,

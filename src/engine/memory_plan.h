@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "device/device.h"
@@ -18,6 +19,12 @@ struct MemoryBudget {
 };
 MemoryBudget BudgetOf(const Device& device, double utilization);
 
+/// What --cpu-offload-gb could make of a plan.
+struct OffloadChoice {
+  std::uint64_t host_bytes = 0;
+  std::uint64_t device_bytes = 0;  // everything but the KV pool
+};
+
 /// What the KV pool is asked to be.
 struct KvPoolRequest {
   std::uint64_t block_bytes = 0;       // of one block, all layers
@@ -27,6 +34,7 @@ struct KvPoolRequest {
   std::int64_t max_num_sequences = 0;
   std::optional<std::int64_t> num_blocks = {};       // --num-gpu-blocks-override: exactly these
   std::optional<std::uint64_t> kv_cache_bytes = {};  // --kv-cache-memory-bytes: so many bytes
+  std::vector<OffloadChoice> offloads = {};          // to advise, smallest first; none on a CPU
 };
 
 /// Blocks of the KV pool beside `other_bytes` of everything else (`others` names them in messages).

@@ -6,9 +6,11 @@
 #include <array>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "base/text.h"
 #include "device/populate.h"
+#include "kernels/weight_stream.h"
 
 namespace nibble {
 namespace {
@@ -16,6 +18,8 @@ namespace {
 constexpr std::int64_t kMaxLogitRows = 64;
 // What a recorded step takes of the card for each kernel in it.
 constexpr std::uint64_t kCapturedKernelBytes = 4096;
+// ... and for each place where it is cut, as streamed weights need it.
+constexpr std::uint64_t kCapturedPieceBytes = 32768;
 constexpr std::size_t kTouchPiece = std::size_t{8} << 20;
 
 // Plans the host memory for evicted blocks; how many it holds. On a CPU it comes out of the same
@@ -31,9 +35,11 @@ Result<std::int64_t> PlanSpill(const RunnerConfig& config, const KvCacheSpec& sp
                             HumanBytes(static_cast<double>(block_bytes))));
   }
   MemoryLedger& ledger = device.ledger();
-  const std::uint64_t room = device.kind() == DeviceKind::kCpu
-                                 ? available - std::min(available, ledger.planned_bytes())
-                                 : AvailableMemoryBytes();
+  const std::uint64_t planned = device.kind() == DeviceKind::kCpu
+                                    ? ledger.planned_bytes()
+                                    : ledger.planned_bytes(MemoryPlace::kHost);
+  const std::uint64_t all = device.kind() == DeviceKind::kCpu ? available : AvailableMemoryBytes();
+  const std::uint64_t room = all - std::min(all, planned);
   if (num_blocks * block_bytes > room || num_blocks > std::numeric_limits<std::int32_t>::max()) {
     return Fail(ErrorCode::kOutOfMemory,
                 fmt::format("--kv-offloading-size asks for {} of host memory and {} are available",
@@ -58,17 +64,78 @@ std::size_t BatchClass(std::size_t sequences) {
   return (sequences + grain - 1) / grain * grain;
 }
 
-// All recorded steps: one for each class of batch size.
-std::uint64_t CapturedBytes(const RunnerConfig& config, std::int64_t num_layers) {
-  constexpr std::int64_t kKernelsPerLayer = 8;
-  constexpr std::int64_t kOtherKernels = 16;
+// Classes of batch size, and so recorded steps.
+std::uint64_t NumClasses(const RunnerConfig& config) {
   std::uint64_t classes = 0;
   for (std::size_t rows = 1; rows <= static_cast<std::size_t>(config.max_num_sequences);
        rows = BatchClass(rows) + 1) {
     ++classes;
   }
-  return classes * static_cast<std::uint64_t>(num_layers * kKernelsPerLayer + kOtherKernels) *
-         kCapturedKernelBytes;
+  return classes;
+}
+
+// All recorded steps.
+std::uint64_t CapturedBytes(const RunnerConfig& config, std::int64_t num_layers,
+                            std::int64_t num_streamed) {
+  constexpr std::int64_t kKernelsPerLayer = 8;
+  constexpr std::int64_t kOtherKernels = 16;
+  return NumClasses(config) *
+         (static_cast<std::uint64_t>(num_layers * kKernelsPerLayer + kOtherKernels) *
+              kCapturedKernelBytes +
+          static_cast<std::uint64_t>(num_streamed) * kCapturedPieceBytes);
+}
+
+// The weights of the last blocks in host memory, if that is asked for.
+Result<WeightPlan> PlanOffload(const WeightPlan& all, const RunnerConfig& config,
+                               const ModelConfig& model, const Device& device) {
+  if (config.cpu_offload_bytes == 0) {
+    return all;
+  }
+  if (!CanStreamWeights(device)) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "--cpu-offload-gb keeps weights out of a card's memory; with --device cpu all of "
+                "them are in the host's: leave it out, or run with --device cuda");
+  }
+  NIBBLE_TRY(plan, StreamLastBlocks(all, model, config.cpu_offload_bytes));
+  if (const std::uint64_t room = AvailableMemoryBytes(); plan.host_bytes > room) {
+    return Fail(ErrorCode::kOutOfMemory,
+                fmt::format("--cpu-offload-gb keeps {} of weights in host memory, and {} of it are "
+                            "available; give less, or quantize the model (nibble quantize)",
+                            HumanBytes(static_cast<double>(plan.host_bytes)),
+                            HumanBytes(static_cast<double>(room))));
+  }
+  return plan;
+}
+
+// What --cpu-offload-gb could make of a plan with `planned` bytes on the device: every number of
+// blocks that gains something and that the host has room for.
+std::vector<OffloadChoice> OffloadChoices(const WeightPlan& plan, const RunnerConfig& config,
+                                          const ModelConfig& model, std::uint64_t planned) {
+  const std::vector<std::size_t> block_bytes = StreamableBytes(plan, model);
+  const auto device_bytes = [&](std::int64_t num_streamed) {
+    return MemoryOfBlocks(block_bytes, num_streamed).device_bytes +
+           CapturedBytes(config, model.num_layers, num_streamed);
+  };
+  const std::uint64_t rest = planned - device_bytes(std::ssize(plan.parts));
+  const std::uint64_t room = AvailableMemoryBytes();
+  std::vector<OffloadChoice> choices;
+  for (std::int64_t count = kWeightSlots + 1; count <= model.num_layers; ++count) {
+    const std::uint64_t host_bytes = MemoryOfBlocks(block_bytes, count).host_bytes;
+    if (host_bytes <= room) {
+      choices.push_back({.host_bytes = host_bytes, .device_bytes = rest + device_bytes(count)});
+    }
+  }
+  return choices;
+}
+
+// Parts that are alone in their slot are copied once and stay.
+std::uint64_t StreamedBytesPerStep(const WeightPlan& plan) {
+  const SlotSchedule schedule(static_cast<int>(plan.parts.size()));
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < plan.parts.size(); ++i) {
+    bytes += schedule.IsCopiedEachStep(static_cast<int>(i)) ? plan.parts[i].bytes : 0;
+  }
+  return bytes;
 }
 
 // Gives the range its pages, all workers at it.
@@ -110,7 +177,9 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
       .sliding_window = static_cast<std::int32_t>(model.sliding_window.value_or(0)),
       .vocab_size = model.vocab_size,
       .max_in_flight = runner->depth_ + 1};
-  NIBBLE_TRY(weights, PlanWeights(checkpoint, device, config.tables));
+  NIBBLE_TRY(all_weights, PlanWeights(checkpoint, device, config.tables));
+  NIBBLE_TRY(weights, PlanOffload(all_weights, config, model, device));
+  runner->streamed_bytes_per_step_ = StreamedBytesPerStep(weights);
   NIBBLE_TRY_VOID(LlamaModel::Plan(checkpoint, weights, limits, device));
   PlanSteps(device, steps);
   MemoryLedger& ledger = device.ledger();
@@ -125,7 +194,7 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
   NIBBLE_TRY_VOID(Validate(spec));
   const std::int64_t spare = device.CanCaptureSteps() ? 1 : 0;
   if (device.CanCaptureSteps()) {
-    ledger.Plan("graphs", CapturedBytes(config, model.num_layers));
+    ledger.Plan("graphs", CapturedBytes(config, model.num_layers, std::ssize(weights.parts)));
   }
   const MemoryBudget budget =
       config.budget ? *config.budget : BudgetOf(device, config.gpu_memory_utilization);
@@ -137,7 +206,11 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
        .max_model_len = config.max_model_len,
        .max_num_sequences = config.max_num_sequences,
        .num_blocks = config.num_blocks_override,
-       .kv_cache_bytes = config.kv_cache_bytes},
+       .kv_cache_bytes = config.kv_cache_bytes,
+       .offloads =
+           CanStreamWeights(device)
+               ? OffloadChoices(weights, config, model, ledger.planned_bytes(MemoryPlace::kDevice))
+               : std::vector<OffloadChoice>{}},
       budget.is_card ? ledger.planned_bytes(MemoryPlace::kDevice) : ledger.planned_bytes(),
       DescribeLines(ledger));
   if (!num_blocks) {
@@ -328,9 +401,9 @@ Result<void> ModelRunner::RecordSteps() {
     device_->Replay(captured);
   }
   constexpr std::int64_t kChunk = 128;  // enough tokens for the kernels of long prompts
-  const std::vector<TokenId> tokens(static_cast<std::size_t>(
-      std::min({kChunk, std::int64_t{config_.max_batched_tokens},
-                std::int64_t{config_.max_model_len}, num_blocks_ * cache_.spec.block_size_tokens})));
+  const std::vector<TokenId> tokens(static_cast<std::size_t>(std::min(
+      {kChunk, std::int64_t{config_.max_batched_tokens}, std::int64_t{config_.max_model_len},
+       num_blocks_ * cache_.spec.block_size_tokens})));
   NIBBLE_TRY_VOID(RunChunk(tokens, 0, static_cast<std::int64_t>(tokens.size())));
   NIBBLE_TRY(logits, ChunkLogits(0, 1));
   static_cast<void>(logits);

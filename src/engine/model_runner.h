@@ -31,6 +31,7 @@ struct RunnerConfig {
   std::optional<std::int64_t> num_blocks_override = {};  // exactly so many blocks
   std::optional<std::uint64_t> kv_cache_bytes = {};      // exactly so many bytes
   std::uint64_t kv_spill_bytes = 0;         // host memory for blocks that the pool evicts, at most
+  std::uint64_t cpu_offload_bytes = 0;      // host memory for weights of a card, at most
   double gpu_memory_utilization = 0.9;      // of a card, where it is one
   std::optional<MemoryBudget> budget = {};  // instead of what the device has
   /// Called once when the plan holds, before memory is taken and weights are read.
@@ -47,7 +48,8 @@ class ModelRunner final : public StepExecutor {
  public:
   /// Plans all memory (weights, rope, workspace, scratch, step inputs, attention, sampler, logits,
   /// graphs, kv_cache, kv_spill), refuses what does not fit before a weight is read, then loads.
-  /// Errors: kOutOfMemory with the bytes and the flag that would help; what loading gives.
+  /// Errors: kOutOfMemory with the bytes and the flag that would help; kInvalidArgument for a
+  /// cpu_offload_bytes that cannot be had; what loading gives.
   static Result<std::unique_ptr<ModelRunner>> Create(const Checkpoint& checkpoint,
                                                      const RunnerConfig& config, Device& device,
                                                      const ExpectedHashes& hashes = {},
@@ -66,6 +68,8 @@ class ModelRunner final : public StepExecutor {
   std::int32_t block_size_tokens() const {
     return static_cast<std::int32_t>(cache_.spec.block_size_tokens);
   }
+  /// Weights that each step copies from host memory to the card.
+  std::uint64_t streamed_bytes_per_step() const { return streamed_bytes_per_step_; }
   std::int64_t vocab_size() const { return model_->config().vocab_size; }
 
   /// Evaluation: runs tokens from an empty context over the first blocks of the pool (nothing else
@@ -127,6 +131,7 @@ class ModelRunner final : public StepExecutor {
   KvCache cache_;
   std::int64_t num_blocks_ = 0, num_host_blocks_ = 0;
   BlockId spare_block_{-1};  // behind the pool: where padding writes
+  std::uint64_t streamed_bytes_per_step_ = 0;
   int depth_ = 0;
   std::uint64_t next_ticket_ = 1;
   std::deque<InFlight> in_flight_;

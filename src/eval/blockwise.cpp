@@ -153,7 +153,7 @@ class BlockwiseEvaluation {
     for (PartialModel* partial : {&reference_, &model_}) {
       const WeightPlan weights = PartOf(partial->plan, config_, part);
       NIBBLE_TRY_VOID(LoadWeights(*partial->checkpoint, weights, device_,
-                                  partial->model->weight_arena(), {}, {}));
+                                  partial->model->weight_places(), {}, {}));
       for (const PlannedWeight& weight : weights.weights) {
         partial->checkpoint->Release(*weight.stored);
       }

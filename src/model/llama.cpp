@@ -10,6 +10,7 @@
 #include "kernels/ops.h"
 #include "kernels/sampling.h"
 #include "kernels/step.h"
+#include "kernels/weight_stream.h"
 
 namespace nibble {
 namespace {
@@ -80,6 +81,10 @@ Result<void> LlamaModel::Plan(const Checkpoint& checkpoint, const WeightPlan& we
   const ModelConfig& config = checkpoint.config();
   MemoryLedger& ledger = device.ledger();
   ledger.Plan("weights", weights.arena_bytes);
+  if (!weights.parts.empty()) {
+    ledger.Plan("weight slots", kWeightSlots * weights.slot_bytes);
+    ledger.Plan("weights (host)", weights.host_bytes, MemoryPlace::kHost);
+  }
   ledger.Plan("rope",
               static_cast<std::uint64_t>(limits.max_positions * config.head_dim) * sizeof(float));
   ledger.Plan("workspace",
@@ -96,7 +101,7 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Load(const Checkpoint& checkpoin
                                                      const LoadProgress& progress) {
   NIBBLE_TRY(model, Allocate(checkpoint, weights, limits, activations, device));
   NIBBLE_TRY_VOID(
-      LoadWeights(checkpoint, weights, device, model->weight_arena(), hashes, progress));
+      LoadWeights(checkpoint, weights, device, model->weight_places(), hashes, progress));
   return model;
 }
 
@@ -111,6 +116,8 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Allocate(const Checkpoint& check
   model->device_ = &device;
   model->at_ = LayOut(model->config_, limits);
   NIBBLE_TRY(arena, device.Allocate("weights", weights.arena_bytes));
+  NIBBLE_TRY(slots, device.Allocate("weight slots", kWeightSlots * weights.slot_bytes));
+  NIBBLE_TRY(host_weights, device.AllocateHost("weights (host)", weights.host_bytes));
   NIBBLE_TRY(rope, device.Allocate("rope", static_cast<std::size_t>(limits.max_positions *
                                                                     model->config_.head_dim) *
                                                sizeof(float)));
@@ -118,6 +125,8 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Allocate(const Checkpoint& check
                                                          sizeof(float)));
   NIBBLE_TRY(scratch, device.Allocate("scratch", ScratchBytes(device, model->config_, limits)));
   model->weights_ = std::move(arena);
+  model->weight_slots_ = std::move(slots);
+  model->host_weights_ = std::move(host_weights);
   model->rope_ = std::move(rope);
   model->workspace_ = std::move(workspace);
   model->scratch_ = std::move(scratch);
@@ -130,6 +139,14 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Allocate(const Checkpoint& check
       static_cast<std::size_t>(limits.max_positions * model->config_.head_dim));
   FillRopeTable(model->config_.rope, model->config_.head_dim, limits.max_positions, table.data());
   NIBBLE_TRY_VOID(Fill(device, model->rope_, table));
+  if (!weights.parts.empty()) {
+    StreamedWeights streamed{.slots = model->weight_slots_.data(),
+                             .slot_bytes = weights.slot_bytes};
+    for (const WeightPlan::Part& part : weights.parts) {
+      streamed.parts.emplace_back(model->host_weights_.data() + part.host_offset, part.bytes);
+    }
+    NIBBLE_TRY_VOID(StreamWeights(device, streamed));
+  }
   return model;
 }
 
@@ -137,9 +154,13 @@ void LlamaModel::Bind(const WeightPlan& plan) {
   const auto matrix = [&](const std::string& name) {
     const PlannedWeight* weight = plan.Find(name);
     NIBBLE_CHECK(weight != nullptr, "a matrix that the plan must hold");
+    const std::size_t slot = static_cast<std::size_t>(WeightSlotOf(std::max(weight->part, 0)));
+    std::byte* const memory =
+        weight->part < 0 ? weights_.data() : weight_slots_.data() + slot * plan.slot_bytes;
     return PackedWeight{.spec = weight->packed,
-                        .data = weights_.data() + weight->offset,
-                        .size_bytes = weight->size_bytes};
+                        .data = memory + weight->offset,
+                        .size_bytes = weight->size_bytes,
+                        .part = weight->part};
   };
   const auto vector = [&](const std::string& name) -> const float* {
     const PlannedWeight* weight = plan.Find(name);

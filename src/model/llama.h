@@ -43,12 +43,13 @@ struct ForwardBatch {
 /// Weights and workspace have fixed addresses; Forward allocates nothing.
 class LlamaModel {
  public:
-  /// Adds the lines "weights", "rope" and "workspace" to the device's ledger without allocating.
+  /// Adds the lines of weights, "rope", "workspace" and "scratch" to the device's ledger without
+  /// allocating.
   static Result<void> Plan(const Checkpoint& checkpoint, const WeightPlan& weights,
                            const ModelLimits& limits, Device& device);
 
   /// Allocates what Plan announced. The weights, or a part of them, are still to be loaded to
-  /// weight_arena() by LoadWeights.
+  /// weight_places() by LoadWeights. A plan with streamed weights needs PrepareSteps before.
   static Result<std::unique_ptr<LlamaModel>> Allocate(const Checkpoint& checkpoint,
                                                       const WeightPlan& weights,
                                                       const ModelLimits& limits,
@@ -65,7 +66,7 @@ class LlamaModel {
   const ModelLimits& limits() const { return limits_; }
   Device& device() { return *device_; }
   KernelContext& context() { return context_; }
-  std::byte* weight_arena() const { return weights_.data(); }
+  WeightPlaces weight_places() const { return {weights_.data(), host_weights_.data()}; }
   /// The arithmetic of integer weights; may be changed between steps.
   void SetActivations(ActivationMode mode) { context_.activations = mode; }
   ActivationMode activations() const { return context_.activations; }
@@ -161,6 +162,7 @@ class LlamaModel {
   KernelContext context_;
   Workspace at_;
   DeviceBuffer weights_, rope_, workspace_, scratch_;
+  DeviceBuffer host_weights_, weight_slots_;  // of streamed weights
   std::vector<Layer> layers_;
   PackedWeight embedding_, head_;
   const float* final_norm_ = nullptr;

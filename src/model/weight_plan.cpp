@@ -5,20 +5,29 @@
 #include <algorithm>
 #include <atomic>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <optional>
 
 #include "base/sha256.h"
+#include "base/text.h"
 #include "codec/encode.h"
 #include "io/file.h"
+#include "kernels/weight_stream.h"
 
 namespace nibble {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-constexpr std::int64_t kChunkRows = 128;  // a multiple of the packing panel
+constexpr std::size_t kPartAlignment = 256;  // of parts and slots
+constexpr std::int64_t kChunkRows = 128;     // a multiple of the packing panel
 constexpr std::int64_t kTableGroup = 32;
+
+constexpr std::size_t RoundUp(std::size_t bytes, std::size_t alignment) {
+  return (bytes + alignment - 1) / alignment * alignment;
+}
 
 bool IsVector(const WeightInfo& weight) { return weight.spec.rows == 1; }
 
@@ -65,12 +74,12 @@ Result<void> CheckHash(const Checkpoint& checkpoint, const WeightInfo& weight,
 }
 
 Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, Device& device,
-                      std::byte* arena) {
+                      std::byte* place) {
   const PlannedWeight& planned = *task.weight;
   NIBBLE_TRY(rows, checkpoint.ReadRows(*planned.stored, task.row_begin, task.row_end));
   if (planned.is_vector) {
     const std::vector<float> values = Dequantize(rows);
-    const DeviceWrite write = device.Write(arena + planned.offset, values.size() * sizeof(float));
+    const DeviceWrite write = device.Write(place, values.size() * sizeof(float));
     std::memcpy(write.data(), values.data(), values.size() * sizeof(float));
     return {};
   }
@@ -78,8 +87,7 @@ Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, Device
     rows = EncodeAbsmax(rows.values, rows.spec.rows, rows.spec.cols, planned.packed.bits,
                         planned.packed.group_size);
   }
-  PackedWeight packed{
-      .spec = planned.packed, .data = arena + planned.offset, .size_bytes = planned.size_bytes};
+  PackedWeight packed{.spec = planned.packed, .data = place, .size_bytes = planned.size_bytes};
   return PackRows(device, rows, task.row_begin, packed);
 }
 
@@ -126,16 +134,88 @@ Result<WeightPlan> PlanWeights(const Checkpoint& checkpoint, const Device& devic
       planned.size_bytes = *size;
     }
     planned.offset = plan.arena_bytes;
-    plan.arena_bytes += (planned.size_bytes + kAlignment - 1) / kAlignment * kAlignment;
+    plan.arena_bytes += RoundUp(planned.size_bytes, kAlignment);
     plan.weights.push_back(planned);
   }
   return plan;
 }
 
+std::vector<std::size_t> StreamableBytes(const WeightPlan& plan, const ModelConfig& config) {
+  std::vector<std::size_t> bytes(static_cast<std::size_t>(config.num_layers), 0);
+  for (const PlannedWeight& weight : plan.weights) {
+    const std::int64_t block = BlockOf(weight.stored->name);
+    if (block >= 0 && !weight.is_vector) {
+      bytes[static_cast<std::size_t>(block)] += RoundUp(weight.size_bytes, kAlignment);
+    }
+  }
+  return bytes;
+}
+
+BlockMemory MemoryOfBlocks(std::span<const std::size_t> block_bytes, std::int64_t num_streamed) {
+  const auto streamed = block_bytes.last(static_cast<std::size_t>(num_streamed));
+  BlockMemory memory;
+  std::size_t largest = 0;
+  for (const std::size_t bytes : streamed) {
+    memory.host_bytes += RoundUp(bytes, kPartAlignment);
+    largest = std::max(largest, bytes);
+  }
+  const auto resident = block_bytes.first(block_bytes.size() - streamed.size());
+  memory.device_bytes = std::accumulate(resident.begin(), resident.end(), std::uint64_t{0}) +
+                        kWeightSlots * RoundUp(largest, kPartAlignment);
+  return memory;
+}
+
+double CpuOffloadGib(std::uint64_t bytes) {
+  const double hundredths = std::ceil(std::ldexp(static_cast<double>(bytes), -30) * 100.0);
+  const double gib = hundredths / 100.0;
+  return std::ldexp(gib, 30) < static_cast<double>(bytes) ? (hundredths + 1.0) / 100.0 : gib;
+}
+
+Result<WeightPlan> StreamLastBlocks(const WeightPlan& plan, const ModelConfig& config,
+                                    std::uint64_t host_bytes) {
+  const std::vector<std::size_t> block_bytes = StreamableBytes(plan, config);
+  const auto num_blocks = static_cast<std::int64_t>(block_bytes.size());
+  std::int64_t count = 0;
+  while (count < num_blocks && MemoryOfBlocks(block_bytes, count + 1).host_bytes <= host_bytes) {
+    ++count;
+  }
+  if (count <= kWeightSlots) {
+    constexpr std::int64_t kLeast = kWeightSlots + 1;
+    const std::string helps =
+        num_blocks < kLeast
+            ? fmt::format("this model has no more than {} blocks: leave the flag out", num_blocks)
+            : fmt::format("give {:.2f} or more ({} blocks), or leave the flag out",
+                          CpuOffloadGib(MemoryOfBlocks(block_bytes, kLeast).host_bytes), kLeast);
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        fmt::format("--cpu-offload-gb: {} of host memory hold the weights of {} of the "
+                    "last decoder blocks, and the places on the card that they are copied "
+                    "to hold {}, so nothing is gained; {}",
+                    HumanBytes(static_cast<double>(host_bytes)), count, kWeightSlots, helps));
+  }
+  WeightPlan out = plan;
+  out.arena_bytes = 0;
+  out.parts.assign(static_cast<std::size_t>(count), {});
+  for (PlannedWeight& weight : out.weights) {
+    const std::int64_t part = BlockOf(weight.stored->name) - (num_blocks - count);
+    std::size_t* end = &out.arena_bytes;
+    if (part >= 0 && !weight.is_vector) {
+      weight.part = static_cast<int>(part);
+      end = &out.parts[static_cast<std::size_t>(part)].bytes;
+    }
+    weight.offset = *end;
+    *end += RoundUp(weight.size_bytes, kAlignment);
+  }
+  for (WeightPlan::Part& part : out.parts) {
+    part.host_offset = out.host_bytes;
+    out.host_bytes += RoundUp(part.bytes, kPartAlignment);
+    out.slot_bytes = std::max(out.slot_bytes, RoundUp(part.bytes, kPartAlignment));
+  }
+  return out;
+}
+
 WeightPlan OverlapParts(const WeightPlan& plan, const ModelConfig& config) {
-  const auto padded = [](std::size_t bytes) {
-    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  };
+  const auto padded = [](std::size_t bytes) { return RoundUp(bytes, kAlignment); };
   WeightPlan out = plan;
   // The tables come first and the final norm behind them, so that a tied embedding has one place.
   std::size_t tables = 0;
@@ -181,8 +261,14 @@ WeightPlan PartOf(const WeightPlan& overlapping, const ModelConfig& config, Mode
 }
 
 Result<void> LoadWeights(const Checkpoint& checkpoint, const WeightPlan& plan, Device& device,
-                         std::byte* arena, const ExpectedHashes& hashes,
+                         const WeightPlaces& places, const ExpectedHashes& hashes,
                          const LoadProgress& progress) {
+  const auto place_of = [&](const PlannedWeight& weight) {
+    return weight.part < 0
+               ? places.arena + weight.offset
+               : places.host + plan.parts[static_cast<std::size_t>(weight.part)].host_offset +
+                     weight.offset;
+  };
   std::vector<LoadTask> tasks;
   for (const PlannedWeight& weight : plan.weights) {
     if (hashes && hashes(weight.stored->name) != nullptr) {
@@ -208,8 +294,9 @@ Result<void> LoadWeights(const Checkpoint& checkpoint, const WeightPlan& plan, D
         for (std::int64_t i = begin; i < end && !stop.load(std::memory_order_relaxed); ++i) {
           const LoadTask& task = tasks[static_cast<std::size_t>(i)];
           const WeightInfo& stored = *task.weight->stored;
-          const Result<void> done = task.hash ? CheckHash(checkpoint, stored, *hashes(stored.name))
-                                              : LoadRows(checkpoint, task, device, arena);
+          const Result<void> done =
+              task.hash ? CheckHash(checkpoint, stored, *hashes(stored.name))
+                        : LoadRows(checkpoint, task, device, place_of(*task.weight));
           const std::lock_guard lock(mutex);
           if (!done && !first_error) {
             first_error =
@@ -220,7 +307,8 @@ Result<void> LoadWeights(const Checkpoint& checkpoint, const WeightPlan& plan, D
             done_bytes += task.weight->size_bytes *
                           static_cast<std::uint64_t>(task.row_end - task.row_begin) /
                           static_cast<std::uint64_t>(stored.spec.rows);
-            if (progress && !progress(done_bytes, plan.arena_bytes) && !first_error) {
+            if (progress && !progress(done_bytes, plan.arena_bytes + plan.host_bytes) &&
+                !first_error) {
               first_error = Error{ErrorCode::kCancelled, "loading was interrupted"};
               stop = true;
             }

@@ -48,6 +48,12 @@ class MemoryPlan(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("--gpu-memory-utilization is for GPUs", result.stderr)
 
+    def test_on_a_cpu_there_is_nothing_to_offload(self):
+        result = run(*RUN, "--cpu-offload-gb", "1")
+        self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
+        self.assertIn("--cpu-offload-gb keeps weights out of a card's memory; with --device cpu all", result.stderr)
+        self.assertIn("--device cuda", result.stderr)
+
     def test_wrong_values_are_refused(self):
         for flag, value in (("--kv-cache-memory-bytes", "1.5G"), ("--kv-cache-memory-bytes", "lots"),
                             ("--gpu-memory-utilization", "1.5"), ("--gpu-memory-utilization", "0")):

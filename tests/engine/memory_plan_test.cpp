@@ -102,6 +102,42 @@ TEST(PlanKvPool, AModelThatDoesNotFitIsRefusedWithWhatHelps) {
   EXPECT_EQ(text.find("use --gpu-memory-utilization"), std::string::npos) << text;
 }
 
+// 40 GiB of a model's 140 may be in host memory, ten at a time: so much stays on the card.
+KvPoolRequest Offloadable() {
+  KvPoolRequest request = Llama7B();
+  for (std::uint64_t gib = 10; gib <= 80; gib += 10) {
+    request.offloads.push_back(
+        {.host_bytes = gib * kGiB, .device_bytes = 140 * kGiB - gib * kGiB + 4 * kGiB});
+  }
+  return request;
+}
+
+TEST(PlanKvPool, AModelThatDoesNotFitNamesTheOffloadThatSuffices) {
+  // 71.5 GiB may be used and 2.03 are for one sequence: 144 less 80 fit, 144 less 70 do not.
+  const std::string text = ErrorOf(PlanKvPool(Card(), Offloadable(), 140 * kGiB, "weights 150 GB"));
+  ExpectSays(text, "keep 85.9 GB of it in host memory with --cpu-offload-gb 80.00");
+  EXPECT_TRUE(PlanKvPool(Card(), Offloadable(), Offloadable().offloads[7].device_bytes, ""));
+  EXPECT_FALSE(PlanKvPool(Card(), Offloadable(), Offloadable().offloads[6].device_bytes, ""));
+  KvPoolRequest little = Offloadable();  // the host has no room for more
+  little.offloads.resize(7);
+  EXPECT_EQ(ErrorOf(PlanKvPool(Card(), little, 140 * kGiB, "")).find("--cpu-offload-gb"),
+            std::string::npos);
+}
+
+TEST(PlanKvPool, AnOffloadMakesRoomForASequenceAndForBytesAskedFor) {
+  const std::uint64_t others = 72 * kGiB - 500 * kMiB - 33 * 32 * kMiB;  // room for 33 blocks
+  KvPoolRequest request = Llama7B();
+  request.offloads = {{.host_bytes = 3 * kGiB, .device_bytes = others - kMiB},
+                      {.host_bytes = 5 * kGiB, .device_bytes = others - 2 * kGiB}};
+  ExpectSays(ErrorOf(PlanKvPool(Card(), request, others, "")), "--cpu-offload-gb 5.00");
+  request.kv_cache_bytes = 12 * kGiB;
+  request.offloads.push_back({.host_bytes = 9 * kGiB, .device_bytes = others - 5 * kGiB});
+  ExpectSays(ErrorOf(PlanKvPool(Card(), request, others, "")), "--cpu-offload-gb 9.00");
+  request.kv_cache_bytes = kGiB;  // less than a sequence takes: no matter of the card's memory
+  EXPECT_EQ(ErrorOf(PlanKvPool(Card(), request, others, "")).find("--cpu-offload-gb"),
+            std::string::npos);
+}
+
 TEST(PlanKvPool, AShareTooSmallForTheModelNamesOneThatHoldsIt) {
   const std::string text = ErrorOf(PlanKvPool(Card(0.5), Llama7B(), 45 * kGiB, "weights 48.3 GB"));
   ExpectSays(text, "use --gpu-memory-utilization 0.60");

@@ -51,6 +51,7 @@ class Service {
         std::filesystem::path(NIBBLE_SOURCE_DIR) / "tests/golden/models/llama3";
     std::int32_t num_blocks = 200;  // of the pool: as many as the prompts need twice over
     std::uint64_t spill_bytes = 0;
+    std::uint64_t cpu_offload_bytes = 0;
   };
   Service(std::unique_ptr<Device> device, const Options& options) : device_(std::move(device)) {
     checkpoint_ = std::move(*Checkpoint::Open(options.model.string()));
@@ -61,7 +62,8 @@ class Service {
          .max_model_len = 256,
          .kv_dtype = device_->kind() == DeviceKind::kCpu ? KvDType::kBF16 : KvDType::kF16,
          .num_blocks_override = options.num_blocks,
-         .kv_spill_bytes = options.spill_bytes},
+         .kv_spill_bytes = options.spill_bytes,
+         .cpu_offload_bytes = options.cpu_offload_bytes},
         *device_);
     EXPECT_TRUE(runner) << runner.error().message;
     runner_ = std::move(*runner);
