@@ -89,6 +89,7 @@ struct Measured {
 // What this machine, or its card, can do at most: the bars of the table.
 struct Bars {
   double read_gb_per_s = 0.0;
+  double copy_gb_per_s = 0.0;      // from host memory to the card; 0: not measured, or no card
   double product_gop_per_s = 0.0;  // of the products that the model's linears are; 0: not measured
   json::Object measured;           // all of them
   std::string text;                // in a line
@@ -98,6 +99,7 @@ Result<Bars> MeasureBars(LoadedModel& model) {
   if (model.device->kind() == DeviceKind::kCuda) {
     NIBBLE_TRY(limits, MeasureCardLimits(*model.device));
     return Bars{.read_gb_per_s = limits.read_gb_per_s,
+                .copy_gb_per_s = limits.copy_gb_per_s,
                 .product_gop_per_s = limits.f16_gflop_per_s,
                 .measured = DescribeLimits(limits),
                 .text = DescribeLimitsInWords(limits)};
@@ -126,7 +128,9 @@ class BenchCommand final : public Command {
            "bandwidth measured in the same run (the floor), and the share of it reached. Beside "
            "prefill: its operations, and their\n"
            "share of the product rate measured in the same run (int8 on a CPU, dense fp16 on a "
-           "card).\n\n"
+           "card). With --cpu-offload-gb also the bytes that a step copies to the card, and the "
+           "time they take at the copy rate\n"
+           "of pinned memory measured in the same run.\n\n"
            "  nibble bench smol-int4 --json\n"
            "  nibble bench llama-7b-int4 --device cuda --input-len 2048\n"
            "  nibble bench kernels --cuda          single kernels, as nibble kernels";
@@ -275,6 +279,16 @@ class BenchCommand final : public Command {
           1e3 / steps_per_s, 1e3 * floor_seconds, floor_share * 100.0, cost.bytes / 1e6,
           Median(decode));
     }
+    const auto streamed = static_cast<double>(model.runner->streamed_bytes_per_step());
+    const double stream_seconds =
+        bars.copy_gb_per_s > 0.0 ? streamed / (bars.copy_gb_per_s * 1e9) : 0.0;
+    if (!json_ && streamed > 0.0) {
+      fmt::print("      streamed weights: {} a step, {}\n", HumanBytes(streamed),
+                 stream_seconds > 0.0
+                     ? fmt::format("{:.3f} ms at the copy rate: {:.0f} % of that limit",
+                                   1e3 * stream_seconds, 100.0 * steps_per_s * stream_seconds)
+                     : "the copy rate was not measured");
+    }
     json::Object row;
     row.Set("batch", batch);
     row.Set("prompt_tokens", prompt);
@@ -293,6 +307,14 @@ class BenchCommand final : public Command {
     row.Set("floor_seconds_per_step", floor_seconds);
     row.Set("floor_tokens_per_s", batch / floor_seconds);
     row.Set("decode_share_of_floor", floor_share);
+    if (streamed > 0.0) {
+      row.Set("streamed_bytes_per_step", streamed);
+      row.Set("stream_floor_seconds_per_step",
+              stream_seconds > 0.0 ? json::Value(stream_seconds) : json::Value(nullptr));
+      row.Set("decode_share_of_stream_floor", stream_seconds > 0.0
+                                                  ? json::Value(steps_per_s * stream_seconds)
+                                                  : json::Value(nullptr));
+    }
     return json::Value(std::move(row));
   }
 

@@ -28,6 +28,7 @@ struct CardLimits {
   std::string name;
   int num_sms = 0;
   double read_gb_per_s = 0.0;      // device memory read as a stream
+  double copy_gb_per_s = 0.0;      // pinned host memory copied to the card; 0: not measured
   double graph_node_us = 0.0;      // one of many empty kernels of a recorded step, a block an SM
   double dependent_node_us = 0.0;  // the same where each may start while the one before it ends
   double f16_gflop_per_s = 0.0;  // a dense fp16 product of 8192 cubed by cuBLASLt; 0: not measured

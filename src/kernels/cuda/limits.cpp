@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::int64_t kReadBytes = std::int64_t{2} << 30;  // many times any L2
 constexpr std::int64_t kLeastBytes = std::int64_t{512} << 20;
+constexpr std::int64_t kCopyBytes = std::int64_t{256} << 20;
 constexpr std::int64_t kDenseSize = 8192;
 constexpr int kGraphNodes = 200;
 
@@ -31,6 +32,23 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   std::byte* data() const { return static_cast<std::byte*>(data_); }
+
+ private:
+  void* data_ = nullptr;
+};
+
+class PinnedScratch {
+ public:
+  explicit PinnedScratch(std::size_t bytes) {
+    if (cudaHostAlloc(&data_, bytes, cudaHostAllocDefault) != cudaSuccess) {
+      cudaGetLastError();
+      data_ = nullptr;
+    }
+  }
+  ~PinnedScratch() { cudaFreeHost(data_); }
+  PinnedScratch(const PinnedScratch&) = delete;
+  PinnedScratch& operator=(const PinnedScratch&) = delete;
+  void* data() const { return data_; }
 
  private:
   void* data_ = nullptr;
@@ -64,6 +82,8 @@ Result<CardLimits> MeasureCardLimits(Device& any_device) {
   if (memory.data() == nullptr) {
     return Fail(ErrorCode::kOutOfMemory, "no memory on the card to measure its limits with");
   }
+  // Streamed weights of the next step may still be on their way.
+  device.NoteError(cudaStreamSynchronize(device.copy_stream()), "copying to the device");
   device.NoteError(cuda::LaunchFill(memory.data(), bytes, device.stream()), "filling memory");
   for (const ReadMethod method : {ReadMethod::kLoads4, ReadMethod::kLoads8, ReadMethod::kCopies}) {
     if (method == ReadMethod::kCopies &&
@@ -76,6 +96,13 @@ Result<CardLimits> MeasureCardLimits(Device& any_device) {
                }));
     limits.read_gb_per_s =
         std::max(limits.read_gb_per_s, 1e-9 * static_cast<double>(bytes) / time.seconds);
+  }
+  if (const PinnedScratch host(kCopyBytes); host.data() != nullptr) {
+    NIBBLE_TRY(time, TimeLaunches(device, [&] {
+                 return static_cast<int>(cudaMemcpyAsync(memory.data(), host.data(), kCopyBytes,
+                                                         cudaMemcpyHostToDevice, device.stream()));
+               }));
+    limits.copy_gb_per_s = 1e-9 * static_cast<double>(kCopyBytes) / time.seconds;
   }
   for (const bool dependent : {false, true}) {
     NIBBLE_TRY(time, TimeLaunches(device, [&] {

@@ -15,6 +15,8 @@ TEST_F(CudaLimits, AreThoseOfACard) {
   EXPECT_FALSE(limits->name.empty());
   EXPECT_GT(limits->read_gb_per_s, 100.0);  // a small card
   EXPECT_LT(limits->read_gb_per_s, 20'000.0);
+  EXPECT_GT(limits->copy_gb_per_s, 1.0);
+  EXPECT_LT(limits->copy_gb_per_s, limits->read_gb_per_s);
   EXPECT_GT(limits->graph_node_us, 0.1);
   EXPECT_LT(limits->graph_node_us, 20.0);
   EXPECT_LT(limits->dependent_node_us, 1.2 * limits->graph_node_us);
