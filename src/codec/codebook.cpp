@@ -36,6 +36,37 @@ constexpr std::array<float, 15> kNf4Midpoints = {
     0.5016634166240692F,   0.6427869200706482F,   0.8614784181118011F,
 };
 
+constexpr std::array<float, 16> kFp4Values = [] {
+  constexpr std::array<float, 8> kTwelfths = {0.0F, 0.0625F, 8.0F, 12.0F, 4.0F, 6.0F, 2.0F, 3.0F};
+  std::array<float, 16> values{};
+  for (std::size_t code = 0; code < 16; ++code) {
+    const float magnitude = kTwelfths[code % 8] / 12.0F;
+    values[code] = code == 0 || code == 8 ? 0.0F : code < 8 ? magnitude : -magnitude;
+  }
+  return values;
+}();
+
+// Magnitudes above these take the code beside them.
+struct Fp4Step {
+  float above;
+  std::uint8_t code;
+};
+constexpr std::array<Fp4Step, 7> kFp4Steps = {{{0.00260417F, 1},
+                                               {0.0859375F, 6},
+                                               {0.20833333F, 7},
+                                               {0.29166667F, 4},
+                                               {0.4166667F, 5},
+                                               {0.583333F, 2},
+                                               {0.8333333F, 3}}};
+
+std::uint8_t NearestFp4(float v) {
+  std::uint8_t code = 0;
+  for (const Fp4Step& step : kFp4Steps) {
+    code = std::fabs(v) > step.above ? step.code : code;
+  }
+  return static_cast<std::uint8_t>(v < 0.0F ? code | 8U : code);
+}
+
 constexpr float kLargestE4M3 = 448.0F;
 
 constexpr float E4M3Value(std::uint32_t code) {
@@ -77,6 +108,8 @@ const char* Name(Codebook codebook) {
   switch (codebook) {
     case Codebook::kNf4:
       return "nf4";
+    case Codebook::kFp4:
+      return "fp4";
     case Codebook::kFp8E4M3:
       return "fp8";
     case Codebook::kNone:
@@ -85,12 +118,14 @@ const char* Name(Codebook codebook) {
   return "";
 }
 
-int BitsOf(Codebook codebook) { return codebook == Codebook::kNf4 ? 4 : 8; }
+int BitsOf(Codebook codebook) { return codebook == Codebook::kFp8E4M3 ? 8 : 4; }
 
 std::span<const float> ValuesOf(Codebook codebook) {
   switch (codebook) {
     case Codebook::kNf4:
       return kNf4Values;
+    case Codebook::kFp4:
+      return kFp4Values;
     case Codebook::kFp8E4M3:
       return kE4M3Values;
     case Codebook::kNone:
@@ -102,6 +137,9 @@ std::span<const float> ValuesOf(Codebook codebook) {
 std::uint8_t NearestCode(Codebook codebook, float v) {
   if (codebook == Codebook::kFp8E4M3) {
     return NearestE4M3(v);
+  }
+  if (codebook == Codebook::kFp4) {
+    return NearestFp4(v);
   }
   // lower_bound: midpoints strictly below v.
   return static_cast<std::uint8_t>(std::ranges::lower_bound(kNf4Midpoints, v) -

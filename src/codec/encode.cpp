@@ -71,7 +71,7 @@ QuantizedTensor EncodeCodebook(std::span<const float> rows, std::int64_t num_row
               .group_size = group_size,
               .has_f32_scales = true,
               .codebook = codebook};
-  const float largest = codebook == Codebook::kNf4 ? 1.0F : 448.0F;
+  const float largest = codebook == Codebook::kFp8E4M3 ? 448.0F : 1.0F;
   constexpr float kTiny = 1e-38F;  // what bitsandbytes divides by at least
   out.codes.reserve(rows.size());
   for (std::int64_t row = 0; row < num_rows; ++row) {

@@ -21,7 +21,7 @@ QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows,
 
 /// The same for a codebook, without search and with scales in f32:
 ///   scale = absmax / the codebook's largest value,  code = NearestCode(w * (1 / scale))
-/// kNf4 gives the bytes that bitsandbytes writes, its absmax being the scale.
+/// kNf4 and kFp4 give the bytes that bitsandbytes writes, its absmax being the scale.
 QuantizedTensor EncodeCodebook(std::span<const float> rows, std::int64_t num_rows,
                                std::int64_t cols, Codebook codebook, std::int64_t group_size);
 

@@ -16,7 +16,7 @@ enum class CodecKind : std::uint8_t {
   kFloat,    // no codes: plain values of `float_dtype`
   kUniform,  // w = (code - zero_point) * scale
   kMinimum,  // w = code * scale + minimum           (GGUF Q4_1; the minimum is a float)
-  kCodebook  // w = ValuesOf(codebook)[code] * scale (NF4, FP8)
+  kCodebook  // w = ValuesOf(codebook)[code] * scale (NF4, FP4, FP8)
 };
 
 /// What a weight matrix is stored as, without the values.

@@ -73,7 +73,9 @@ int Middle(const PackedLayout& layout) {
     case LinearFormat::kW4:
       return 8;
     case LinearFormat::kNf4:
-      return NearestCode(Codebook::kNf4, 0.0F);
+      return NearestCode(
+          layout.codebook == ValuesOf(Codebook::kFp4).data() ? Codebook::kFp4 : Codebook::kNf4,
+          0.0F);
     case LinearFormat::kFp8:
       return NearestCode(Codebook::kFp8E4M3, 0.0F);
     default:
@@ -175,8 +177,20 @@ Result<PackedLayout> LayoutOf(const WeightSpec& spec) {
   layout.rows = spec.rows;
   layout.cols = spec.cols;
   layout.num_panels = (spec.rows + kPanelOutputs - 1) / kPanelOutputs;
-  if (spec.kind == CodecKind::kFloat) {
-    switch (spec.float_dtype) {
+  const bool codebook = spec.kind == CodecKind::kCodebook;
+  const bool is_float = spec.kind == CodecKind::kFloat;
+  const std::int64_t group = is_float ? spec.cols : std::min(spec.group_size, spec.cols);
+  if (!is_float && (spec.bits < 2 || spec.bits > 8 || group <= 0 ||
+                    codebook != (spec.codebook != Codebook::kNone))) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("no kernel runs {} weights of {} bits (2 to 8 bits in groups, uniform "
+                            "or with minima, nf4, fp4 and fp8 are supported)",
+                            spec.ToString(), spec.bits));
+  }
+  // Groups that no unit divides (GGUF's Q6_K has 16 columns) run as the exact values.
+  const bool as_values = group < spec.cols && group % 32 != 0;
+  if (is_float || as_values) {
+    switch (as_values ? DType::kF32 : spec.float_dtype) {
       case DType::kF32:
         layout.format = LinearFormat::kF32;
         break;
@@ -198,24 +212,10 @@ Result<PackedLayout> LayoutOf(const WeightSpec& spec) {
     layout.panel_bytes = spec.cols * kPanelOutputs * size;
     return layout;
   }
-  const bool codebook = spec.kind == CodecKind::kCodebook;
-  if (spec.bits < 2 || spec.bits > 8 || codebook != (spec.codebook != Codebook::kNone)) {
-    return Fail(ErrorCode::kUnsupported,
-                fmt::format("no kernel runs {} weights of {} bits (2 to 8 bits, uniform or with "
-                            "minima, nf4 and fp8 are supported)",
-                            spec.ToString(), spec.bits));
-  }
-  const std::int64_t group = std::min(spec.group_size, spec.cols);
-  if (group <= 0 || (group < spec.cols && group % 32 != 0)) {
-    return Fail(ErrorCode::kUnsupported,
-                fmt::format("no kernel runs {} weights: groups must be whole rows or multiples of "
-                            "32 columns",
-                            spec.ToString()));
-  }
-  layout.format = spec.codebook == Codebook::kNf4       ? LinearFormat::kNf4
-                  : spec.codebook == Codebook::kFp8E4M3 ? LinearFormat::kFp8
-                  : spec.bits <= 4                      ? LinearFormat::kW4
-                                                        : LinearFormat::kW8;
+  layout.format = spec.codebook == Codebook::kFp8E4M3 ? LinearFormat::kFp8
+                  : codebook                          ? LinearFormat::kNf4
+                  : spec.bits <= 4                    ? LinearFormat::kW4
+                                                      : LinearFormat::kW8;
   layout.codebook = codebook ? ValuesOf(spec.codebook).data() : nullptr;
   layout.grid = spec.kind == CodecKind::kMinimum ? LinearGrid::kMinima
                 : spec.has_zero_points           ? LinearGrid::kZeroPoints
@@ -266,6 +266,13 @@ Result<void> PackRows(Device& device, const QuantizedTensor& rows, std::int64_t 
   if (weight.data == nullptr ||
       weight.size_bytes < static_cast<std::size_t>(layout.num_panels * layout.panel_bytes)) {
     return Fail(ErrorCode::kInvalidArgument, "the memory of a packed weight is too small");
+  }
+  if (rows.spec.kind != CodecKind::kFloat && layout.format == LinearFormat::kF32) {
+    QuantizedTensor values{.spec = {.rows = rows.spec.rows, .cols = rows.spec.cols}};
+    values.values = Dequantize(rows);
+    PackedWeight as_floats = weight;
+    as_floats.spec = {.rows = weight.spec.rows, .cols = weight.spec.cols};
+    return PackRows(device, values, row_begin, as_floats);
   }
   for (std::int64_t first = 0; first < rows.spec.rows; first += kPanelOutputs) {
     auto* panel = reinterpret_cast<std::uint8_t*>(weight.data) +

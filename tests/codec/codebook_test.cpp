@@ -31,17 +31,25 @@ std::vector<float> Pattern(int count) {
   return values;
 }
 
-TEST(Codebook, Nf4BytesAreThoseOfBitsandbytes) {
-  const QuantizedTensor tensor = EncodeCodebook(Pattern(256), 1, 256, Codebook::kNf4, 64);
-  ASSERT_TRUE(Validate(tensor));
-  EXPECT_EQ(tensor.scales, (std::vector<float>(4, 3.125F)));
-  std::vector<std::uint8_t> bytes;  // the first of two codes in the high nibble
-  for (std::size_t i = 0; i < 256; i += 2) {
-    bytes.push_back(static_cast<std::uint8_t>(tensor.codes[i] << 4 | tensor.codes[i + 1]));
+// Reference, section 13.2.
+TEST(Codebook, BytesOfTheTablesAreThoseOfBitsandbytes) {
+  const struct {
+    Codebook codebook;
+    std::vector<std::uint8_t> first;
+    std::uint32_t crc;
+  } kTables[] = {{Codebook::kNf4, {0x04, 0xc1, 0x6e, 0x29, 0xf3, 0xb0, 0x5d, 0x17}, 0xdb50407bU},
+                 {Codebook::kFp4, {0xbf, 0x5a, 0x92, 0xa6, 0x3c, 0x4b, 0xe5, 0xa0}, 0x15d8b283U}};
+  for (const auto& table : kTables) {
+    const QuantizedTensor tensor = EncodeCodebook(Pattern(256), 1, 256, table.codebook, 64);
+    ASSERT_TRUE(Validate(tensor));
+    EXPECT_EQ(tensor.scales, (std::vector<float>(4, 3.125F)));
+    std::vector<std::uint8_t> bytes;  // the first of two codes in the high nibble
+    for (std::size_t i = 0; i < 256; i += 2) {
+      bytes.push_back(static_cast<std::uint8_t>(tensor.codes[i] << 4 | tensor.codes[i + 1]));
+    }
+    EXPECT_EQ(std::vector<std::uint8_t>(bytes.begin(), bytes.begin() + 8), table.first);
+    EXPECT_EQ(Crc32(bytes), table.crc);
   }
-  const std::vector<std::uint8_t> first = {0x04, 0xc1, 0x6e, 0x29, 0xf3, 0xb0, 0x5d, 0x17};
-  EXPECT_EQ(std::vector<std::uint8_t>(bytes.begin(), bytes.begin() + 8), first);
-  EXPECT_EQ(Crc32(bytes), 0xdb50407bU);
 }
 
 TEST(Codebook, E4M3RoundsToNearestEvenAndSaturates) {
@@ -64,6 +72,8 @@ TEST_P(EveryCodebook, EveryValueIsItsOwnCode) {
   for (std::size_t code = 0; code < values.size(); ++code) {
     if (IsNan(GetParam(), static_cast<std::uint8_t>(code))) {
       EXPECT_TRUE(std::isnan(values[code]));
+    } else if (GetParam() == Codebook::kFp4 && code == 8) {
+      EXPECT_EQ(values[code], 0.0F);  // a second zero, with the sign
     } else {
       EXPECT_EQ(NearestCode(GetParam(), values[code]), code);
     }
@@ -72,7 +82,7 @@ TEST_P(EveryCodebook, EveryValueIsItsOwnCode) {
 
 TEST_P(EveryCodebook, NoOtherValueIsNearer) {
   const auto values = ValuesOf(GetParam());
-  const float largest = GetParam() == Codebook::kNf4 ? 1.0F : 448.0F;
+  const float largest = GetParam() == Codebook::kFp8E4M3 ? 448.0F : 1.0F;
   std::mt19937 rng(20261124);
   std::uniform_real_distribution<float> uniform(-largest, largest);
   for (int i = 0; i < 5000; ++i) {
@@ -80,8 +90,8 @@ TEST_P(EveryCodebook, NoOtherValueIsNearer) {
     const float error = std::fabs(values[NearestCode(GetParam(), v)] - v);
     for (const float value : values) {
       if (!std::isnan(value)) {
-        // The midpoints of NF4 are rounded to fp32.
-        ASSERT_LE(error, std::fabs(value - v) + 1e-7F) << v;
+        // The midpoints of NF4 are rounded to fp32, those of FP4 to six digits.
+        ASSERT_LE(error, std::fabs(value - v) + 1e-6F) << v;
       }
     }
   }
@@ -99,13 +109,15 @@ TEST_P(EveryCodebook, ARangeThatWasOnTheGridStaysThere) {
     ASSERT_TRUE(Validate(once));
     const auto values = Dequantize(once);
     const QuantizedTensor twice = EncodeCodebook(values, 6, 192, GetParam(), group);
-    EXPECT_EQ(once.codes, twice.codes);
+    EXPECT_EQ(values, Dequantize(twice));  // FP4 has two codes of zero
     double error = 0.0, square = 0.0;
     for (std::size_t i = 0; i < weights.size(); ++i) {
       error += std::pow(static_cast<double>(values[i] - weights[i]), 2);
       square += std::pow(static_cast<double>(weights[i]), 2);
     }
-    EXPECT_LT(error / square, GetParam() == Codebook::kNf4 ? 0.0105 : 0.001);
+    EXPECT_LT(error / square, GetParam() == Codebook::kNf4   ? 0.0105
+                              : GetParam() == Codebook::kFp4 ? 0.019
+                                                             : 0.001);
   }
 }
 
@@ -114,7 +126,8 @@ TEST_P(EveryCodebook, AZeroGroupStaysZero) {
   EXPECT_EQ(Dequantize(EncodeCodebook(zeros, 1, 64, GetParam(), 64)), zeros);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, EveryCodebook, testing::Values(Codebook::kNf4, Codebook::kFp8E4M3),
+INSTANTIATE_TEST_SUITE_P(All, EveryCodebook,
+                         testing::Values(Codebook::kNf4, Codebook::kFp4, Codebook::kFp8E4M3),
                          [](const auto& of) { return std::string(Name(of.param)); });
 
 TEST(Codebook, CodesThatAreNoNumberOrHaveNoBookAreRefused) {

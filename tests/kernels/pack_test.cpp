@@ -36,17 +36,37 @@ TEST(Pack, SizesFollowTheFormatDocument) {
 
 TEST(Pack, UnsupportedFormatsAreNamed) {
   const auto device = MakeCpuDevice(1);
-  const auto odd = PackedSizeBytes(*device, Int4(16, 100, 50));
-  ASSERT_FALSE(odd);
-  EXPECT_EQ(odd.error().code, ErrorCode::kUnsupported);
-  EXPECT_THAT(odd.error().message, testing::HasSubstr("w4 g50 sym"));
   WeightSpec nameless = Int4(16, 128, 64);
   nameless.kind = CodecKind::kCodebook;
-  EXPECT_FALSE(PackedSizeBytes(*device, nameless));
-  WeightSpec nf4 = Int4(16, 128, 48);
-  nf4.kind = CodecKind::kCodebook;
-  nf4.codebook = Codebook::kNf4;
-  EXPECT_THAT(PackedSizeBytes(*device, nf4).error().message, testing::HasSubstr("nf4 g48"));
+  const auto odd = PackedSizeBytes(*device, nameless);
+  ASSERT_FALSE(odd);
+  EXPECT_EQ(odd.error().code, ErrorCode::kUnsupported);
+  EXPECT_THAT(odd.error().message, testing::HasSubstr("4 bits"));
+  WeightSpec wide = Int4(16, 128, 64);
+  wide.bits = 9;
+  EXPECT_THAT(PackedSizeBytes(*device, wide).error().message, testing::HasSubstr("w9 g64 sym"));
+}
+
+TEST(Pack, GroupsThatNoUnitDividesArePackedAsTheirValues) {
+  const auto device = MakeCpuDevice(1);
+  WeightSpec fp4 = Int4(20, 128, 16);
+  fp4.kind = CodecKind::kCodebook;
+  fp4.codebook = Codebook::kFp4;
+  for (const WeightSpec& spec : {Int4(20, 100, 50), Int4(20, 128, 16), fp4}) {
+    const QuantizedTensor whole = RandomWeight(spec, 1);
+    const auto packed = PackAll(*device, whole);
+    ASSERT_TRUE(packed);
+    EXPECT_EQ(packed->memory.size(), static_cast<std::size_t>(2 * 16 * spec.cols * 4));
+    const auto layout = LayoutOf(spec);
+    ASSERT_TRUE(layout);
+    const std::vector<float> expected = Dequantize(whole);
+    std::vector<float> row(static_cast<std::size_t>(spec.cols));
+    for (std::int64_t i = 0; i < spec.rows; ++i) {
+      DequantizePackedRow(*layout, reinterpret_cast<const std::uint8_t*>(packed->memory.data()), i,
+                          row.data());
+      EXPECT_TRUE(std::equal(row.begin(), row.end(), expected.begin() + i * spec.cols));
+    }
+  }
 }
 
 TEST(Pack, PartsOfRowsGiveTheBytesOfTheWhole) {

@@ -293,6 +293,15 @@ void PackFloatTile(const QuantizedTensor& rows, std::int64_t first, const Weight
   }
 }
 
+// Codes that no kernel unpacks are packed as fp16 values, which is what a code becomes anyway.
+bool RunsAsFloats(const WeightSpec& spec) {
+  if (spec.kind == CodecKind::kFloat || spec.codebook == Codebook::kFp4) {
+    return true;
+  }
+  const std::int64_t grain = spec.codebook == Codebook::kNf4 ? kHalfCols : 32;
+  return spec.group_size > 0 && spec.group_size < spec.cols && spec.group_size % grain != 0;
+}
+
 }  // namespace
 
 Result<WeightLayout> LayoutOf(const WeightSpec& spec) {
@@ -310,22 +319,16 @@ Result<WeightLayout> LayoutOf(const WeightSpec& spec) {
   layout.num_tiles = (layout.rows + kTileRows - 1) / kTileRows;
   layout.unit_cols = spec.cols % 128 == 0 ? 128 : 64;
   layout.sub_cols = layout.unit_cols;
-  if (spec.kind != CodecKind::kFloat) {
+  if (!RunsAsFloats(spec)) {
     const bool whole_row = spec.group_size >= spec.cols;
     if (spec.bits < 2 || spec.bits > 8 || spec.group_size <= 0) {
       return unsupported("2 to 8 bits in groups are supported");
-    }
-    if (spec.codebook == Codebook::kNf4 && !whole_row && spec.group_size % kHalfCols != 0) {
-      return unsupported("groups of NF4 must be whole rows or multiples of 64 columns");
     }
     if (spec.codebook == Codebook::kFp8E4M3 && !whole_row && spec.group_size % 128 != 0) {
       return unsupported("groups of FP8 must be whole rows or multiples of 128 columns");
     }
     if (spec.codebook == Codebook::kFp8E4M3 && !whole_row && layout.unit_cols != 128) {
       return unsupported("groups of FP8 need a width that is a multiple of 128");
-    }
-    if (!whole_row && spec.group_size % 32 != 0) {
-      return unsupported("groups must be whole rows or multiples of 32 columns");
     }
     if (!whole_row && spec.group_size % layout.unit_cols != 0) {
       layout.sub_cols = spec.group_size % 64 == 0 ? 64 : 32;
@@ -349,6 +352,12 @@ Result<WeightLayout> LayoutOf(const WeightSpec& spec) {
 
 void PackTiles(const QuantizedTensor& rows, const WeightLayout& layout, std::byte* tiles,
                float* factors) {
+  if (rows.spec.kind != CodecKind::kFloat && layout.format == Format::kF16) {
+    QuantizedTensor values{.spec = {.rows = rows.spec.rows, .cols = rows.spec.cols}};
+    values.values = Dequantize(rows);
+    PackTiles(values, layout, tiles, factors);
+    return;
+  }
   for (std::int64_t first = 0; first < rows.spec.rows; first += kTileRows) {
     std::byte* tile = tiles + static_cast<std::size_t>(first / kTileRows) * layout.tile_bytes();
     if (layout.format == Format::kF16) {
