@@ -1,12 +1,12 @@
 #include "checkpoint/compressed_tensors_scheme.h"
 
 #include <fmt/format.h>
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "base/text.h"
+#include "checkpoint/module_rule.h"
 
 namespace nibble {
 namespace {
@@ -14,37 +14,13 @@ namespace {
 constexpr std::string_view kRegexPrefix = "re:";
 constexpr std::size_t kPatternBytes = 1024;
 constexpr std::size_t kPatterns = 4096;
-// A pattern that backtracks more than this is refused; module names are short, so honest ones need
-// some hundred steps.
-constexpr std::uint32_t kMatchSteps = 20'000;
-constexpr std::uint32_t kDepth = 1'000;
-
-struct FreeCode {
-  void operator()(pcre2_code* code) const { pcre2_code_free(code); }
-};
-struct FreeMatch {
-  void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
-};
-struct FreeContext {
-  void operator()(pcre2_match_context* context) const { pcre2_match_context_free(context); }
-};
 
 // A target or an ignore entry.
 struct Rule {
   std::string text;
-  std::unique_ptr<pcre2_code, FreeCode> code;  // "re:"
+  std::optional<ModuleRule> expression;  // "re:"
   std::size_t scheme = 0;
 };
-
-bool Matches(const Rule& rule, std::string_view module) {
-  const std::unique_ptr<pcre2_match_context, FreeContext> context(
-      pcre2_match_context_create(nullptr));
-  pcre2_set_match_limit(context.get(), kMatchSteps);
-  pcre2_set_depth_limit(context.get(), kDepth);
-  const std::unique_ptr<pcre2_match_data, FreeMatch> data(pcre2_match_data_create(1, nullptr));
-  return pcre2_match(rule.code.get(), reinterpret_cast<PCRE2_SPTR>(module.data()), module.size(), 0,
-                     PCRE2_ANCHORED | PCRE2_NO_UTF_CHECK, data.get(), context.get()) >= 0;
-}
 
 bool IsPresent(const json::Value* value) {
   return value != nullptr && !value->IsNull() &&
@@ -96,15 +72,12 @@ Result<void> CompressedTensorsRules::Impl::ReadRules(const json::Value* list,
     }
     Rule rule{.text = *item.AsString(), .scheme = scheme};
     if (rule.text.starts_with(kRegexPrefix)) {
-      const std::string_view pattern = std::string_view(rule.text).substr(kRegexPrefix.size());
-      int error = 0;
-      PCRE2_SIZE offset = 0;
-      rule.code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                                    PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr));
-      if (!rule.code) {
-        return Corrupt(fmt::format("{}: \"{}\" is no regular expression (at character {})", where,
-                                   Quote(rule.text), offset));
+      auto expression =
+          ModuleRule::Compile(std::string_view(rule.text).substr(kRegexPrefix.size()));
+      if (!expression) {
+        return Corrupt(fmt::format("{}: {}", where, expression.error().message));
       }
+      rule.expression = std::move(*expression);
     }
     out.push_back(std::move(rule));
   }
@@ -148,9 +121,11 @@ Result<void> CompressedTensorsRules::Impl::ReadGroup(const std::string& name,
     return Unsupported(
         fmt::format("{}: float weights of {} bits are not read yet (8 are)", at, scheme.bits));
   }
-  if (scheme.bits != 4 && scheme.bits != 8) {
-    return Unsupported(
-        fmt::format("{}: weights of {} bits are not read yet (4 and 8 are)", at, scheme.bits));
+  if (scheme.bits < 2 || scheme.bits > 8 ||
+      (scheme.bits != 8 && scheme.format == "int-quantized")) {
+    return Unsupported(fmt::format("{}: weights of {} bits are not read as {} ({})", at,
+                                   scheme.bits, scheme.format,
+                                   scheme.format == "int-quantized" ? "8 are" : "2 to 8 are"));
   }
   if (const json::Value* symmetric = weights->Find("symmetric")) {
     scheme.symmetric = symmetric->AsBool().value_or(true);
@@ -242,7 +217,8 @@ Result<CompressedTensorsRules> CompressedTensorsRules::Parse(const json::Value& 
 const CompressedTensorsScheme* CompressedTensorsRules::Find(std::string_view module,
                                                             std::string_view class_name) const {
   const auto applies = [&](const Rule& rule) {
-    return rule.code ? Matches(rule, module) : rule.text == module || rule.text == class_name;
+    return rule.expression ? rule.expression->Matches(module)
+                           : rule.text == module || rule.text == class_name;
   };
   if (std::ranges::any_of(impl_->ignored, applies)) {
     return nullptr;
@@ -251,13 +227,14 @@ const CompressedTensorsScheme* CompressedTensorsRules::Find(std::string_view mod
     const auto found = std::ranges::find_if(impl_->targets, test);
     return found == impl_->targets.end() ? nullptr : &impl_->schemes[found->scheme];
   };
-  if (const auto* named = first([&](const Rule& r) { return !r.code && r.text == module; })) {
+  if (const auto* named = first([&](const Rule& r) { return !r.expression && r.text == module; })) {
     return named;
   }
-  if (const auto* like = first([&](const Rule& r) { return r.code && Matches(r, module); })) {
+  if (const auto* like =
+          first([&](const Rule& r) { return r.expression && r.expression->Matches(module); })) {
     return like;
   }
-  return first([&](const Rule& r) { return !r.code && r.text == class_name; });
+  return first([&](const Rule& r) { return !r.expression && r.text == class_name; });
 }
 
 const std::vector<std::string>& CompressedTensorsRules::warnings() const { return impl_->warnings; }

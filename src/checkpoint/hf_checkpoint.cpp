@@ -1,18 +1,18 @@
 // A Hugging Face folder: float safetensors, the compressed-tensors layouts pack-quantized,
-// int-quantized and float-quantized, FP8 and bitsandbytes' NF4.
+// int-quantized and float-quantized, FP8, and what stored_weight.h knows (GPTQ, AWQ, bitsandbytes).
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <map>
 #include <set>
 
 #include "base/limits.h"
 #include "base/text.h"
-#include "checkpoint/bitsandbytes.h"
 #include "checkpoint/checkpoint_base.h"
+#include "checkpoint/code_words.h"
 #include "checkpoint/compressed_tensors_scheme.h"
+#include "checkpoint/stored_weight.h"
 #include "io/safetensors.h"
 
 namespace nibble {
@@ -20,23 +20,29 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Located {
-  const SafetensorsFile* file = nullptr;
-  const SafetensorsEntry* entry = nullptr;
-  TensorView view() const { return file->View(*entry); }
-};
+constexpr std::string_view kWeightSuffix = ".weight";
 
 // The stored tensors of one canonical weight. Which are set depends on the layout.
 struct Parts {
-  std::optional<Located> plain;  // values, int8 codes of int-quantized, FP8 or NF4 codes
+  std::optional<Located> plain;  // values, int8 codes of int-quantized, or FP8 codes
   std::optional<Located> packed, scale, zero_point, shape;
-  // bitsandbytes
-  std::optional<Located> absmax, quant_map, nested_absmax, nested_quant_map, quant_state;
-  std::optional<BitsandbytesState::Nested> nested;
+  // Words hold whole codes and spare bits, as compressed-tensors packed 3, 5, 6 and 7 bits until
+  // May 2026; else one stream of bits.
+  bool whole_codes = false;
+  std::unique_ptr<StoredWeight> stored;  // of a WeightLayout: nothing else is set then
 
-  std::array<const std::optional<Located>*, 10> All() const {
-    return {&plain,  &packed,    &scale,         &zero_point,       &shape,
-            &absmax, &quant_map, &nested_absmax, &nested_quant_map, &quant_state};
+  /// What there is, in a fixed order.
+  std::vector<Located> All() const {
+    if (stored) {
+      return stored->parts();
+    }
+    std::vector<Located> out;
+    for (const auto* part : {&plain, &packed, &scale, &zero_point, &shape}) {
+      if (*part) {
+        out.push_back(**part);
+      }
+    }
+    return out;
   }
 };
 
@@ -56,18 +62,25 @@ class HuggingFaceCheckpoint final : public CheckpointBase {
   Result<void> ReadSideFiles();
   Result<void> ReadTokenizerConfig(const std::string& text);
   Result<void> OpenWeightFiles();
-  Result<void> RefuseForeignMethods() const;
+  Result<void> ReadSideConfig();
+  Result<void> ChooseMethod();
   Result<void> RefuseForeignLayouts() const;
   Result<void> MapWeights();
-  Result<WeightSpec> SpecOf(const ExpectedWeight& wanted, const Parts& parts) const;
+  void AddWeight(const ExpectedWeight& wanted, const WeightSpec& spec, const std::string& stored_as,
+                 Parts parts);
+  Result<WeightSpec> SpecOf(const ExpectedWeight& wanted, Parts& parts) const;
   Result<WeightSpec> Fp8SpecOf(const ExpectedWeight& wanted, const Parts& parts) const;
-  Result<WeightSpec> BitsandbytesSpecOf(const ExpectedWeight& wanted, Parts& parts) const;
   Result<void> CheckDeclared();
   Result<void> CheckCodebook(Codebook codebook) const;
+  Result<void> CheckLayout() const;
+  const CompressedTensorsScheme* SchemeOf(const std::string& weight) const;
   std::string At(std::string_view file) const { return (path_ / file).string(); }
 
+  std::string quantization_source_ = "config.json";  // the file that quantization_config is from
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
-  std::map<std::string, Located> tensors_;
+  TensorMap tensors_;
+  std::unique_ptr<WeightLayout> layout_;  // of quantization_config's method, where it has one
+  std::optional<CompressedTensorsRules> rules_;  // of compressed-tensors
   std::map<std::string, Parts> parts_;
 };
 
@@ -127,7 +140,8 @@ Result<void> HuggingFaceCheckpoint::Open(const fs::path& folder) {
       quantization != nullptr && !quantization->IsNull()) {
     quantization_config_ = *quantization;
   }
-  NIBBLE_TRY_VOID(RefuseForeignMethods());
+  NIBBLE_TRY_VOID(ReadSideConfig());
+  NIBBLE_TRY_VOID(ChooseMethod());
   NIBBLE_TRY_VOID(OpenWeightFiles());
   NIBBLE_TRY_VOID(RefuseForeignLayouts());
   return MapWeights();
@@ -293,16 +307,41 @@ Result<void> HuggingFaceCheckpoint::OpenWeightFiles() {
 constexpr std::int64_t kFp8Block = 128;  // rows and columns that share a scale
 
 constexpr const char* kReads =
-    "nibble reads float safetensors, compressed-tensors with 4 and 8 bits, FP8, bitsandbytes NF4, "
-    "and GGUF (F32 F16 BF16 Q4_0 Q4_1 Q8_0)";
+    "nibble reads float safetensors, compressed-tensors, GPTQ, AWQ, FP8, bitsandbytes, and GGUF";
+
+// Old GPTQ and AWQ folders tell their method in a file of its own.
+Result<void> HuggingFaceCheckpoint::ReadSideConfig() {
+  if (quantization_config_) {
+    return {};
+  }
+  for (const auto& [name, method] :
+       {std::pair{"quantize_config.json", "gptq"}, std::pair{"quant_config.json", "awq"}}) {
+    NIBBLE_TRY(text, OptionalText(name, limits::kConfigJsonBytes));
+    if (!text) {
+      continue;
+    }
+    auto parsed = json::Parse(*text);
+    if (!parsed) {
+      return Fail(parsed.error(), At(name) + ": ");
+    }
+    if (parsed->AsObject() == nullptr) {
+      return Fail(ErrorCode::kCorruptFile, At(name) + ": is no object");
+    }
+    if (parsed->Find("quant_method") == nullptr) {
+      parsed->AsObject()->Set("quant_method", method);
+    }
+    quantization_config_ = std::move(*parsed);
+    quantization_source_ = name;
+    return {};
+  }
+  return {};
+}
 
 // By what the config announces, before any weight file is opened.
-Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
+Result<void> HuggingFaceCheckpoint::ChooseMethod() {
   const struct {
     std::string_view method, what;
-  } kMethods[] = {{"gptq", "GPTQ"},
-                  {"awq", "AWQ"},
-                  {"fbgemm_fp8", "FP8 (fbgemm)"},
+  } kMethods[] = {{"fbgemm_fp8", "FP8 (fbgemm)"},
                   {"modelopt", "ModelOpt"},
                   {"auto-round", "AutoRound"},
                   {"mxfp4", "MXFP4"}};
@@ -312,24 +351,24 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
                             path_.string(), what, found, kReads));
   };
   if (!quantization_config_) {
-    for (const auto& [name, what] :
-         {std::pair{"quantize_config.json", "GPTQ"}, std::pair{"quant_config.json", "AWQ"},
-          std::pair{"hf_quant_config.json", "ModelOpt"}}) {
-      std::error_code ignored;
-      if (fs::exists(path_ / name, ignored)) {
-        return refuse(what, name);
-      }
-    }
-    return {};
+    std::error_code ignored;
+    return fs::exists(path_ / "hf_quant_config.json", ignored)
+               ? refuse("ModelOpt", "hf_quant_config.json")
+               : Result<void>{};
   }
   const json::Value* method = quantization_config_->Find("quant_method");
   const std::string* name = method == nullptr ? nullptr : method->AsString();
+  const std::string source = At(quantization_source_);
   if (name == nullptr) {
-    return Fail(
-        ErrorCode::kUnsupported,
-        fmt::format("{}: quantization_config has no quant_method; {}", At("config.json"), kReads));
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{}: quantization_config has no quant_method: add the one that made "
+                            "these weights; {}",
+                            source, kReads));
   }
   if (*name == "compressed-tensors") {
+    NIBBLE_TRY(rules, CompressedTensorsRules::Parse(*quantization_config_, source));
+    warnings_.insert(warnings_.end(), rules.warnings().begin(), rules.warnings().end());
+    rules_ = std::move(rules);
     return {};
   }
   if (*name == "fp8") {
@@ -342,8 +381,20 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
     return kind == nullptr || *kind == json::Value("e4m3") ? Result<void>{}
                                                            : refuse("FP8, not e4m3", "fmt");
   }
+  if (*name == "gptq") {
+    NIBBLE_TRY(layout, MakeGptqLayout(*quantization_config_, source));
+    layout_ = std::move(layout);
+    return {};
+  }
+  if (*name == "awq") {
+    NIBBLE_TRY(layout, MakeAwqLayout(*quantization_config_, source));
+    layout_ = std::move(layout);
+    return {};
+  }
   if (*name == "bitsandbytes") {
-    return CheckBitsandbytesConfig(*quantization_config_, At("config.json"));
+    NIBBLE_TRY(layout, MakeBitsandbytesLayout(*quantization_config_, source));
+    layout_ = std::move(layout);
+    return {};
   }
   for (const auto& known : kMethods) {
     if (*name == known.method) {
@@ -353,23 +404,50 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignMethods() const {
   return refuse(fmt::format("quantized with \"{}\"", Quote(*name)), "in quantization_config");
 }
 
-// By the names of the tensors.
+// By the names of the tensors: what no method of ours reads, and what another method than the
+// announced one wrote.
 Result<void> HuggingFaceCheckpoint::RefuseForeignLayouts() const {
   const struct {
     std::string_view suffix, what;
-  } kLayouts[] = {{".qweight", "GPTQ or AWQ"},
-                  {".quant_state.bitsandbytes__fp4", "bitsandbytes FP4"},
-                  {".SCB", "bitsandbytes int8"},
-                  {".trellis", "EXL3"},
-                  {".weight_g_idx", "compressed-tensors with activation order"}};
+    std::vector<std::string_view> methods;  // that read it; none: nobody here does
+  } kLayouts[] = {{".qweight", "GPTQ or AWQ", {"gptq", "awq"}},
+                  {".weight.absmax", "bitsandbytes 4-bit", {"bitsandbytes"}},
+                  {".weight.quant_state.bitsandbytes__nf4", "bitsandbytes 4-bit", {"bitsandbytes"}},
+                  {".weight.quant_state.bitsandbytes__fp4", "bitsandbytes 4-bit", {"bitsandbytes"}},
+                  {".SCB", "bitsandbytes int8", {"bitsandbytes"}},
+                  {".weight_packed", "compressed-tensors", {"compressed-tensors"}},
+                  {".weight_scale_inv", "FP8", {"fp8", "compressed-tensors"}},
+                  {".trellis", "EXL3", {}},
+                  {".weight_g_idx", "compressed-tensors with activation order", {}}};
+  const json::Value* member =
+      quantization_config_ ? quantization_config_->Find("quant_method") : nullptr;
+  const std::string method = member == nullptr ? std::string() : *member->AsString();
   for (const auto& [name, located] : tensors_) {
     for (const auto& layout : kLayouts) {
-      if (name.ends_with(layout.suffix)) {
-        return Fail(
-            ErrorCode::kUnsupported,
-            fmt::format("{}: this checkpoint is {} (found {}), which a later version reads; {}",
-                        path_.string(), layout.what, Quote(name), kReads));
+      if (!name.ends_with(layout.suffix) ||
+          std::ranges::find(layout.methods, method) != layout.methods.end()) {
+        continue;
       }
+      const std::string found = fmt::format("{}: this checkpoint is {} (found {})", path_.string(),
+                                            layout.what, Quote(name));
+      if (layout.methods.empty()) {
+        return Fail(ErrorCode::kUnsupported,
+                    fmt::format("{}, which a later version reads; {}", found, kReads));
+      }
+      if (method.empty()) {
+        return Fail(ErrorCode::kCorruptFile,
+                    fmt::format("{}, but config.json has no quantization_config: add the one that "
+                                "it was published with (quant_method \"{}\"){}",
+                                found, fmt::join(layout.methods, "\" or \""),
+                                layout.suffix == ".qweight"
+                                    ? ", or its quantize_config.json (GPTQ) or quant_config.json "
+                                      "(AWQ)"
+                                    : ""));
+      }
+      return Fail(ErrorCode::kCorruptFile,
+                  fmt::format("{}, but quantization_config says \"{}\", whose reader cannot read "
+                              "it: set quant_method to \"{}\" with what belongs to it",
+                              found, Quote(method), fmt::join(layout.methods, "\" or \"")));
     }
   }
   return {};
@@ -394,6 +472,35 @@ Result<void> HuggingFaceCheckpoint::CheckCodebook(Codebook codebook) const {
   return {};
 }
 
+// What compressed-tensors' config says of a matrix.
+const CompressedTensorsScheme* HuggingFaceCheckpoint::SchemeOf(const std::string& weight) const {
+  if (!rules_ || !weight.ends_with(kWeightSuffix)) {
+    return nullptr;
+  }
+  const std::string module = weight.substr(0, weight.size() - kWeightSuffix.size());
+  return rules_->Find(module, module == "model.embed_tokens" ? "Embedding" : "Linear");
+}
+
+// Every quantized weight is the layout's, and there are some.
+Result<void> HuggingFaceCheckpoint::CheckLayout() const {
+  const std::string& method = *quantization_config_->Find("quant_method")->AsString();
+  bool any = false;
+  for (const WeightInfo& weight : weights_) {
+    const bool stored = parts_.at(weight.name).stored != nullptr;
+    if (!stored && weight.spec.kind != CodecKind::kFloat) {
+      return Fail(ErrorCode::kCorruptFile,
+                  fmt::format("{}: tensor {} is {}, quantization_config says {}",
+                              At(quantization_source_), weight.name, weight.stored_as, method));
+    }
+    any = any || stored;
+  }
+  return any ? Result<void>{}
+             : Fail(ErrorCode::kCorruptFile,
+                    fmt::format("{}: quantization_config says {}, but no weight is stored so: "
+                                "remove quantization_config if the weights are floats",
+                                At(quantization_source_), method));
+}
+
 // What is stored decides how it is read; this checks that quantization_config says the same.
 Result<void> HuggingFaceCheckpoint::CheckDeclared() {
   if (!quantization_config_) {
@@ -406,26 +513,23 @@ Result<void> HuggingFaceCheckpoint::CheckDeclared() {
     }
     return {};
   }
-  const std::string& method = *quantization_config_->Find("quant_method")->AsString();
-  if (method == "bitsandbytes") {
-    return CheckCodebook(Codebook::kNf4);
+  if (layout_) {
+    const auto told = layout_->Warnings();
+    warnings_.insert(warnings_.end(), told.begin(), told.end());
+    return CheckLayout();
   }
+  const std::string& method = *quantization_config_->Find("quant_method")->AsString();
   if (method == "fp8") {
     warnings_.push_back(
         fmt::format("{}: FP8 quantizes activations too; nibble applies its own activation mode",
                     At("config.json")));
     return CheckCodebook(Codebook::kFp8E4M3);
   }
-  NIBBLE_TRY(rules, CompressedTensorsRules::Parse(*quantization_config_, At("config.json")));
-  warnings_.insert(warnings_.end(), rules.warnings().begin(), rules.warnings().end());
   for (const WeightInfo& weight : weights_) {
-    constexpr std::string_view kSuffix = ".weight";
-    if (weight.spec.rows == 1 || !weight.name.ends_with(kSuffix)) {
+    if (weight.spec.rows == 1 || !weight.name.ends_with(kWeightSuffix)) {
       continue;
     }
-    const std::string module = weight.name.substr(0, weight.name.size() - kSuffix.size());
-    const bool is_table = module == "model.embed_tokens";
-    const auto* scheme = rules.Find(module, is_table ? "Embedding" : "Linear");
+    const CompressedTensorsScheme* scheme = SchemeOf(weight.name);
     const auto differs = [&](const std::string& how) {
       return Fail(ErrorCode::kCorruptFile,
                   fmt::format("{}: tensor {} {}", At("config.json"), weight.name, how));
@@ -442,8 +546,7 @@ Result<void> HuggingFaceCheckpoint::CheckDeclared() {
       return differs(fmt::format("is {}, but group \"{}\" says {} with {} bits", weight.stored_as,
                                  Quote(scheme->group), scheme->format, scheme->bits));
     }
-    if ((weight.spec.codebook == Codebook::kFp8E4M3) != scheme->is_fp8 ||
-        weight.spec.codebook == Codebook::kNf4) {
+    if ((weight.spec.codebook == Codebook::kFp8E4M3) != scheme->is_fp8) {
       return differs(fmt::format("is {}, group \"{}\" says {}", weight.stored_as,
                                  Quote(scheme->group), scheme->format));
     }
@@ -468,8 +571,7 @@ Result<void> HuggingFaceCheckpoint::CheckDeclared() {
   return {};
 }
 
-Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted,
-                                                 const Parts& parts) const {
+Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted, Parts& parts) const {
   const auto corrupt = [&](const std::string& what) {
     return Fail(ErrorCode::kCorruptFile,
                 fmt::format("{}: tensor {}: {}", path_.string(), wanted.name, what));
@@ -500,25 +602,24 @@ Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted,
   }
   spec.kind = CodecKind::kUniform;
   spec.has_zero_points = parts.zero_point.has_value();
-  std::int64_t per_word = 0;
   if (parts.packed) {
     const SafetensorsEntry& packed = *parts.packed->entry;
     if (packed.dtype != DType::kI32 || packed.shape.rank() != 2 || packed.shape[0] != wanted.rows) {
       return corrupt(fmt::format("weight_packed is {} {}, expected I32 with {} rows",
                                  Name(packed.dtype), packed.shape.ToString(), wanted.rows));
     }
-    for (const int bits : {4, 8}) {
-      if (packed.shape[1] == (wanted.cols * bits + 31) / 32) {
-        spec.bits = bits;
-      }
+    // The config settles the width; the number of words, how codes lie in them.
+    const CompressedTensorsScheme* scheme = SchemeOf(wanted.name);
+    spec.bits = scheme != nullptr && !scheme->is_fp8           ? scheme->bits
+                : packed.shape[1] == CodeWords(wanted.cols, 8) ? 8
+                                                               : 4;
+    const bool stream = packed.shape[1] == CodeWords(wanted.cols, spec.bits);
+    parts.whole_codes = !stream && packed.shape[1] == WholeCodeWords(wanted.cols, spec.bits);
+    if (!stream && !parts.whole_codes) {
+      return corrupt(fmt::format("weight_packed has {} words a row; {} columns of {} bits take {}",
+                                 packed.shape[1], wanted.cols, spec.bits,
+                                 CodeWords(wanted.cols, spec.bits)));
     }
-    if (spec.bits == 0) {
-      return Fail(
-          ErrorCode::kUnsupported,
-          fmt::format("{}: tensor {}: {} words a row for {} columns is neither 4 nor 8 bits",
-                      path_.string(), wanted.name, packed.shape[1], wanted.cols));
-    }
-    per_word = 32 / spec.bits;
     if (parts.shape) {
       const TensorView view = parts.shape->view();
       std::int64_t dims[2] = {0, 0};
@@ -555,8 +656,9 @@ Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted,
   spec.has_f32_scales = scale.dtype == DType::kF32;
   if (parts.zero_point) {
     const SafetensorsEntry& zero = *parts.zero_point->entry;
-    const Shape expected = parts.packed ? Shape{(wanted.rows + per_word - 1) / per_word, groups}
-                                        : Shape{wanted.rows, groups};
+    const std::int64_t words = parts.whole_codes ? WholeCodeWords(wanted.rows, spec.bits)
+                                                 : CodeWords(wanted.rows, spec.bits);
+    const Shape expected = Shape{parts.packed ? words : wanted.rows, groups};
     if (zero.dtype != (parts.packed ? DType::kI32 : DType::kI8) || zero.shape != expected) {
       return corrupt(fmt::format("weight_zero_point is {} {}, expected {}", Name(zero.dtype),
                                  zero.shape.ToString(), expected.ToString()));
@@ -603,78 +705,6 @@ Result<WeightSpec> HuggingFaceCheckpoint::Fp8SpecOf(const ExpectedWeight& wanted
   return spec;
 }
 
-Result<WeightSpec> HuggingFaceCheckpoint::BitsandbytesSpecOf(const ExpectedWeight& wanted,
-                                                             Parts& parts) const {
-  const auto corrupt = [&](const std::string& what) {
-    return Fail(ErrorCode::kCorruptFile,
-                fmt::format("{}: tensor {}: {}", path_.string(), wanted.name, what));
-  };
-  const auto is = [](const std::optional<Located>& part, DType dtype, const Shape& shape) {
-    return part && part->entry->dtype == dtype && part->entry->shape == shape;
-  };
-  if (!parts.quant_state || !parts.absmax || !parts.quant_map || !parts.plain) {
-    return corrupt(fmt::format("absmax, quant_map and {} belong together, one is missing",
-                               kBitsandbytesStateSuffix.substr(1)));
-  }
-  std::string text;
-  bool same_table = true;
-  NIBBLE_TRY_VOID(GuardMappedReads(wanted.name, [&]() -> Result<void> {
-    const auto state = parts.quant_state->view().bytes;
-    text.assign(reinterpret_cast<const char*>(state.data()),
-                std::min(state.size(), limits::kConfigJsonBytes));
-    const auto values = std::as_bytes(ValuesOf(Codebook::kNf4));
-    same_table = std::ranges::equal(parts.quant_map->view().bytes, values);
-    return {};
-  }));
-  NIBBLE_TRY(state, ParseBitsandbytesState(text, fmt::format("{}: tensor {}: quant_state",
-                                                             path_.string(), wanted.name)));
-  if (state.rows != wanted.rows || state.cols != wanted.cols) {
-    return corrupt(fmt::format("quant_state says [{}, {}], config.json asks for [{}, {}]",
-                               state.rows, state.cols, wanted.rows, wanted.cols));
-  }
-  if (!is(parts.quant_map, DType::kF32, Shape{16}) || !same_table) {
-    return corrupt("quant_map is not the table of NF4");
-  }
-  if (wanted.cols % state.block_size != 0 || wanted.cols % 2 != 0) {
-    return Fail(ErrorCode::kUnsupported,
-                fmt::format("{}: tensor {}: blocks of {} cross the rows of {}; nibble reads blocks "
-                            "that divide a row",
-                            path_.string(), wanted.name, state.block_size, wanted.cols));
-  }
-  const Shape codes{wanted.rows * wanted.cols / 2, 1};
-  if (!is(parts.plain, DType::kU8, codes)) {
-    return corrupt(fmt::format("weight is {} {}, expected U8 {}", Name(parts.plain->entry->dtype),
-                               parts.plain->entry->shape.ToString(), codes.ToString()));
-  }
-  const std::int64_t blocks = wanted.rows * wanted.cols / state.block_size;
-  const DType absmax = state.nested ? DType::kU8 : DType::kF32;
-  if (!is(parts.absmax, absmax, Shape{blocks})) {
-    return corrupt(fmt::format("absmax is {} {}, expected {} [{}]",
-                               Name(parts.absmax->entry->dtype),
-                               parts.absmax->entry->shape.ToString(), Name(absmax), blocks));
-  }
-  if (state.nested) {
-    const std::int64_t outer = (blocks + state.nested->block_size - 1) / state.nested->block_size;
-    if (!is(parts.nested_absmax, DType::kF32, Shape{outer}) ||
-        !is(parts.nested_quant_map, DType::kF32, Shape{256})) {
-      return corrupt(fmt::format(
-          "quant_state says nested, but nested_absmax and nested_quant_map are not F32 [{}] and "
-          "F32 [256]",
-          outer));
-    }
-  } else if (parts.nested_absmax || parts.nested_quant_map) {
-    return corrupt("nested_absmax is there, but quant_state does not say nested");
-  }
-  parts.nested = state.nested;
-  return WeightSpec{.rows = wanted.rows,
-                    .cols = wanted.cols,
-                    .kind = CodecKind::kCodebook,
-                    .bits = 4,
-                    .group_size = state.block_size,
-                    .has_f32_scales = true,
-                    .codebook = Codebook::kNf4};
-}
-
 Result<void> HuggingFaceCheckpoint::MapWeights() {
   std::set<std::string> used;
   for (const ExpectedWeight& wanted : ExpectedWeights(config_)) {
@@ -685,6 +715,15 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
         used.insert(name);
       }
     };
+    if (layout_) {
+      NIBBLE_TRY(stored, layout_->Find(wanted, tensors_, used));
+      if (stored) {
+        const StoredWeight& found = *stored;
+        parts.stored = std::move(stored);
+        AddWeight(wanted, found.spec(), found.stored_as(), std::move(parts));
+        continue;
+      }
+    }
     take(wanted.name, parts.plain);
     if (wanted.rows > 1) {
       take(wanted.name + "_packed", parts.packed);
@@ -698,11 +737,6 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
       }
       std::optional<Located> unused;  // a static scale of the activations
       take(wanted.name.substr(0, wanted.name.rfind('.') + 1) + "input_scale", unused);
-      take(wanted.name + ".absmax", parts.absmax);
-      take(wanted.name + ".quant_map", parts.quant_map);
-      take(wanted.name + ".nested_absmax", parts.nested_absmax);
-      take(wanted.name + ".nested_quant_map", parts.nested_quant_map);
-      take(wanted.name + std::string(kBitsandbytesStateSuffix), parts.quant_state);
     }
     if (!parts.plain && !parts.packed) {
       return Fail(ErrorCode::kNotFound,
@@ -713,26 +747,14 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
                   fmt::format("{}: tensor {} is there twice, plain and packed", path_.string(),
                               wanted.name));
     }
-    const bool nf4 = parts.quant_state || parts.absmax || parts.quant_map;
     const bool fp8 = wanted.is_linear && parts.plain && parts.scale &&
                      parts.plain->entry->dtype == DType::kF8E4M3;
-    NIBBLE_TRY(spec, nf4   ? BitsandbytesSpecOf(wanted, parts)
-                     : fp8 ? Fp8SpecOf(wanted, parts)
-                           : SpecOf(wanted, parts));
-    WeightInfo info{.name = wanted.name, .spec = spec};
-    const Located& main = parts.packed ? *parts.packed : *parts.plain;
-    info.file = main.file->file().path().filename().string();
-    info.stored_as =
-        nf4            ? std::string(parts.nested ? "bitsandbytes nf4, nested" : "bitsandbytes nf4")
-        : fp8          ? std::string("fp8 e4m3")
-        : parts.packed ? fmt::format("pack-quantized int{}", spec.bits)
-        : parts.scale  ? std::string("int-quantized int8")
-                       : std::string(Name(main.entry->dtype));
-    parts_[wanted.name] = parts;
-    for (const auto* part : parts.All()) {
-      info.size_bytes += *part ? (*part)->entry->end - (*part)->entry->begin : 0;
-    }
-    weights_.push_back(std::move(info));
+    NIBBLE_TRY(spec, fp8 ? Fp8SpecOf(wanted, parts) : SpecOf(wanted, parts));
+    const std::string stored_as = fp8            ? std::string("fp8 e4m3")
+                                  : parts.packed ? fmt::format("pack-quantized int{}", spec.bits)
+                                  : parts.scale  ? std::string("int-quantized int8")
+                                                 : std::string(Name(parts.plain->entry->dtype));
+    AddWeight(wanted, spec, stored_as, std::move(parts));
   }
   for (const auto& [name, located] : tensors_) {
     const bool harmless = name.ends_with("rotary_emb.inv_freq") ||
@@ -745,30 +767,37 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
   return CheckDeclared();
 }
 
+void HuggingFaceCheckpoint::AddWeight(const ExpectedWeight& wanted, const WeightSpec& spec,
+                                      const std::string& stored_as, Parts parts) {
+  WeightInfo info{.name = wanted.name, .spec = spec, .stored_as = stored_as};
+  const std::vector<Located> all = parts.All();
+  const Located& main = parts.packed ? *parts.packed : all.front();
+  info.file = main.file->file().path().filename().string();
+  for (const Located& part : all) {
+    info.size_bytes += part.entry->end - part.entry->begin;
+  }
+  parts_[wanted.name] = std::move(parts);
+  weights_.push_back(std::move(info));
+}
+
 Result<std::vector<std::span<const std::byte>>> HuggingFaceCheckpoint::RawParts(
     const WeightInfo& weight) const {
-  const Parts& parts = parts_.at(weight.name);
   std::vector<std::span<const std::byte>> out;
-  for (const auto* part : parts.All()) {
-    if (*part) {
-      out.push_back((*part)->view().bytes);
-    }
+  for (const Located& part : parts_.at(weight.name).All()) {
+    out.push_back(part.view().bytes);
   }
   return out;
 }
 
 void HuggingFaceCheckpoint::Release(const WeightInfo& weight) const {
-  const Parts& parts = parts_.at(weight.name);
-  for (const auto* part : parts.All()) {
-    if (*part) {
-      (*part)->file->file().Release((*part)->view().bytes);
-    }
+  for (const Located& part : parts_.at(weight.name).All()) {
+    part.file->file().Release(part.view().bytes);
   }
 }
 
-// Codes of rows [begin, end) out of words with the first code in the lowest bits.
-void UnpackRows(const TensorView& packed, int bits, std::int64_t cols, std::int64_t begin,
-                std::int64_t end, std::vector<std::uint8_t>& codes) {
+// Codes of rows [begin, end).
+void UnpackRows(const TensorView& packed, bool whole_codes, int bits, std::int64_t cols,
+                std::int64_t begin, std::int64_t end, std::vector<std::uint8_t>& codes) {
   const std::int64_t per_word = 32 / bits;
   const std::int64_t words = packed.shape[1];
   const std::uint32_t mask = (1U << bits) - 1U;
@@ -776,6 +805,12 @@ void UnpackRows(const TensorView& packed, int bits, std::int64_t cols, std::int6
   std::uint8_t* out = codes.data();
   for (std::int64_t row = begin; row < end; ++row) {
     const std::byte* source = packed.bytes.data() + row * words * 4;
+    if (32 % bits != 0 && !whole_codes) {
+      for (std::int64_t col = 0; col < cols; ++col) {
+        *out++ = static_cast<std::uint8_t>(CodeAt(source, 1, bits, col));
+      }
+      continue;
+    }
     for (std::int64_t word = 0; word < words; ++word) {
       std::uint32_t value = 0;
       std::memcpy(&value, source + word * 4, sizeof value);
@@ -818,39 +853,6 @@ Result<void> ReadFp8(const Parts& parts, const WeightSpec& spec, std::int64_t be
   return {};
 }
 
-// Rows of NF4 codes and the scales of their blocks.
-void ReadNf4(const Parts& parts, const WeightSpec& spec, std::int64_t begin, std::int64_t end,
-             QuantizedTensor& out) {
-  const auto codes =
-      parts.plain->view().bytes.subspan(static_cast<std::size_t>(begin * spec.cols / 2),
-                                        static_cast<std::size_t>((end - begin) * spec.cols / 2));
-  out.codes.reserve(codes.size() * 2);
-  for (const std::byte two : codes) {
-    out.codes.push_back(std::to_integer<std::uint8_t>(two >> 4));
-    out.codes.push_back(std::to_integer<std::uint8_t>(two & std::byte{15}));
-  }
-  const auto first = static_cast<std::size_t>(begin * spec.num_groups());
-  out.scales.resize(static_cast<std::size_t>((end - begin) * spec.num_groups()));
-  const std::byte* absmax = parts.absmax->view().bytes.data();
-  if (!parts.nested) {
-    std::memcpy(out.scales.data(), absmax + first * sizeof(float),
-                out.scales.size() * sizeof(float));
-    return;
-  }
-  const auto float_at = [](const Located& part, std::size_t i) {
-    float value = 0.0F;
-    std::memcpy(&value, part.view().bytes.data() + i * sizeof value, sizeof value);
-    return value;
-  };
-  const auto block = static_cast<std::size_t>(parts.nested->block_size);
-  for (std::size_t i = 0; i < out.scales.size(); ++i) {
-    const auto code = std::to_integer<std::size_t>(absmax[first + i]);
-    out.scales[i] = float_at(*parts.nested_quant_map, code) *
-                        float_at(*parts.nested_absmax, (first + i) / block) +
-                    parts.nested->offset;
-  }
-}
-
 Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight,
                                                         std::int64_t row_begin,
                                                         std::int64_t row_end) const {
@@ -862,6 +864,9 @@ Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight
   out.spec = weight.spec;
   out.spec.rows = rows;
   NIBBLE_TRY_VOID(GuardMappedReads(At(weight.file), [&]() -> Result<void> {
+    if (parts.stored) {
+      return parts.stored->Read(row_begin, row_end, out);
+    }
     // Row r of a row-major tensor of `width` elements.
     const auto slice = [&](const TensorView& view, std::int64_t width) {
       const std::size_t row_bytes = static_cast<std::size_t>(width) * SizeBytes(view.dtype);
@@ -874,17 +879,13 @@ Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight
       out.values = std::move(values);
       return {};
     }
-    if (weight.spec.codebook == Codebook::kNf4) {
-      ReadNf4(parts, weight.spec, row_begin, row_end, out);
-      return {};
-    }
     if (weight.spec.codebook == Codebook::kFp8E4M3) {
       return ReadFp8(parts, weight.spec, row_begin, row_end, out);
     }
     const std::int64_t groups = weight.spec.num_groups();
     if (parts.packed) {
-      UnpackRows(parts.packed->view(), weight.spec.bits, weight.spec.cols, row_begin, row_end,
-                 out.codes);
+      UnpackRows(parts.packed->view(), parts.whole_codes, weight.spec.bits, weight.spec.cols,
+                 row_begin, row_end, out.codes);
     } else {
       const auto codes = slice(parts.plain->view(), weight.spec.cols);
       out.codes.resize(codes.size());
@@ -896,19 +897,17 @@ Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight
     NIBBLE_TRY(scales, WidenFloats(scale.dtype, slice(scale, groups)));
     out.scales = std::move(scales);
     if (parts.zero_point && parts.packed) {
-      // Packed along the rows: code r of column g sits in word r / per_word.
+      // Packed along the rows.
       const TensorView zero = parts.zero_point->view();
-      const std::int64_t per_word = 32 / weight.spec.bits;
-      const std::uint32_t mask = (1U << weight.spec.bits) - 1U;
+      const int bits = weight.spec.bits;
+      const std::int64_t per_word = 32 / bits;
       for (std::int64_t row = row_begin; row < row_end; ++row) {
+        // Where words hold whole codes, code `row` is code row % per_word of its word.
+        const std::int64_t word = parts.whole_codes ? row / per_word : 0;
+        const std::int64_t index = parts.whole_codes ? row % per_word : row;
         for (std::int64_t group = 0; group < groups; ++group) {
-          std::uint32_t word = 0;
-          std::memcpy(&word, zero.bytes.data() + ((row / per_word) * groups + group) * 4,
-                      sizeof word);
-          out.zero_points.push_back(
-              static_cast<std::uint8_t>((word >> (static_cast<std::uint32_t>(row % per_word) *
-                                                  static_cast<std::uint32_t>(weight.spec.bits))) &
-                                        mask));
+          out.zero_points.push_back(static_cast<std::uint8_t>(
+              CodeAt(zero.bytes.data() + (word * groups + group) * 4, groups, bits, index)));
         }
       }
     } else if (parts.zero_point) {
@@ -919,10 +918,8 @@ Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight
     }
     return {};
   }));
-  for (const auto* part : parts.All()) {
-    if (*part) {
-      NIBBLE_TRY_VOID((*part)->file->file().CheckUnchanged());
-    }
+  for (const Located& part : parts.All()) {
+    NIBBLE_TRY_VOID(part.file->file().CheckUnchanged());
   }
   NIBBLE_TRY_VOID(CheckFinite(out, At(weight.file), weight.name));
   return out;

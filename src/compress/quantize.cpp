@@ -217,7 +217,7 @@ class Run {
     }
     NIBBLE_TRY(digest, DigestOf(source_, progress_));
     source_digest_ = digest;
-    const std::uint64_t expected_bytes = WeightWriter::SizeBytes(to_write_, float_dtype_);
+    const std::uint64_t expected_bytes = WeightWriter::SizeBytes(to_write_, WriterOptions());
     NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(), expected_bytes));
     NIBBLE_TRY_VOID(WriteWeights(*writer));
     NIBBLE_TRY_VOID(WriteSideFiles(*writer));
@@ -278,10 +278,15 @@ class Run {
     return out;
   }
 
+  WeightWriter::Options WriterOptions() const {
+    return {.format = nf4_ ? FolderFormat::kBitsandbytes : FolderFormat::kCompressedTensors,
+            .scale_dtype = float_dtype_,
+            .model_dtype = float_dtype_,
+            .shard_bytes = options_.shard_bytes};
+  }
+
   Result<void> WriteWeights(AtomicWriter& out) {
-    NIBBLE_TRY(writer, WeightWriter::Create(
-                           out, to_write_,
-                           {.scale_dtype = float_dtype_, .shard_bytes = options_.shard_bytes}));
+    NIBBLE_TRY(writer, WeightWriter::Create(out, to_write_, WriterOptions()));
     const auto device = MakeCpuDevice(num_threads_);
     std::uint64_t done = 0, total = 0;
     for (const WeightToWrite& weight : to_write_) {
@@ -378,7 +383,7 @@ class Run {
     config.dtype = float_dtype_;
     json::Object config_json = ToHuggingFaceConfig(config);
     config_json.Set("quantization_config",
-                    nf4_ ? BitsandbytesConfig(float_dtype_)
+                    nf4_ ? BitsandbytesConfig({.codebook = options_.codebook}, float_dtype_)
                          : CompressedTensorsConfig(options_.bits, group_size_, options_.symmetric,
                                                    {"lm_head"}));
     config_json.Set(kCertificateKey, kCertificateFile);

@@ -13,15 +13,16 @@
 #include "checkpoint/weight_writer.h"
 #include "codec/encode.h"
 #include "io/safetensors.h"
+#include "tests/checkpoint/tensor_folder.h"
 #include "tests/checkpoint/tiny_model.h"
 #include "tests/io/temp_folder.h"
 
 namespace nibble {
 namespace {
 
-namespace fs = std::filesystem;
 using testing::BytesOf;
 using testing::TempFolder;
+using Tensors = testing::RawTensors;
 
 const ModelConfig kConfig = {.hidden_size = 64,
                              .intermediate_size = 128,
@@ -42,14 +43,6 @@ QuantizedTensor Nf4Rows(std::int64_t rows, std::int64_t cols) {
   return EncodeCodebook(weights, rows, cols, Codebook::kNf4, 64);
 }
 
-// The tensors of a model in NF4, to be changed before they are written.
-struct Tensor {
-  DType dtype;
-  Shape shape;
-  std::string bytes;
-};
-using Tensors = std::map<std::string, Tensor>;
-
 std::string PackNibbles(const std::vector<std::uint8_t>& codes) {
   std::string out;
   for (std::size_t i = 0; i < codes.size(); i += 2) {
@@ -69,7 +62,8 @@ Tensors MakeTensors() {
     const QuantizedTensor rows = Nf4Rows(weight.rows, weight.cols);
     const std::int64_t count = weight.rows * weight.cols;
     const auto values = ValuesOf(Codebook::kNf4);
-    const std::string state = BitsandbytesStateText(weight.rows, weight.cols, 64, DType::kBF16);
+    const std::string state = BitsandbytesStateText(
+        {.block_size = 64, .rows = weight.rows, .cols = weight.cols}, DType::kBF16);
     out[weight.name] = {DType::kU8, Shape{count / 2, 1}, PackNibbles(rows.codes)};
     out[weight.name + ".absmax"] = {DType::kF32, Shape{count / 64}, BytesOf(rows.scales)};
     out[weight.name + ".quant_map"] = {DType::kF32, Shape{16},
@@ -82,23 +76,12 @@ Tensors MakeTensors() {
 
 Result<std::unique_ptr<Checkpoint>> OpenWith(const TempFolder& folder, const Tensors& tensors,
                                              const json::Object& quantization) {
-  std::vector<SafetensorsEntry> entries;
-  std::string data;
-  for (const auto& [name, tensor] : tensors) {
-    entries.push_back({.name = name, .dtype = tensor.dtype, .shape = tensor.shape});
-    data += tensor.bytes;
-  }
-  const std::string header = BuildSafetensorsHeader(entries);
-  std::ofstream(folder.path() / "model.safetensors", std::ios::binary) << header << data;
-  json::Object config = ToHuggingFaceConfig(kConfig);
-  config.Set("quantization_config", quantization);
-  std::ofstream(folder.path() / "config.json", std::ios::binary) << json::Dump(config);
-  return Checkpoint::Open(folder.path().string());
+  return testing::OpenWith(folder, kConfig, tensors, quantization);
 }
 
 TEST(Bitsandbytes, CodesAndScalesAreReadAsTheyAre) {
   const TempFolder folder;
-  const auto checkpoint = OpenWith(folder, MakeTensors(), BitsandbytesConfig(DType::kBF16));
+  const auto checkpoint = OpenWith(folder, MakeTensors(), BitsandbytesConfig({}, DType::kBF16));
   ASSERT_TRUE(checkpoint) << checkpoint.error().message;
   EXPECT_TRUE((*checkpoint)->warnings().empty());
   const WeightInfo* info = (*checkpoint)->Find(kName);
@@ -139,7 +122,7 @@ TEST(Bitsandbytes, NestedScalesAreTheSumThatBitsandbytesComputes) {
   tensors[kName + ".quant_state.bitsandbytes__nf4"] = {
       DType::kU8, Shape{static_cast<std::int64_t>(state.size())}, state};
   const TempFolder folder;
-  const auto checkpoint = OpenWith(folder, tensors, BitsandbytesConfig(DType::kBF16));
+  const auto checkpoint = OpenWith(folder, tensors, BitsandbytesConfig({}, DType::kBF16));
   ASSERT_TRUE(checkpoint) << checkpoint.error().message;
   const WeightInfo* info = (*checkpoint)->Find(kName);
   EXPECT_EQ(info->stored_as, "bitsandbytes nf4, nested");
@@ -160,7 +143,7 @@ TEST(Bitsandbytes, WhatContradictsItselfIsNamed) {
       {[](Tensors& t) { t.erase(kName + ".absmax"); }, "absmax"},
       {[](Tensors& t) { t.erase(kName + ".quant_map"); }, "quant_map"},
       {[](Tensors& t) { t.erase(kName + ".quant_state.bitsandbytes__nf4"); }, "quant_state"},
-      {[](Tensors& t) { t[kName + ".quant_map"].bytes[4] ^= 1; }, "table of NF4"},
+      {[](Tensors& t) { t[kName + ".quant_map"].bytes[4] ^= 1; }, "table of nf4"},
       {[](Tensors& t) {
          t[kName].shape = Shape{1, 64 * 64};
        },
@@ -175,7 +158,7 @@ TEST(Bitsandbytes, WhatContradictsItselfIsNamed) {
     Tensors tensors = MakeTensors();
     wrong.change(tensors);
     const TempFolder folder;
-    const auto checkpoint = OpenWith(folder, tensors, BitsandbytesConfig(DType::kF16));
+    const auto checkpoint = OpenWith(folder, tensors, BitsandbytesConfig({}, DType::kF16));
     ASSERT_FALSE(checkpoint) << wrong.says;
     EXPECT_EQ(checkpoint.error().code, ErrorCode::kCorruptFile);
     EXPECT_NE(checkpoint.error().message.find(wrong.says), std::string::npos)
@@ -189,7 +172,8 @@ TEST(Bitsandbytes, StatesThatNibbleCannotFollowAreNamed) {
     const char* says;
   } kCases[] = {
       {R"({"quant_type":"fp4","blocksize":64,"shape":[64,128]})", "fp4"},
-      {R"({"quant_type":"nf4","blocksize":96,"shape":[64,128]})", "cross the rows"},
+      {R"({"quant_type":"af4","blocksize":64,"shape":[64,128]})", "af4"},
+      {R"({"quant_type":"nf4","blocksize":96,"shape":[64,128]})", "blocksize"},
       {R"({"quant_type":"nf4","blocksize":0,"shape":[64,128]})", "blocksize"},
       {R"({"quant_type":"nf4","blocksize":64,"shape":[64]})", "shape"},
       {R"({"quant_type":"nf4","blocksize":64,"shape":[128,64]})", "[128, 64]"},
@@ -205,24 +189,24 @@ TEST(Bitsandbytes, StatesThatNibbleCannotFollowAreNamed) {
     tensors[kName + ".quant_state.bitsandbytes__nf4"] = {
         DType::kU8, Shape{static_cast<std::int64_t>(text.size())}, text};
     const TempFolder folder;
-    const auto checkpoint = OpenWith(folder, tensors, BitsandbytesConfig(DType::kF16));
+    const auto checkpoint = OpenWith(folder, tensors, BitsandbytesConfig({}, DType::kF16));
     ASSERT_FALSE(checkpoint) << wrong.says;
     EXPECT_NE(checkpoint.error().message.find(wrong.says), std::string::npos)
         << checkpoint.error().message;
   }
 }
 
-TEST(Bitsandbytes, OtherMethodsOfTheLibraryAreRefused) {
+TEST(Bitsandbytes, AConfigThatSaysAnotherMethodIsNamed) {
   for (const auto& [key, value, says] :
-       {std::tuple{"load_in_8bit", json::Value(true), "LLM.int8"},
+       {std::tuple{"load_in_8bit", json::Value(true), "load_in_8bit"},
         std::tuple{"load_in_4bit", json::Value(false), "load_in_4bit"},
-        std::tuple{"bnb_4bit_quant_type", json::Value("fp4"), "fp4"}}) {
-    json::Object config = BitsandbytesConfig(DType::kF16);
+        std::tuple{"bnb_4bit_quant_type", json::Value("fp4"), "quantization_config fp4"},
+        std::tuple{"bnb_4bit_quant_type", json::Value("af4"), "af4"}}) {
+    json::Object config = BitsandbytesConfig({}, DType::kF16);
     config.Set(key, value);
     const TempFolder folder;
     const auto checkpoint = OpenWith(folder, MakeTensors(), config);
     ASSERT_FALSE(checkpoint) << says;
-    EXPECT_EQ(checkpoint.error().code, ErrorCode::kUnsupported);
     EXPECT_NE(checkpoint.error().message.find(says), std::string::npos)
         << checkpoint.error().message;
   }
@@ -243,10 +227,10 @@ TEST(Bitsandbytes, WhatTheWriterWritesIsThisLayoutAndEveryTensorIsAligned) {
     plan.push_back({weight.name, weights.back().spec});
   }
   const TempFolder folder;
-  auto out =
-      AtomicWriter::Create(folder.path() / "m", {}, WeightWriter::SizeBytes(plan, DType::kF16));
+  const WeightWriter::Options options{.format = FolderFormat::kBitsandbytes};
+  auto out = AtomicWriter::Create(folder.path() / "m", {}, WeightWriter::SizeBytes(plan, options));
   ASSERT_TRUE(out) << out.error().message;
-  auto writer = WeightWriter::Create(**out, plan, {});
+  auto writer = WeightWriter::Create(**out, plan, options);
   ASSERT_TRUE(writer) << writer.error().message;
   for (std::size_t i = 0; i < plan.size(); ++i) {
     const auto written = (*writer)->Write(plan[i].name, weights[i]);
@@ -254,7 +238,7 @@ TEST(Bitsandbytes, WhatTheWriterWritesIsThisLayoutAndEveryTensorIsAligned) {
   }
   ASSERT_TRUE((*writer)->Finish());
   json::Object config = ToHuggingFaceConfig(kConfig);
-  config.Set("quantization_config", BitsandbytesConfig(DType::kF16));
+  config.Set("quantization_config", BitsandbytesConfig({}, DType::kF16));
   ASSERT_TRUE((*out)->WriteWhole("config.json", json::Dump(config)));
   const auto checkpoint = Checkpoint::Open((*out)->partial_path().string());
   ASSERT_TRUE(checkpoint) << checkpoint.error().message;

@@ -183,9 +183,12 @@ TEST(Checkpoint, OtherQuantizedLayoutsAreRefusedByWhatTheyAre) {
     const char* config;
     const char* says;
   } kMethods[] = {
-      {R"({"quant_method":"gptq","bits":4})", "GPTQ"},
-      {R"({"quant_method":"awq","bits":4})", "AWQ"},
-      {R"({"quant_method":"bitsandbytes","load_in_4bit":true})", "bitsandbytes"},
+      {R"({"quant_method":"gptq","bits":5,"group_size":32})", "5 bits"},
+      {R"({"quant_method":"gptq","bits":4,"group_size":32,"format":"gptq_p"})", "gptq_p"},
+      {R"({"quant_method":"awq","bits":8,"group_size":32})", "8 bits"},
+      {R"({"quant_method":"awq","bits":4,"group_size":32,"version":"gemv"})", "gemv"},
+      {R"({"quant_method":"awq","bits":4,"group_size":32,"zero_point":false})", "zero_point"},
+      {R"({"quant_method":"modelopt"})", "ModelOpt"},
       {R"({"quant_method":"fp8","fmt":"e5m2"})", "FP8"},
       {R"({"quant_method":"fp8","weight_block_size":[64,64]})", "FP8"},
       {R"({"quant_method":"fbgemm_fp8"})", "FP8"},
@@ -205,8 +208,32 @@ TEST(Checkpoint, OtherQuantizedLayoutsAreRefusedByWhatTheyAre) {
                     "model.layers.1.mlp.down_p.qweight\"  ");
   EXPECT_SAYS(MustFail(by_tensor.path()), "qweight");
   Copy by_file("llama2");
-  by_file.Set("quantize_config.json", "{}");
-  EXPECT_SAYS(MustFail(by_file.path()), "quantize_config.json");
+  by_file.Set("hf_quant_config.json", "{}");
+  EXPECT_SAYS(MustFail(by_file.path()), "hf_quant_config.json");
+}
+
+TEST(Checkpoint, AMethodWithoutItsMembersOrItsWeightsSaysWhatToDo) {
+  const struct {
+    const char* config;
+    const char* says;
+  } kCases[] = {
+      {R"({"quant_method":"gptq","group_size":32})", "bits is missing"},
+      {R"({"quant_method":"gptq","bits":4})", "group_size is missing"},
+      {R"({"quant_method":"gptq","bits":4,"group_size":0})", "group_size is 0"},
+      {R"({"quant_method":"gptq","bits":4,"group_size":32,"dynamic":{"-:(":{}}})", "expression"},
+      {R"({"quant_method":"awq","group_size":32})", "bits is missing"},
+      {R"({"quant_method":"awq","bits":4})", "group_size is missing"},
+      {R"({"quant_method":"bitsandbytes"})", "load_in_4bit"},
+      {R"({"quant_method":"bitsandbytes","load_in_4bit":true})", "remove quantization_config"},
+      {R"({"quant_method":"gptq","bits":4,"group_size":32})", "remove quantization_config"},
+  };
+  for (const auto& wrong : kCases) {
+    Copy copy("llama2");
+    copy.Replace("config.json", "{", std::string("{\"quantization_config\":") + wrong.config + ",");
+    const Error error = MustFail(copy.path());
+    EXPECT_EQ(error.code, ErrorCode::kCorruptFile) << error.message;
+    EXPECT_SAYS(error, wrong.says);
+  }
 }
 
 TEST(Checkpoint, WhatCompressedTensorsDeclaresMustBeWhatIsStored) {
@@ -218,6 +245,7 @@ TEST(Checkpoint, WhatCompressedTensorsDeclaresMustBeWhatIsStored) {
   } kCases[] = {
       {"ct_int4_sym_g32", "\"num_bits\": 4", "\"num_bits\": 8", "bits"},
       {"ct_int4_sym_g32", "\"num_bits\": 4", "\"num_bits\": 3", "bits"},
+      {"ct_int4_sym_g32", "\"num_bits\": 4", "\"num_bits\": 1", "bits"},
       {"ct_int4_sym_g32", "\"symmetric\": true", "\"symmetric\": false", "zero point"},
       {"ct_int4_asym_g32", "\"symmetric\": false", "\"symmetric\": true", "zero point"},
       {"ct_int4_sym_g32", "\"group_size\": 32", "\"group_size\": 16", "group"},

@@ -124,9 +124,10 @@ TEST(WeightWriter, WhatIsWrittenReadsBackTheSameAndEveryTensorIsAligned) {
         for (const DType scale : {DType::kF16, DType::kBF16, DType::kF32}) {
           const Model model = MakeModel(bits, group, symmetric, scale);
           const fs::path target = folder.path() / std::to_string(++number);
-          auto out = AtomicWriter::Create(target, {}, WeightWriter::SizeBytes(model.plan, scale));
+          const WeightWriter::Options options{.scale_dtype = scale};
+          auto out = AtomicWriter::Create(target, {}, WeightWriter::SizeBytes(model.plan, options));
           ASSERT_TRUE(out) << out.error().message;
-          auto writer = WeightWriter::Create(**out, model.plan, {.scale_dtype = scale});
+          auto writer = WeightWriter::Create(**out, model.plan, options);
           ASSERT_TRUE(writer) << writer.error().message;
           const auto written = WriteAll(**writer, model, /*chunk_rows=*/7 + number);
           ASSERT_TRUE(written) << written.error().message;
@@ -236,7 +237,11 @@ TEST(WeightWriter, MistakesOfTheCallerAreNamed) {
   const WeightSpec w4{
       .rows = 4, .cols = 64, .kind = CodecKind::kUniform, .bits = 4, .group_size = 32};
   for (const auto& change : std::vector<std::function<void(WeightSpec&)>>{
-           [](WeightSpec& s) { s.bits = 3; }, [](WeightSpec& s) { s.group_size = 48; },
+           [](WeightSpec& s) {
+             s.codebook = Codebook::kNf4;
+             s.kind = CodecKind::kCodebook;
+           },
+           [](WeightSpec& s) { s.group_size = 48; },
            [](WeightSpec& s) { s.kind = CodecKind::kMinimum; }}) {
     WeightSpec wrong = w4;
     change(wrong);

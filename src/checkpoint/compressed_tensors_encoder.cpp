@@ -1,0 +1,170 @@
+// Weights as compressed-tensors keeps them:
+//   pack-quantized, W [out, in]:
+//     W_packed     I32 [out, ceil(in * bits / 32)]      codes of a row, a stream of bits along in
+//     W_zero_point I32 [ceil(out * bits / 32), groups]  asymmetric: a stream along out
+//     W_scale      [out, groups]
+//     W_shape      I64 [2]                              out, in
+//   float-quantized: W F8_E4M3 [out, in], W_scale [out, 1] or [ceil(out / 128), ceil(in / 128)]
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "checkpoint/code_words.h"
+#include "checkpoint/folder_format.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::int64_t kFp8Block = 128;
+
+std::string BytesOf(std::span<const std::uint32_t> words) {
+  return {reinterpret_cast<const char*>(words.data()), words.size_bytes()};
+}
+
+class PackEncoder final : public WeightEncoder {
+ public:
+  PackEncoder(WeightToWrite weight, DType scale_dtype)
+      : weight_(std::move(weight)), scale_dtype_(scale_dtype) {}
+
+  std::vector<Head> Heads() const override {
+    const std::int64_t dims[2] = {weight_.spec.rows, weight_.spec.cols};
+    return {{.entry = {.name = weight_.name + "_shape", .dtype = DType::kI64, .shape = Shape{2}},
+             .bytes = {reinterpret_cast<const char*>(dims), sizeof dims}}};
+  }
+  std::vector<SafetensorsEntry> Parts() const override {
+    const WeightSpec& spec = weight_.spec;
+    std::vector<SafetensorsEntry> parts = {
+        {.name = weight_.name + "_packed",
+         .dtype = DType::kI32,
+         .shape = Shape{spec.rows, CodeWords(spec.cols, spec.bits)}}};
+    if (spec.has_zero_points) {
+      parts.push_back({.name = weight_.name + "_zero_point",
+                       .dtype = DType::kI32,
+                       .shape = Shape{CodeWords(spec.rows, spec.bits), spec.num_groups()}});
+    }
+    parts.push_back({.name = weight_.name + "_scale",
+                     .dtype = scale_dtype_,
+                     .shape = Shape{spec.rows, spec.num_groups()}});
+    return parts;
+  }
+  Result<std::string> Add(const QuantizedTensor& rows) override {
+    const WeightSpec& spec = weight_.spec;
+    std::string bytes;
+    std::vector<std::uint32_t> words(static_cast<std::size_t>(CodeWords(spec.cols, spec.bits)));
+    for (std::int64_t row = 0; row < rows.spec.rows; ++row) {
+      std::ranges::fill(words, 0U);
+      for (std::int64_t col = 0; col < spec.cols; ++col) {
+        PutCode(words, 1, spec.bits, col,
+                rows.codes[static_cast<std::size_t>(row * spec.cols + col)]);
+      }
+      bytes += BytesOf(words);
+    }
+    AppendFloats(rows.scales, scale_dtype_, scales_);
+    zero_points_.insert(zero_points_.end(), rows.zero_points.begin(), rows.zero_points.end());
+    return bytes;
+  }
+  std::vector<std::string> Finish() override {
+    std::vector<std::string> out = {""};
+    if (weight_.spec.has_zero_points) {
+      const std::int64_t groups = weight_.spec.num_groups();
+      std::vector<std::uint32_t> words(
+          static_cast<std::size_t>(CodeWords(weight_.spec.rows, weight_.spec.bits) * groups));
+      for (std::int64_t row = 0; row < weight_.spec.rows; ++row) {
+        for (std::int64_t group = 0; group < groups; ++group) {
+          PutCode(std::span(words).subspan(static_cast<std::size_t>(group)), groups,
+                  weight_.spec.bits, row,
+                  zero_points_[static_cast<std::size_t>(row * groups + group)]);
+        }
+      }
+      out.push_back(BytesOf(words));
+    }
+    out.push_back(std::move(scales_));
+    scales_.clear();
+    zero_points_.clear();
+    return out;
+  }
+  DType ScaleDType() const override { return scale_dtype_; }
+
+ private:
+  WeightToWrite weight_;
+  DType scale_dtype_;
+  std::string scales_;
+  std::vector<std::uint8_t> zero_points_;
+};
+
+class Fp8Encoder final : public WeightEncoder {
+ public:
+  Fp8Encoder(WeightToWrite weight, DType scale_dtype)
+      : weight_(std::move(weight)),
+        scale_dtype_(scale_dtype),
+        block_rows_(weight_.spec.group_size >= weight_.spec.cols ? 1 : kFp8Block) {}
+
+  std::vector<SafetensorsEntry> Parts() const override {
+    const WeightSpec& spec = weight_.spec;
+    return {{.name = weight_.name, .dtype = DType::kF8E4M3, .shape = Shape{spec.rows, spec.cols}},
+            {.name = weight_.name + "_scale",
+             .dtype = scale_dtype_,
+             .shape = Shape{(spec.rows + block_rows_ - 1) / block_rows_, spec.num_groups()}}};
+  }
+  Result<std::string> Add(const QuantizedTensor& rows) override {
+    const auto groups = static_cast<std::size_t>(weight_.spec.num_groups());
+    for (std::int64_t row = 0; row < rows.spec.rows; ++row, ++next_row_) {
+      const auto scales =
+          std::span(rows.scales).subspan(static_cast<std::size_t>(row) * groups, groups);
+      if (next_row_ % block_rows_ == 0) {
+        block_.assign(scales.begin(), scales.end());
+        AppendFloats(scales, scale_dtype_, scales_);
+      } else if (!std::ranges::equal(scales, block_)) {
+        return Fail(ErrorCode::kInvalidArgument,
+                    fmt::format("{}: row {} has other scales than its block of {} rows",
+                                weight_.name, next_row_, kFp8Block));
+      }
+    }
+    return std::string(reinterpret_cast<const char*>(rows.codes.data()), rows.codes.size());
+  }
+  std::vector<std::string> Finish() override {
+    std::vector<std::string> out = {"", std::move(scales_)};
+    scales_.clear();
+    next_row_ = 0;
+    return out;
+  }
+  DType ScaleDType() const override { return scale_dtype_; }
+
+ private:
+  WeightToWrite weight_;
+  DType scale_dtype_;
+  std::int64_t block_rows_;  // rows that share their scales
+  std::int64_t next_row_ = 0;
+  std::vector<float> block_;
+  std::string scales_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<WeightEncoder>> MakeCompressedTensorsEncoder(const WeightToWrite& weight,
+                                                                    const EncoderOptions& options) {
+  const WeightSpec& spec = weight.spec;
+  const auto wrong = [&](const std::string& what) {
+    return Fail(ErrorCode::kInvalidArgument, fmt::format("{}: {}", weight.name, what));
+  };
+  if (spec.codebook == Codebook::kFp8E4M3) {
+    if (spec.group_size < spec.cols && spec.group_size != kFp8Block) {
+      return wrong(fmt::format("FP8 in groups of {}: blocks of 128 and whole rows can be written",
+                               spec.group_size));
+    }
+    return std::make_unique<Fp8Encoder>(weight, options.scale_dtype);
+  }
+  if (spec.kind != CodecKind::kUniform) {
+    return wrong(
+        fmt::format("{} has no place in compressed-tensors, which stores uniform integers "
+                    "and FP8",
+                    spec.ToString()));
+  }
+  if (spec.group_size < 1 || spec.cols % spec.group_size != 0) {
+    return wrong(
+        fmt::format("groups of {} do not divide its width of {}", spec.group_size, spec.cols));
+  }
+  return std::make_unique<PackEncoder>(weight, options.scale_dtype);
+}
+
+}  // namespace nibble
