@@ -42,20 +42,36 @@ __device__ __forceinline__ void ArriveAt(std::uint32_t barrier, std::uint32_t ra
       "r"(rank)
       : "memory");
 }
-/// A warpgroup arrives as one at a barrier of both blocks of a cluster of two, once a wait for its
+/// A warpgroup's arrivals at a barrier of both blocks of a cluster of two, once a wait for its
 /// wgmma has brought it together: a thread each, or for racecheck all (kWarpArrivals).
 constexpr int kWarpgroupArrivals = kWarpArrivals == 1 ? 1 : 4 * kWarpArrivals;
-__device__ __forceinline__ bool ArrivesForWarpgroup() {
-  return kWarpgroupArrivals > 1 || threadIdx.x % 128 < 2;
-}
-__device__ __forceinline__ void ArriveAtBoth(std::uint32_t barrier) {
-  if constexpr (kWarpgroupArrivals == 1) {
-    ArriveAt(barrier, threadIdx.x % 128);
-  } else {
-    ArriveAt(barrier, 0);
-    ArriveAt(barrier, 1);
+class ArrivalAtBoth {
+ public:
+  /// `barriers`: the first, here.
+  __device__ __forceinline__ explicit ArrivalAtBoth(std::uint32_t barriers)
+      : arrives_(kWarpgroupArrivals > 1 || threadIdx.x % 128 < 2) {
+#pragma unroll
+    for (std::uint32_t i = 0; i < kCount; ++i) {
+      asm("mapa.shared::cluster.u32 %0, %1, %2;"
+          : "=r"(remote_[i])
+          : "r"(barriers), "r"((threadIdx.x + i) % 2));
+    }
   }
-}
+  __device__ __forceinline__ void Arrive(int index) const {
+    if (arrives_) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote_[i] + 8 * index)
+                     : "memory");
+      }
+    }
+  }
+
+ private:
+  static constexpr int kCount = kWarpgroupArrivals > 1 ? 2 : 1;
+  bool arrives_;
+  std::uint32_t remote_[kCount];
+};
 /// Writes `value` to block `rank` of the cluster, at the place of `to` here; its barrier, given by
 /// its address here, counts the 16 bytes.
 __device__ __forceinline__ void SendTo(std::uint32_t rank, float4* to, float4 value,

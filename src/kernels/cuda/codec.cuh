@@ -65,15 +65,27 @@ struct LaneScales {
 };
 
 template <Grid kGrid>
-__device__ __forceinline__ void LoadScales(const std::uint8_t* sub, int lane, LaneScales& out) {
-  const half2 scale = *reinterpret_cast<const half2*>(sub + lane / 4 * 4);
+inline constexpr bool kHasExtras = kGrid == Grid::kZeroPoints || kGrid == Grid::kMinima;
+
+/// The values of a lane's two rows, of a pair a row of the tile.
+__device__ __forceinline__ half2 LoadPair(const std::uint8_t* pairs, int lane) {
+  return *reinterpret_cast<const half2*>(pairs + lane / 4 * 4);
+}
+template <Grid kGrid>
+__device__ __forceinline__ LaneScales Spread(half2 scale, half2 extra) {
+  LaneScales out;
   out.scale[0] = __low2half2(scale);
   out.scale[1] = __high2half2(scale);
-  if constexpr (kGrid != Grid::kSymmetric) {
-    const half2 extra = *reinterpret_cast<const half2*>(sub + kPairBytes + lane / 4 * 4);
+  if constexpr (kHasExtras<kGrid>) {
     out.extra[0] = __low2half2(extra);
     out.extra[1] = __high2half2(extra);
   }
+  return out;
+}
+template <Grid kGrid>
+__device__ __forceinline__ void LoadScales(const std::uint8_t* sub, int lane, LaneScales& out) {
+  out = Spread<kGrid>(LoadPair(sub, lane),
+                      kHasExtras<kGrid> ? LoadPair(sub + kPairBytes, lane) : half2{});
 }
 
 /// Bytes of the scales of `sub_cols` columns.

@@ -20,6 +20,41 @@ const char* Name(LinearVariant variant) {
   return "";
 }
 
+LargeShape ShapeOfLarge(const LinearArgs& args, int num_sms) {
+  int blocks = 0;
+  for (int p = 0; p < (args.epilogue == Epilogue::kSwiGlu ? 1 : args.num_parts); ++p) {
+    blocks += LargeBlocks(args, p);
+  }
+  const auto with = [&](int tokens) {
+    LargeShape shape{.tokens = tokens};
+    shape.pairs = (blocks + 1) / 2 * ((args.num_tokens + tokens - 1) / tokens);
+    shape.rounds = (shape.pairs - 1) / (num_sms / 2) + 1;
+    return shape;
+  };
+  // A round of 128 tokens takes half as long again as one of 64; those leave fewer SMs idle.
+  const LargeShape wide = with(128);
+  const LargeShape narrow = with(64);
+  return 3 * wide.rounds <= 2 * narrow.rounds ? wide : narrow;
+}
+
+namespace {
+
+// Microseconds of either kernel, lines through what an H100 measured (docs/kernels/cuda.md).
+double MediumTime(const LinearArgs& args) {
+  std::size_t bytes = 0;
+  for (int p = 0; p < args.num_parts; ++p) {
+    bytes += static_cast<std::size_t>(args.parts[p].num_tiles) * args.layout.tile_bytes();
+  }
+  const int passes = (args.num_tokens + kMediumTokens - 1) / kMediumTokens;
+  return passes * (4.0 + static_cast<double>(bytes) / 1.9e6);
+}
+double LargeTime(const LinearArgs& args, int num_sms) {
+  const LargeShape shape = ShapeOfLarge(args, num_sms);
+  return 6.0 + shape.rounds * args.layout.cols * (shape.tokens == 128 ? 5.9e-3 : 3.8e-3);
+}
+
+}  // namespace
+
 LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
   // The medium kernel wins from the first token on, but it does not norm its input.
   const bool wgmma = device.compute_capability() == 90 && args.layout.cols % 8 == 0;
@@ -28,7 +63,9 @@ LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
     return LinearVariant::kSmall;
   }
   if (wgmma) {
-    return args.num_tokens <= kMaxMediumTokens ? LinearVariant::kMedium : LinearVariant::kLarge;
+    return args.num_tokens <= kMediumTokens || MediumTime(args) <= LargeTime(args, device.num_sms())
+               ? LinearVariant::kMedium
+               : LinearVariant::kLarge;
   }
   return LinearVariant::kTile;
 }
@@ -40,7 +77,7 @@ int LaunchLinear(CudaDevice& device, const LinearArgs& args) {
     case LinearVariant::kMedium:
       return LaunchLinearMedium(args, device.num_sms(), device.stream());
     case LinearVariant::kLarge:
-      return LaunchLinearLarge(args, device.stream());
+      return LaunchLinearLarge(args, device.num_sms(), device.stream());
     case LinearVariant::kTile:
       break;
   }

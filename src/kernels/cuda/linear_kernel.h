@@ -56,12 +56,27 @@ constexpr int kMaxSmallTokens = 8;
 constexpr int kMaxNormTokens = 2;
 constexpr int kMaxNormWidth = 8192;  // the normed input lies in shared memory
 
-/// Any number of tokens, 32 at a time; sm_90a only. cols must be a multiple of 8.
+/// Any number of tokens, kMediumTokens at a time; sm_90a only. cols must be a multiple of 8.
 int LaunchLinearMedium(const LinearArgs& args, int num_sms, CUstream_st* stream);
-constexpr int kMaxMediumTokens = 96;  // above, LaunchLinearLarge takes less
+constexpr int kMediumTokens = 32;
 
 /// Any number of tokens, sm_90a only. cols must be a multiple of 8.
-int LaunchLinearLarge(const LinearArgs& args, CUstream_st* stream);
+int LaunchLinearLarge(const LinearArgs& args, int num_sms, CUstream_st* stream);
+
+/// How that divides its work: tiles of the result of 2 x 8 tiles of weights by `tokens` tokens, one
+/// for each pair of SMs in a round.
+struct LargeShape {
+  int tokens = 128;  // or 64
+  int pairs = 0;     // tiles of the result
+  int rounds = 0;
+};
+LargeShape ShapeOfLarge(const LinearArgs& args, int num_sms);
+constexpr int kLargeTiles = 8;  // of weights, in a block
+/// Blocks that a part takes; kSwiGlu: half of a block's tiles are gates, the others their ups.
+inline int LargeBlocks(const LinearArgs& args, int part) {
+  const int tiles = args.epilogue == Epilogue::kSwiGlu ? kLargeTiles / 2 : kLargeTiles;
+  return (args.parts[part].num_tiles + tiles - 1) / tiles;
+}
 
 /// Any number of tokens, any card: mma.sync, no asynchronous copies.
 int LaunchLinearTile(const LinearArgs& args, CUstream_st* stream);

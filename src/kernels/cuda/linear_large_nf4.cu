@@ -2,9 +2,9 @@
 
 namespace nibble::cuda {
 
-int LaunchLargeNf4(const LinearArgs& args, cudaStream_t stream) {
+int LaunchLargeNf4(const LinearArgs& args, int num_sms, cudaStream_t stream) {
   return ForLayout<Format::kNf4>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
-    return LaunchLarge<Format::kNf4, kGrid, kUnitCols / kHalfCols>(args, stream);
+    return LaunchLarge<Format::kNf4, kGrid, kUnitCols / kHalfCols>(args, num_sms, stream);
   });
 }
 

@@ -2,9 +2,9 @@
 
 namespace nibble::cuda {
 
-int LaunchLargeW4(const LinearArgs& args, cudaStream_t stream) {
+int LaunchLargeW4(const LinearArgs& args, int num_sms, cudaStream_t stream) {
   return ForLayout<Format::kW4>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
-    return LaunchLarge<Format::kW4, kGrid, kUnitCols / kHalfCols>(args, stream);
+    return LaunchLarge<Format::kW4, kGrid, kUnitCols / kHalfCols>(args, num_sms, stream);
   });
 }
 

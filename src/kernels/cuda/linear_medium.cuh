@@ -16,7 +16,6 @@
 
 namespace nibble::cuda {
 
-constexpr int kMediumTokens = 32;
 constexpr int kMediumSlices = kNumSlices / 2;  // of a block
 constexpr int kMediumQuad = 4;                 // tiles that a warpgroup takes at a time, one a warp
 constexpr int kMediumWarps = kMediumSlices * kMediumQuad;
@@ -50,80 +49,6 @@ __device__ __forceinline__ MediumTile MediumTileAt(const MediumArgs& args, int f
   }
   return {.part = part, .tile = i - args.first_tile[part]};
 }
-
-/// Where a warp's fragment of outputs goes: rows r and r + 8 of a tile, two tokens of every eight.
-/// Element i of a side (row): token i / 2 * 8 + i % 2 behind the lane's first.
-struct Place {
-  float* y = nullptr;  // of the first row and token
-  std::int64_t y_stride = 0;
-  int row = 0;
-  int token = 0;
-  bool exists[2] = {};
-  bool has_bias = false;
-  float factor[2] = {};
-  float bias[2] = {};
-
-  Place() = default;
-  __device__ __forceinline__ Place(const MediumArgs& args, const MediumTile& at, int lane) {
-    const LinearPart& part = args.linear.parts[at.part];
-    row = at.tile * kTileRows + lane / 4;
-    token = lane % 4 * 2;
-    y_stride = part.y_stride;
-    y = part.y + token * y_stride + row;
-    has_bias = part.bias != nullptr;
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      exists[side] = row + side * 8 < part.rows;
-      factor[side] = exists[side] ? part.factor[row + side * 8] * args.linear.x_scale : 0.0F;
-      bias[side] = exists[side] && has_bias ? part.bias[row + side * 8] : 0.0F;
-    }
-  }
-  /// Calls visit(side, i, row, token) for each output that exists.
-  template <int kCount, typename Visit>
-  __device__ __forceinline__ void Each(const LinearArgs& linear, Visit visit) const {
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        if (exists[side] && token + i / 2 * 8 + i % 2 < linear.num_tokens) {
-          visit(side, i, side * 8, i / 2 * 8 + i % 2);
-        }
-      }
-    }
-  }
-  template <int kCount>
-  __device__ __forceinline__ void Read(const LinearArgs& linear, float (&before)[2][kCount]) const {
-    Each<kCount>(linear,
-                 [&](int side, int i, int r, int t) { before[side][i] = y[t * y_stride + r]; });
-  }
-  template <int kCount>
-  __device__ __forceinline__ void Scale(float (&c)[kCount]) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int side = i / 2 % 2;
-      c[i] = has_bias ? c[i] * factor[side] + bias[side] : c[i] * factor[side];
-    }
-  }
-  template <int kCount>
-  __device__ __forceinline__ void Write(const LinearArgs& linear, const float (&c)[2 * kCount],
-                                        const float (&before)[2][kCount]) const {
-    const bool adds = linear.epilogue == Epilogue::kAdd;
-    Each<kCount>(linear, [&](int side, int i, int r, int t) {
-      const float v = c[i / 2 * 4 + side * 2 + i % 2];
-      y[t * y_stride + r] = adds ? before[side][i] + v : v;
-    });
-  }
-  template <int kCount>
-  __device__ __forceinline__ void WriteGated(const LinearArgs& linear, const float (&gate)[kCount],
-                                             const float (&up)[kCount]) const {
-    std::uint16_t* const product = linear.product + token * linear.product_stride + row;
-    Each<kCount / 2>(linear, [&](int side, int i, int r, int t) {
-      const int at = i / 2 * 4 + side * 2 + i % 2;
-      product[t * linear.product_stride + r] =
-          __half_as_ushort(__float2half_rn(SiluTimes(gate[at], up[at]) * linear.product_scale));
-    });
-  }
-};
 
 /// c += the products of 64 columns of kQuads tiles with kTokens tokens, asynchronously. `codes` and
 /// `scales` are of the first tile, those of the next quad `quad_bytes` behind; `x` is a box of 64
@@ -346,7 +271,8 @@ __global__ __launch_bounds__(kMediumThreads,
 #pragma unroll
       for (int quad = 0; quad < kQuads; ++quad) {
         if (first + (gated ? member : quad * kMediumQuad + member) < tile_end) {
-          place[quad] = Place(args, MediumTileAt(args, first, quad, member), lane);
+          const MediumTile at = MediumTileAt(args, first, quad, member);
+          place[quad] = Place(linear, at.part, at.tile, 0, lane);
         }
       }
     }

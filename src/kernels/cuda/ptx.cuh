@@ -32,6 +32,9 @@ __device__ __forceinline__ void WaitForPrevious() {
 
 // --- mbarrier ---
 
+// Of a barrier, up to 4 us each: about 2 s.
+constexpr std::uint32_t kBarrierTries = 1U << 19;
+
 __device__ __forceinline__ void BarrierInit(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
@@ -58,29 +61,22 @@ __device__ __forceinline__ void WarpArrive(std::uint32_t barrier, int lane) {
     BarrierArrive(barrier);
   }
 }
-__device__ __forceinline__ bool BarrierTry(std::uint32_t barrier, std::uint32_t parity) {
-  std::uint32_t done;
+/// Straight through if the phase is over: a branch taken costs as much as ten instructions.
+__device__ __forceinline__ void BarrierWait(std::uint32_t barrier, std::uint32_t parity) {
   asm volatile(
       "{\n"
-      ".reg .pred p;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n"
-      "}"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
+      ".reg .pred done, late;\n"
+      ".reg .u32 tries;\n"
+      "mov.u32 tries, 0;\n"
+      "TRY:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "add.u32 tries, tries, 1;\n"
+      "setp.gt.u32 late, tries, %2;\n"
+      "@late trap;\n"
+      "@!done bra TRY;\n"
+      "}" ::"r"(barrier),
+      "r"(parity), "n"(kBarrierTries)
       : "memory");
-  return done != 0;
-}
-__device__ __forceinline__ void BarrierWait(std::uint32_t barrier, std::uint32_t parity) {
-  if (BarrierTry(barrier, parity)) {
-    return;
-  }
-  const long long begin = clock64();
-  while (!BarrierTry(barrier, parity)) {
-    if (clock64() - begin > 4'000'000'000LL) {  // about 2 s
-      __trap();
-    }
-  }
 }
 
 // --- copies by the copy engine ---

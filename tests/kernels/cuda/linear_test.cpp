@@ -144,7 +144,7 @@ class CudaLinear : public CudaTest {
         case Kernel::kMedium:
           return LaunchLinearMedium(args, device().num_sms(), stream());
         case Kernel::kLarge:
-          return LaunchLinearLarge(args, stream());
+          return LaunchLinearLarge(args, device().num_sms(), stream());
         default:
           return LaunchLinearTile(args, stream());
       }
@@ -326,7 +326,9 @@ TEST_P(CudaLinearLaunch, GatedAndNormed) {
                   return LaunchLinearMedium(args, device().num_sms(), stream());
                 }),
                 truth);
-      EXPECT_EQ(run([&](const LinearArgs& args) { return LaunchLinearLarge(args, stream()); }),
+      EXPECT_EQ(run([&](const LinearArgs& args) {
+                  return LaunchLinearLarge(args, device().num_sms(), stream());
+                }),
                 truth);
     }
   }
