@@ -69,6 +69,10 @@ class Checkpoint {
   /// Tells the kernel that the pages of this weight are not needed again.
   virtual void Release(const WeightInfo& weight) const = 0;
 
+  /// What numbers of an fp8 KV cache are multiplied by, [num_layers][2][num_kv_heads] (keys,
+  /// values); empty if the checkpoint says nothing, which means 1.
+  virtual std::span<const float> kv_scales() const = 0;
+
   /// tokenizer.json's text (folder), or the vocabulary inside a GGUF; exactly one of the two, or
   /// neither.
   virtual const std::optional<std::string>& tokenizer_json() const = 0;

@@ -18,6 +18,7 @@ class CheckpointBase : public Checkpoint {
   const std::filesystem::path& path() const override { return path_; }
   const ModelConfig& config() const override { return config_; }
   std::span<const WeightInfo> weights() const override { return weights_; }
+  std::span<const float> kv_scales() const override { return kv_scales_; }
   const std::optional<std::string>& tokenizer_json() const override { return tokenizer_json_; }
   const std::optional<GgufVocabulary>& gguf_vocabulary() const override { return vocabulary_; }
   const std::optional<std::string>& chat_template() const override { return chat_template_; }
@@ -40,6 +41,7 @@ class CheckpointBase : public Checkpoint {
   std::filesystem::path path_;
   ModelConfig config_;
   std::vector<WeightInfo> weights_;
+  std::vector<float> kv_scales_;
   std::optional<std::string> tokenizer_json_;
   std::optional<GgufVocabulary> vocabulary_;
   std::optional<std::string> chat_template_;

@@ -180,7 +180,7 @@ Result<void> CompressedTensorsRules::Impl::Read(const json::Value& config) {
   }
   if (IsPresent(config.Find("kv_cache_scheme"))) {
     warnings.push_back(fmt::format(
-        "{}: kv_cache_scheme is not applied; the KV cache is chosen by a flag", source));
+        "{}: kv_cache_scheme does not choose the KV cache, --kv-cache-dtype does", source));
   }
   const json::Value* format = config.Find("format");
   if (format == nullptr || format->AsString() == nullptr) {

@@ -12,6 +12,7 @@
 #include "checkpoint/checkpoint_base.h"
 #include "checkpoint/code_words.h"
 #include "checkpoint/compressed_tensors_scheme.h"
+#include "checkpoint/kv_scales.h"
 #include "checkpoint/stored_weight.h"
 #include "io/safetensors.h"
 
@@ -756,6 +757,20 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
                                                  : std::string(Name(parts.plain->entry->dtype));
     AddWeight(wanted, spec, stored_as, std::move(parts));
   }
+  NIBBLE_TRY(
+      kv_scales,
+      ReadKvScales(
+          config_, quantization_config_ ? quantization_config_->Find("kv_cache_scheme") : nullptr,
+          [&](const std::string& name) -> std::optional<TensorView> {
+            const auto found = tensors_.find(name);
+            if (found == tensors_.end()) {
+              return std::nullopt;
+            }
+            used.insert(name);
+            return found->second.view();
+          },
+          path_.string(), warnings_));
+  kv_scales_ = std::move(kv_scales);
   for (const auto& [name, located] : tensors_) {
     const bool harmless = name.ends_with("rotary_emb.inv_freq") ||
                           (name == "lm_head.weight" && config_.tie_word_embeddings);

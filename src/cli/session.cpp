@@ -132,6 +132,21 @@ static KvDType KvDTypeOf(const ModelFlags& flags) {
   return KvDType::kBF16;
 }
 
+// What becomes of the checkpoint's k_scale and v_scale; empty where there is nothing to say.
+static std::string NoteOnKvScales(const Checkpoint& checkpoint, KvDType dtype) {
+  const bool has_scales = !checkpoint.kv_scales().empty();
+  if (dtype == KvDType::kFp8) {
+    return has_scales ? "the fp8 KV cache takes the checkpoint's k_scale and v_scale"
+                      : "the checkpoint has no k_scale and v_scale: the fp8 KV cache takes scales "
+                        "of 1";
+  }
+  return has_scales ? fmt::format(
+                          "the checkpoint's k_scale and v_scale are for an fp8 KV cache; "
+                          "this one is {} and does not use them",
+                          Name(dtype))
+                    : "";
+}
+
 // --kv-cache-memory-bytes and --gpu-memory-utilization.
 static Result<void> SetMemory(const ModelFlags& flags, RunnerConfig& runner) {
   if (!flags.kv_cache_memory_bytes.empty()) {
@@ -252,6 +267,10 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
   if (options.show_progress) {
     for (const std::string& warning : model.checkpoint->warnings()) {
       fmt::print(stderr, "warning: {}\n", warning);
+    }
+    if (const std::string note = NoteOnKvScales(*model.checkpoint, runner.kv_dtype);
+        !note.empty()) {
+      fmt::print(stderr, "note: {}\n", note);
     }
     fmt::print(stderr, "{}: {} on {}, {} threads; activations {} ({}){}\n", path,
                Name(config.architecture), DescribeCpu(), model.device->pool().num_workers(),

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
@@ -20,6 +21,7 @@ constexpr std::int64_t kMaxLogitRows = 64;
 constexpr std::uint64_t kCapturedKernelBytes = 4096;
 // ... and for each place where it is cut, as streamed weights need it.
 constexpr std::uint64_t kCapturedPieceBytes = 32768;
+constexpr const char* kKvScalesLine = "kv_scales";
 constexpr std::size_t kTouchPiece = std::size_t{8} << 20;
 
 // Plans the host memory for evicted blocks; how many it holds. On a CPU it comes out of the same
@@ -138,6 +140,17 @@ std::uint64_t StreamedBytesPerStep(const WeightPlan& plan) {
   return bytes;
 }
 
+// What the checkpoint says of an fp8 cache, on the device; nothing where all of it is 1.
+Result<DeviceBuffer> UploadKvScales(Device& device, std::span<const float> scales) {
+  if (scales.empty()) {
+    return DeviceBuffer();
+  }
+  NIBBLE_TRY(buffer, device.Allocate(kKvScalesLine, scales.size_bytes()));
+  const DeviceWrite write = device.Write(buffer.data(), scales.size_bytes());
+  std::memcpy(write.data(), scales.data(), scales.size_bytes());
+  return buffer;
+}
+
 // Gives the range its pages, all workers at it.
 void TouchPages(Device& device, std::byte* data, std::size_t bytes) {
   device.pool().For(static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(kTouchPiece),
@@ -192,6 +205,14 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
                          .dtype = config.kv_dtype,
                          .block_size_tokens = BlockSizeTokens(device)};
   NIBBLE_TRY_VOID(Validate(spec));
+  std::span<const float> kv_scales;
+  if (config.kv_dtype == KvDType::kFp8 &&
+      std::ranges::any_of(checkpoint.kv_scales(), [](float scale) { return scale != 1.0F; })) {
+    kv_scales = checkpoint.kv_scales();
+    NIBBLE_CHECK(std::ssize(kv_scales) == model.num_layers * 2 * model.num_kv_heads,
+                 "KV scales of another model");
+    ledger.Plan(kKvScalesLine, kv_scales.size_bytes());
+  }
   const std::int64_t spare = device.CanCaptureSteps() ? 1 : 0;
   if (device.CanCaptureSteps()) {
     ledger.Plan("graphs", CapturedBytes(config, model.num_layers, std::ssize(weights.parts)));
@@ -226,15 +247,19 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
   NIBBLE_TRY(kv_spill, device.AllocateHost("kv_spill", static_cast<std::size_t>(num_host_blocks) *
                                                            spec.BlockBytes()));
   NIBBLE_TRY(logits, device.Allocate("logits", logits_bytes));
+  NIBBLE_TRY(scales, UploadKvScales(device, kv_scales));
   NIBBLE_TRY_VOID(PrepareSteps(device, steps));
+  runner->kv_scales_ = std::move(scales);
   runner->kv_buffer_ = std::move(kv_buffer);
   runner->kv_spill_ = std::move(kv_spill);
   runner->logits_ = std::move(logits);
   runner->num_blocks_ = *num_blocks;
   runner->num_host_blocks_ = num_host_blocks;
   runner->spare_block_ = BlockId{static_cast<std::int32_t>(*num_blocks)};
-  runner->cache_ = {
-      .spec = spec, .num_blocks = *num_blocks + spare, .data = runner->kv_buffer_.data()};
+  runner->cache_ = {.spec = spec,
+                    .num_blocks = *num_blocks + spare,
+                    .data = runner->kv_buffer_.data(),
+                    .scales = runner->kv_scales_.as<float>()};
   NIBBLE_TRY(loaded, LlamaModel::Load(checkpoint, weights, limits, config.activations, device,
                                       hashes, progress));
   runner->model_ = std::move(loaded);

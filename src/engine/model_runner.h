@@ -47,9 +47,9 @@ struct RunnerConfig {
 class ModelRunner final : public StepExecutor {
  public:
   /// Plans all memory (weights, rope, workspace, scratch, step inputs, attention, sampler, logits,
-  /// graphs, kv_cache, kv_spill), refuses what does not fit before a weight is read, then loads.
-  /// Errors: kOutOfMemory with the bytes and the flag that would help; kInvalidArgument for a
-  /// cpu_offload_bytes that cannot be had; what loading gives.
+  /// graphs, kv_scales, kv_cache, kv_spill), refuses what does not fit before a weight is read,
+  /// then loads. Errors: kOutOfMemory with the bytes and the flag that would help;
+  /// kInvalidArgument for a cpu_offload_bytes that cannot be had; what loading gives.
   static Result<std::unique_ptr<ModelRunner>> Create(const Checkpoint& checkpoint,
                                                      const RunnerConfig& config, Device& device,
                                                      const ExpectedHashes& hashes = {},
@@ -127,7 +127,7 @@ class ModelRunner final : public StepExecutor {
   RunnerConfig config_;
   Device* device_ = nullptr;
   std::unique_ptr<LlamaModel> model_;
-  DeviceBuffer kv_buffer_, kv_spill_, logits_;
+  DeviceBuffer kv_buffer_, kv_scales_, kv_spill_, logits_;
   KvCache cache_;
   std::int64_t num_blocks_ = 0, num_host_blocks_ = 0;
   BlockId spare_block_{-1};  // behind the pool: where padding writes

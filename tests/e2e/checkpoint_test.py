@@ -4,6 +4,7 @@ import json
 import pathlib
 import random
 import shutil
+import struct
 import tempfile
 import unittest
 
@@ -132,6 +133,27 @@ class Checkpoint(unittest.TestCase):
         self.assertIn("model.layers.0", result.stderr)
         self.assertIn("this model takes 64, 32, or 0", result.stderr)
         self.assertFalse((self.root / "bad").exists())
+
+    def test_kv_scales_are_for_an_fp8_cache_and_another_says_so(self):
+        copy = self.root / "kv_scales"
+        shutil.copytree(GOLDEN / "llama3", copy)
+        data = (copy / "model.safetensors").read_bytes()
+        (size,) = struct.unpack_from("<Q", data)
+        header, body = json.loads(data[8:8 + size]), bytearray(data[8 + size:])
+        for layer in range(3):
+            for kind in "kv":
+                header[f"model.layers.{layer}.self_attn.{kind}_scale"] = {
+                    "dtype": "F32", "shape": [], "data_offsets": [len(body), len(body) + 4]}
+                body += struct.pack("<f", 0.25)
+        text = json.dumps(header).encode()
+        (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
+        options = ("--prompt", "What is the weather?", "--max-tokens", 4, "--temperature", 0)
+        plain, scaled = (run("run", folder, *options) for folder in (GOLDEN / "llama3", copy))
+        self.assertEqual((plain.returncode, scaled.returncode), (0, 0), scaled.stderr)
+        self.assertEqual(scaled.stdout, plain.stdout)
+        self.assertIn("this one is bfloat16 and does not use them", scaled.stderr)
+        self.assertNotIn("k_scale", plain.stderr)
+        self.assertNotIn("warning", scaled.stderr)
 
     def test_what_quantize_cannot_do_is_said_with_the_way_out(self):
         (self.root / "taken").mkdir(exist_ok=True)

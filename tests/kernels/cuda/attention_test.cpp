@@ -99,9 +99,13 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
       std::vector<std::int32_t> table(static_cast<std::size_t>(blocks));
       std::iota(table.begin(), table.end(), 0);
       std::shuffle(table.begin(), table.end(), std::mt19937(5));
-      std::vector<float> scales;  // of fp8: keys, then values
+      // Of fp8, keys, then values: each head's own; so small that numbers saturate; none, which is
+      // 1.
+      const bool has_scales = length != 65;
+      std::vector<float> scales;
       for (int i = 0; i < 2 * c.num_kv_heads; ++i) {
-        scales.push_back(0.01F * static_cast<float>(1 + i));
+        const float step = length == 256 ? 0.002F : 0.01F;
+        scales.push_back(has_scales ? step * static_cast<float>(1 + i) : 1.0F);
       }
       const DeviceBuffer scale_buffer = Upload(scales);
       const std::int64_t head_bytes = std::int64_t{2} * KvTileBytes(c.type, c.head_dim);
@@ -113,7 +117,7 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
                         .num_kv_heads = c.num_kv_heads,
                         .head_dim = c.head_dim,
                         .type = c.type,
-                        .scales = scale_buffer.as<float>()};
+                        .scales = has_scales ? scale_buffer.as<float>() : nullptr};
       std::vector<TokenRecord> tokens(rows);
       for (int p = 0; p < length; ++p) {
         tokens[static_cast<std::size_t>(p)] = {
@@ -359,8 +363,12 @@ TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
     const DeviceBuffer k = Upload(Normal(kSequences * kv_width, 1.0F, 2));
     const DeviceBuffer v = Upload(Normal(kSequences * kv_width, 1.0F, 3));
     const DeviceBuffer angles = Upload(cos_sin);
-    const DeviceBuffer scales =
-        Upload(std::vector<float>(static_cast<std::size_t>(2 * c.num_kv_heads), 0.37F));
+    std::vector<float> head_scales;
+    for (int i = 0; i < 2 * c.num_kv_heads; ++i) {
+      head_scales.push_back(0.37F + 0.11F * static_cast<float>(i));
+    }
+    const DeviceBuffer scales = Upload(head_scales);
+    const DeviceBuffer ones = Upload(std::vector<float>(head_scales.size(), 1.0F));
     const DeviceBuffer token_buffer = Upload(tokens);
     const DeviceBuffer items_buffer = Upload(items);
     const DeviceBuffer table = Upload(order);
@@ -368,7 +376,7 @@ TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
         Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size())});
     const DeviceBuffer arrived =
         Upload(std::vector<std::int32_t>(static_cast<std::size_t>(kSequences * c.num_heads)));
-    const auto run = [&](bool fused) {
+    const auto run = [&](bool fused, const float* fp8_scales) {
       const DeviceBuffer q_buffer = Upload(q);
       const DeviceBuffer cache = Upload(cached);
       const DeviceBuffer out = Poisoned<std::uint16_t>(kSequences * q_width);
@@ -380,7 +388,7 @@ TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
                         .num_kv_heads = c.num_kv_heads,
                         .head_dim = c.head_dim,
                         .type = c.type,
-                        .scales = scales.as<float>()};
+                        .scales = fp8_scales};
       AttentionArgs args{
           .q = q_buffer.as<float>(),
           .q_stride = static_cast<std::int64_t>(q_width),
@@ -420,14 +428,113 @@ TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
       return std::pair(Download<std::uint16_t>(out, kSequences * q_width),
                        Download<std::uint8_t>(cache, cached.size()));
     };
-    const auto [out, cache] = run(false);
-    const auto [fused_out, fused_cache] = run(true);
+    const auto [out, cache] = run(false, scales.as<float>());
+    const auto [fused_out, fused_cache] = run(true, scales.as<float>());
     EXPECT_TRUE(out == fused_out) << "head_dim " << c.head_dim << " " << NameOf(c.type);
     EXPECT_TRUE(cache == fused_cache) << "head_dim " << c.head_dim << " " << NameOf(c.type);
     EXPECT_FALSE(cache == cached);
     for (const std::uint16_t bits : out) {
       ASSERT_NE(bits & 0x7c00, 0x7c00) << "NaN or infinity, head_dim " << c.head_dim;
     }
+    if (c.type == KvType::kFp8) {
+      const auto none = run(true, nullptr);
+      EXPECT_TRUE(none == run(true, ones.as<float>())) << "head_dim " << c.head_dim;
+      EXPECT_FALSE(none.first == out) << "scales change nothing, head_dim " << c.head_dim;
+    }
+  }
+}
+
+/// Byte of dimension `d` of a key or value of fp8 in its tile (docs/formats/kv_block.md).
+std::size_t Fp8Byte(int head_dim, int token, int d, bool is_value) {
+  const int chunk = d / 16;
+  const int lines = std::max(1, 128 / head_dim);  // rows that share 128 bytes
+  const int place = chunk ^ (token / lines % std::min(8, head_dim / 16));
+  const int low = d % 8;
+  const int high = d / 8 % 2;
+  const int byte = is_value ? 2 * low + high : low / 2 * 4 + high * 2 + low % 2;
+  return static_cast<std::size_t>(token * head_dim + place * 16 + byte);
+}
+
+// Every number of the cache against scalar code: rotated, over the scale of its layer's head and
+// kind, to the nearest e4m3 or 448.
+TEST_F(CudaAttention, Fp8IsWrittenWithTheScaleOfItsHead) {
+  for (const int head_dim : {16, 32, 64, 128}) {
+    constexpr int kTokens = 70;  // a block and a part of one
+    constexpr int kHeads = 3;
+    const auto width = static_cast<std::size_t>(kHeads * head_dim);
+    const auto k = Normal(kTokens * width, 1.0F, 2, 50.0F);
+    const auto v = Normal(kTokens * width, 1.0F, 3, 50.0F);
+    std::mt19937 rng(4);
+    std::vector<float> cos_sin(static_cast<std::size_t>(kTokens * head_dim));
+    for (auto& x : cos_sin) {
+      x = static_cast<float>(rng() % 2001) / 1000.0F - 1.0F;
+    }
+    const std::vector<float> scales = {0.5F, 0.011F, 3.0F, 0.003F, 1.0F, 0.07F};
+    std::vector<TokenRecord> tokens;
+    for (int p = 0; p < kTokens; ++p) {
+      tokens.push_back({.position = p, .kv_slot = (1 - p / kKvBlock) * kKvBlock + p % kKvBlock});
+    }
+    const auto tile_bytes = static_cast<std::size_t>(KvTileBytes(KvType::kFp8, head_dim));
+    const std::size_t cache_bytes = 2 * kHeads * 2 * tile_bytes;
+    const DeviceBuffer q_buffer = Upload(k);
+    const DeviceBuffer k_buffer = Upload(k);
+    const DeviceBuffer v_buffer = Upload(v);
+    const DeviceBuffer angles = Upload(cos_sin);
+    const DeviceBuffer scale_buffer = Upload(scales);
+    const DeviceBuffer token_buffer = Upload(tokens);
+    const DeviceBuffer cache_buffer = Poisoned<std::uint8_t>(cache_bytes);
+    ASSERT_EQ(LaunchRopeAndCache(
+                  {.q = q_buffer.as<float>(),
+                   .k = k_buffer.as<float>(),
+                   .v = v_buffer.as<float>(),
+                   .q_stride = static_cast<std::int64_t>(width),
+                   .k_stride = static_cast<std::int64_t>(width),
+                   .v_stride = static_cast<std::int64_t>(width),
+                   .num_heads = kHeads,
+                   .cos_sin = angles.as<float>(),
+                   .tokens = token_buffer.as<TokenRecord>(),
+                   .num_tokens = kTokens,
+                   .cache = {.data = cache_buffer.as<std::uint8_t>(),
+                             .block_bytes = static_cast<std::int64_t>(kHeads * 2 * tile_bytes),
+                             .head_bytes = static_cast<std::int64_t>(2 * tile_bytes),
+                             .num_kv_heads = kHeads,
+                             .head_dim = head_dim,
+                             .type = KvType::kFp8,
+                             .scales = scale_buffer.as<float>()}},
+                  stream()),
+              0);
+    const auto cache = Download<std::uint8_t>(cache_buffer, cache_bytes);
+    std::size_t wrong = 0;
+    std::size_t saturated = 0;
+    for (int p = 0; p < kTokens; ++p) {
+      for (int head = 0; head < kHeads; ++head) {
+        const std::size_t at =
+            static_cast<std::size_t>(p) * width + static_cast<std::size_t>(head * head_dim);
+        for (int d = 0; d < head_dim; ++d) {
+          const int half = head_dim / 2;
+          const auto low = static_cast<std::size_t>(d % half);
+          const auto high = low + static_cast<std::size_t>(half);
+          const float* angle = &cos_sin[static_cast<std::size_t>(p * head_dim)];
+          const float rotated = d < half ? k[at + low] * angle[low] - k[at + high] * angle[high]
+                                         : k[at + high] * angle[low] + k[at + low] * angle[high];
+          for (const bool is_value : {false, true}) {
+            const float x = is_value ? v[at + static_cast<std::size_t>(d)] : rotated;
+            const float scale = scales[static_cast<std::size_t>((is_value ? kHeads : 0) + head)];
+            const std::uint8_t expected = NearestCode(Codebook::kFp8E4M3, x * (1.0F / scale));
+            const std::size_t tile =
+                (static_cast<std::size_t>((1 - p / kKvBlock) * kHeads + head) * 2 +
+                 (is_value ? 1 : 0)) *
+                tile_bytes;
+            const std::uint8_t found = cache[tile + Fp8Byte(head_dim, p % kKvBlock, d, is_value)];
+            // Zeros may differ in their sign.
+            wrong += (found & 0x7f) != 0 || (expected & 0x7f) != 0 ? found != expected : 0;
+            saturated += (found & 0x7f) == 0x7e ? 1 : 0;
+          }
+        }
+      }
+    }
+    EXPECT_EQ(wrong, 0U) << "head_dim " << head_dim;
+    EXPECT_GT(saturated, 0U);
   }
 }
 
