@@ -123,7 +123,8 @@ int ForLayout(const WeightLayout& layout, Launch launch) {
                                    : launch.template operator()<Grid::kSymmetric, 64, 64>();
   } else if constexpr (kFormat == Format::kFp8) {
     if (layout.grid == Grid::kSymmetric) {
-      return launch.template operator()<Grid::kSymmetric, 128, 128>();
+      return layout.unit_cols == 128 ? launch.template operator()<Grid::kSymmetric, 128, 128>()
+                                     : launch.template operator()<Grid::kSymmetric, 64, 64>();
     }
     return layout.unit_cols == 128 ? launch.template operator()<Grid::kRow, 128, 128>()
                                    : launch.template operator()<Grid::kRow, 64, 64>();

@@ -327,9 +327,6 @@ Result<WeightLayout> LayoutOf(const WeightSpec& spec) {
     if (spec.codebook == Codebook::kFp8E4M3 && !whole_row && spec.group_size % 128 != 0) {
       return unsupported("groups of FP8 must be whole rows or multiples of 128 columns");
     }
-    if (spec.codebook == Codebook::kFp8E4M3 && !whole_row && layout.unit_cols != 128) {
-      return unsupported("groups of FP8 need a width that is a multiple of 128");
-    }
     if (!whole_row && spec.group_size % layout.unit_cols != 0) {
       layout.sub_cols = spec.group_size % 64 == 0 ? 64 : 32;
     }

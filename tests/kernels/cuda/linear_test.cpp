@@ -54,6 +54,10 @@ std::vector<WeightSpec> CodebookSpecs() {
   specs.push_back(Of(kFp8, 33, 384, 128));
   specs.push_back(Of(kFp8, 100, 200, 200));
   specs.push_back(Of(kFp8, 14000, 128, 128));
+  for (const std::int64_t cols : {136, 200, 288, 576, 1216, 2112}) {  // a last block that is short
+    specs.push_back(Of(kFp8, 160, cols, 128));
+  }
+  specs.push_back(Of(kFp8, 33, 10944, 128));
   return specs;
 }
 
@@ -94,33 +98,78 @@ struct Uploaded {
   LinearPart part;
 };
 
+/// A weight as it is packed, and its values as the kernels multiply them.
+struct PackedTiles {
+  WeightLayout layout;
+  std::vector<std::byte> bytes;
+  std::vector<float> values;  // [rows, cols]
+};
+
+PackedTiles Pack(const QuantizedTensor& tensor) {
+  PackedTiles out;
+  const WeightSpec& spec = tensor.spec;
+  const auto layout = LayoutOf(spec);
+  EXPECT_TRUE(layout) << layout.error().message;
+  out.layout = *layout;
+  out.bytes.resize(layout->size_bytes());
+  PackTiles(tensor, *layout, out.bytes.data(),
+            reinterpret_cast<float*>(out.bytes.data() + layout->factor_offset()));
+  out.values.resize(static_cast<std::size_t>(spec.rows * spec.cols));
+  for (int row = 0; row < layout->rows; ++row) {
+    DequantizeTileRow(*layout, out.bytes.data(), row, out.values.data() + row * layout->cols);
+  }
+  const std::vector<float> exact = Dequantize(tensor);
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    // Codebooks: their values and f32 scales are rounded, too.
+    const float roundings = spec.kind == CodecKind::kCodebook ? 3.01F : 1.0F;
+    EXPECT_NEAR(out.values[i], exact[i], std::fabs(exact[i]) * roundings * 0x1p-11F + 1e-7F);
+  }
+  return out;
+}
+
+// On the host: needs no card.
+TEST(CudaWeightLayout, HoldsTheWeightsOfEveryFormat) {
+  std::uint32_t seed = 100;
+  for (const std::vector<WeightSpec>& specs : {Specs(), CodebookSpecs()}) {
+    for (const WeightSpec& spec : specs) {
+      const PackedTiles packed = Pack(RandomWeight(spec, ++seed));
+      EXPECT_EQ(packed.layout.unit_cols, spec.cols % 128 == 0 ? 128 : 64) << spec.ToString();
+      ASSERT_FALSE(testing::Test::HasFailure())
+          << spec.ToString() << " " << spec.rows << "x" << spec.cols;
+    }
+  }
+}
+
+// Columns that do not exist hold the code of 0 and have, in a unit of their own, no scale: whatever
+// a kernel reads there is worth nothing.
+TEST(CudaWeightLayout, BlocksOfFp8ArePaddedWithNothing) {
+  const QuantizedTensor tensor = RandomWeight(Of(Codebook::kFp8E4M3, 20, 200, 128), 7);
+  PackedTiles packed = Pack(tensor);
+  EXPECT_EQ(packed.layout.num_units, 4);
+  EXPECT_EQ(packed.layout.unit_bytes, 16 * 64 + kPairBytes);
+  packed.layout.cols = 4 * 64;  // reads the padding, too
+  for (int row = 0; row < packed.layout.num_tiles * kTileRows; ++row) {
+    std::vector<float> values(256, 1.0F);
+    DequantizeTileRow(packed.layout, packed.bytes.data(), row, values.data());
+    for (std::size_t k = row < 20 ? 200 : 0; k < 256; ++k) {
+      ASSERT_EQ(values[k], 0.0F) << row << ", " << k;
+    }
+  }
+}
+
 class CudaLinear : public CudaTest {
  protected:
   Uploaded Put(const WeightSpec& spec, std::uint32_t seed) {
     Uploaded out;
-    const QuantizedTensor tensor = RandomWeight(spec, seed);
-    const auto layout = LayoutOf(spec);
-    EXPECT_TRUE(layout) << layout.error().message;
-    out.layout = *layout;
-    std::vector<std::byte> packed(layout->size_bytes());
-    PackTiles(tensor, *layout, packed.data(),
-              reinterpret_cast<float*>(packed.data() + layout->factor_offset()));
-    out.values.resize(static_cast<std::size_t>(spec.rows * spec.cols));
-    for (int row = 0; row < layout->rows; ++row) {
-      DequantizeTileRow(*layout, packed.data(), row, out.values.data() + row * layout->cols);
-    }
-    const std::vector<float> exact = Dequantize(tensor);
-    for (std::size_t i = 0; i < exact.size(); ++i) {
-      // Codebooks: their values and f32 scales are rounded, too.
-      const float roundings = spec.kind == CodecKind::kCodebook ? 3.01F : 1.0F;
-      EXPECT_NEAR(out.values[i], exact[i], std::fabs(exact[i]) * roundings * 0x1p-11F + 1e-7F);
-    }
-    out.memory = Upload(packed);
+    PackedTiles packed = Pack(RandomWeight(spec, seed));
+    out.layout = packed.layout;
+    out.values = std::move(packed.values);
+    out.memory = Upload(packed.bytes);
     out.part = {
         .weight = reinterpret_cast<const std::uint8_t*>(out.memory.data()),
-        .factor = reinterpret_cast<const float*>(out.memory.data() + layout->factor_offset()),
-        .rows = layout->rows,
-        .num_tiles = layout->num_tiles};
+        .factor = reinterpret_cast<const float*>(out.memory.data() + out.layout.factor_offset()),
+        .rows = out.layout.rows,
+        .num_tiles = out.layout.num_tiles};
     return out;
   }
 
