@@ -135,7 +135,8 @@ class ServeCommand final : public Command {
                   "--queue-timeout and --shutdown-timeout take 0 to 86400 seconds");
     }
     NIBBLE_TRY(model, LoadModel(flags_, {.touch_behind = true}, environment));
-    NIBBLE_TRY(engine, MakeEngine(model, flags_, static_cast<std::int32_t>(max_queued_)));
+    NIBBLE_TRY(engine, MakeEngine(model, flags_, static_cast<std::int32_t>(max_queued_),
+                                  /*plan_late=*/true));
     NIBBLE_TRY(text, TextOfModel::Create(*model.checkpoint, *model.tokenizer, template_file_));
     ServerConfig config;
     config.http.host = host_;

@@ -287,7 +287,7 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
 }
 
 Result<std::unique_ptr<Engine>> MakeEngine(LoadedModel& model, const ModelFlags& flags,
-                                           std::int32_t max_queued) {
+                                           std::int32_t max_queued, bool plan_late) {
   const ModelConfig& config = model.checkpoint->config();
   EngineConfig engine{.max_num_sequences = model.runner->config().max_num_sequences,
                       .max_batched_tokens = model.runner->config().max_batched_tokens,
@@ -298,6 +298,7 @@ Result<std::unique_ptr<Engine>> MakeEngine(LoadedModel& model, const ModelFlags&
                       .block_bytes = model.runner->block_bytes(),
                       .max_queued_requests = max_queued,
                       .enable_prefix_caching = flags.enable_prefix_caching,
+                      .plan_late = plan_late,
                       .vocab_size = config.vocab_size,
                       .eos_token_ids = config.eos_token_ids};
   for (const TokenId token : model.checkpoint->generation().eos_token_ids) {

@@ -70,7 +70,7 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint);
 
 /// The engine over a loaded model.
 Result<std::unique_ptr<Engine>> MakeEngine(LoadedModel& model, const ModelFlags& flags,
-                                           std::int32_t max_queued = 1024);
+                                           std::int32_t max_queued = 1024, bool plan_late = false);
 
 /// int16 or int8: what was asked for, or what the certificate says for auto, with the reason.
 struct ActivationChoice {

@@ -195,6 +195,10 @@ void EngineImpl::Cancel(RequestId request) {
 }
 
 bool EngineImpl::Step() {
+  // Where requests wait already, newcomers would gain nothing.
+  if (config_.plan_late && !in_flight_.empty() && scheduler_.num_waiting() == 0) {
+    executor_.AwaitPlanning();
+  }
   bool busy = TakeInbox();
   const Clock::TimePoint now = clock_.Now();
   busy |= ExpireDeadlines(now);

@@ -29,6 +29,7 @@ struct EngineConfig {
   std::int64_t block_bytes = 0;            // of one block, for statistics
   std::int32_t max_queued_requests = 1024;
   bool enable_prefix_caching = true;
+  bool plan_late = false;  // requests come at any time: a step is planned when it is about to start
   std::int64_t vocab_size = 0;
   std::vector<TokenId> eos_token_ids;
   std::int32_t prefix_hash_bits = 64;  // tests lower it, so that collisions are common

@@ -387,11 +387,14 @@ void ModelRunner::RunKernels(InFlight& step) {
 }
 
 Result<void> ModelRunner::RunStep(const StepPlan& plan, InFlight& step) {
+  constexpr std::size_t kNotRecorded = std::size_t{1} << 32;  // kinds of steps
   Gather(plan, step);
   // Steps of decodes that all sample are worth recording: the same kernels on the same addresses.
   const bool can_replay = device_->CanCaptureSteps() && sample_rows_.size() == sequences_.size() &&
                           token_ids_.size() == sequences_.size();
   if (!can_replay) {
+    constexpr std::size_t kAbout = 16;  // rows
+    step.kind = kNotRecorded + (token_ids_.size() + kAbout - 1) / kAbout;
     step.samples.resize(sample_rows_.size());
     NIBBLE_TRY_VOID(BeginStep(model_->context(), cache_, Inputs()));
     CopyBlocks(plan);
@@ -401,6 +404,7 @@ Result<void> ModelRunner::RunStep(const StepPlan& plan, InFlight& step) {
   const std::size_t rows =
       std::min(BatchClass(sequences_.size()), static_cast<std::size_t>(config_.max_num_sequences));
   PadTo(rows);
+  step.kind = rows;
   step.samples.resize(rows);
   NIBBLE_TRY_VOID(BeginStep(model_->context(), cache_, Inputs()));
   CopyBlocks(plan);
@@ -439,6 +443,7 @@ Result<Ticket> ModelRunner::Launch(const StepPlan& plan) {
   NIBBLE_CHECK(std::ssize(in_flight_) <= depth_, "more steps in flight than the device takes");
   InFlight& step = in_flight_.emplace_back();
   step.ticket = Ticket{next_ticket_++};
+  step.launched = std::chrono::steady_clock::now();
   if (const auto run = RunStep(plan, step); !run) {
     in_flight_.pop_back();
     return tl::unexpected<Error>(run.error());
@@ -448,12 +453,27 @@ Result<Ticket> ModelRunner::Launch(const StepPlan& plan) {
   return step.ticket;
 }
 
+void ModelRunner::AwaitPlanning() {
+  // What planning a step takes, and launching its first kernels.
+  constexpr auto kAhead = std::chrono::microseconds(800);
+  if (std::ssize(in_flight_) != 1) {
+    return;
+  }
+  const InFlight& step = in_flight_.front();
+  if (const auto time = times_.Shortest(step.kind)) {
+    std::this_thread::sleep_until(std::max(step.launched, last_retired_) + *time - kAhead);
+  }
+}
+
 Result<StepResult> ModelRunner::Retire(Ticket ticket) {
   NIBBLE_CHECK(!in_flight_.empty() && in_flight_.front().ticket == ticket,
                "steps retire in the order of their launch");
   InFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
   device_->Wait(step.done);
+  const auto now = std::chrono::steady_clock::now();
+  times_.Note(step.kind, now - std::max(step.launched, last_retired_));
+  last_retired_ = now;
   NIBBLE_TRY_VOID(device_->Health());
   step.samples.resize(step.score_rows.size());  // without padding
   CollectSamples(model_->context(), step.slot, step.samples);

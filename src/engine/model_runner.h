@@ -16,6 +16,7 @@
 #include "device/device.h"
 #include "engine/memory_plan.h"
 #include "engine/step.h"
+#include "engine/step_times.h"
 #include "kernels/step.h"
 #include "model/llama.h"
 
@@ -58,6 +59,7 @@ class ModelRunner final : public StepExecutor {
   Result<Ticket> Launch(const StepPlan& plan) override;
   Result<StepResult> Retire(Ticket ticket) override;
   int depth() const override { return depth_; }
+  void AwaitPlanning() override;
 
   LlamaModel& model() { return *model_; }
   const RunnerConfig& config() const { return config_; }
@@ -112,6 +114,8 @@ class ModelRunner final : public StepExecutor {
     std::vector<SampleResult> samples;  // beside score_rows
     StepSlot slot{0};
     Event done{0};
+    std::size_t kind = 0;  // for times_
+    std::chrono::steady_clock::time_point launched;
   };
   void CopyBlocks(const StepPlan& plan);
   void Gather(const StepPlan& plan, InFlight& step);
@@ -135,6 +139,8 @@ class ModelRunner final : public StepExecutor {
   int depth_ = 0;
   std::uint64_t next_ticket_ = 1;
   std::deque<InFlight> in_flight_;
+  StepTimes times_;
+  std::chrono::steady_clock::time_point last_retired_;
   std::map<std::size_t, CapturedStep> captured_;  // by rows of the padded batch
   // Step inputs, reused.
   std::vector<TokenId> token_ids_;

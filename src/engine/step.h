@@ -73,6 +73,9 @@ class StepExecutor {
   virtual Result<StepResult> Retire(Ticket ticket) = 0;
   /// Steps that may be in flight beyond the one being retired: 0 on a CPU.
   virtual int depth() const = 0;
+  /// Returns when the step after those in flight should be planned: late, so that it takes in
+  /// whoever comes meanwhile, but before the device runs dry.
+  virtual void AwaitPlanning() {}
 };
 
 }  // namespace nibble

@@ -98,7 +98,7 @@ struct Product {
 struct State {
   StepLimits limits;
   InputLayout at;
-  DeviceBuffer inputs, partial, arrived, slot_tokens;  // on the device
+  DeviceBuffer inputs, partial, arrived, shared, slot_tokens;  // on the device
   DeviceBuffer staging, results;                       // pinned, one piece a slot
   std::vector<cudaEvent_t> copied;                     // by slot
   std::unique_ptr<WeightStream> weights;               // null: all weights lie on the card
@@ -190,8 +190,9 @@ void UseWeights(State& state, int part) {
   }
 }
 
-void Run(CudaDevice& device, State& state, const Product& product) {
+void Run(CudaDevice& device, State& state, Product product) {
   UseWeights(state, product.part);
+  product.args.shared = state.shared.data();
   device.NoteError(LaunchLinear(device, product.args), "a linear kernel");
 }
 
@@ -635,6 +636,7 @@ void PlanSteps(Device& device, const StepLimits& limits) {
   MemoryLedger& ledger = device.ledger();
   ledger.Plan("step inputs", at.bytes);
   ledger.Plan("attention", PartialBytes(limits, at) + ArrivedBytes(limits));
+  ledger.Plan("products", LinearSharedBytes(AsCuda(device).num_sms()));
   ledger.Plan("sampler", static_cast<std::size_t>(limits.max_sequences) * 4);
   ledger.Plan("step inputs (host)", slots * at.bytes, MemoryPlace::kHost);
   ledger.Plan("sampler (host)", slots * ResultBytes(at), MemoryPlace::kHost);
@@ -648,6 +650,7 @@ Result<void> PrepareSteps(Device& device, const StepLimits& limits) {
   NIBBLE_TRY(inputs, device.Allocate("step inputs", state->at.bytes));
   NIBBLE_TRY(partial, device.Allocate("attention", PartialBytes(limits, state->at)));
   NIBBLE_TRY(arrived, device.Allocate("attention", ArrivedBytes(limits)));
+  NIBBLE_TRY(shared, device.Allocate("products", LinearSharedBytes(AsCuda(device).num_sms())));
   NIBBLE_TRY(tokens,
              device.Allocate("sampler", static_cast<std::size_t>(limits.max_sequences) * 4));
   NIBBLE_TRY(staging, device.AllocateHost("step inputs (host)", slots * state->at.bytes));
@@ -655,6 +658,7 @@ Result<void> PrepareSteps(Device& device, const StepLimits& limits) {
   state->inputs = std::move(inputs);
   state->partial = std::move(partial);
   state->arrived = std::move(arrived);
+  state->shared = std::move(shared);
   state->slot_tokens = std::move(tokens);
   state->staging = std::move(staging);
   state->results = std::move(results);

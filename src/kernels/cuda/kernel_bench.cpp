@@ -59,7 +59,7 @@ constexpr Matrix kMatrices[] = {
     {"gate_up", 2 * kInner, kHidden, 2, cuda::Epilogue::kSwiGlu},
     {"down", kHidden, kInner, 1, cuda::Epilogue::kAdd},
 };
-constexpr int kTokens[] = {1, 8, 32, 2048};
+constexpr int kTokens[] = {1, 8, 32, 256, 2048};
 
 struct LinearFormatBench {
   const char* name;
@@ -87,6 +87,7 @@ Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Mat
   NIBBLE_TRY(weights, Take(device, weight_bytes * copies));
   NIBBLE_TRY(x, Take(device, 2 * tokens * matrix.cols));
   NIBBLE_TRY(y, Take(device, 4 * tokens * matrix.rows));
+  NIBBLE_TRY(shared, device.Allocate("bench", cuda::LinearSharedBytes(device.num_sms())));
   LinearArgs args{.layout = layout,
                   .num_parts = matrix.num_parts,
                   .epilogue = matrix.epilogue,
@@ -94,7 +95,8 @@ Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Mat
                   .x_stride = matrix.cols,
                   .num_tokens = tokens,
                   .product = y.as<std::uint16_t>(),
-                  .product_stride = part_rows};
+                  .product_stride = part_rows,
+                  .shared = shared.data()};
   const auto run = [&] {
     int error = 0;
     for (int i = 0; i < launches && error == 0; ++i) {

@@ -1,5 +1,9 @@
 #include "kernels/cuda/linear_choice.h"
 
+#include <algorithm>
+
+#include "base/check.h"
+
 namespace nibble::cuda {
 
 bool HasBigBlocks(const CudaDevice& device) {
@@ -27,14 +31,26 @@ LargeShape ShapeOfLarge(const LinearArgs& args, int num_sms) {
   }
   const auto with = [&](int tokens) {
     LargeShape shape{.tokens = tokens};
-    shape.pairs = (blocks + 1) / 2 * ((args.num_tokens + tokens - 1) / tokens);
-    shape.rounds = (shape.pairs - 1) / (num_sms / 2) + 1;
+    shape.tiles = (blocks + 1) / 2 * ((args.num_tokens + tokens - 1) / tokens);
+    shape.pairs = std::min(shape.tiles, num_sms / 2);
+    const int whole = (shape.tiles - 1) / shape.pairs + 1;
+    const double equal = static_cast<double>(shape.tiles) / shape.pairs;
+    constexpr double kHandingOver = 0.12;  // of a round
+    constexpr double kWorthIt = 0.95;  // tiles in turn share weights and tokens in the L2 cache
+    shape.splits = args.shared != nullptr && equal + kHandingOver < kWorthIt * whole;
+    shape.rounds = shape.splits ? equal + kHandingOver : whole;
     return shape;
   };
   // A round of 128 tokens takes half as long again as one of 64; those leave fewer SMs idle.
   const LargeShape wide = with(128);
   const LargeShape narrow = with(64);
-  return 3 * wide.rounds <= 2 * narrow.rounds ? wide : narrow;
+  return 1.46 * wide.rounds <= narrow.rounds ? wide : narrow;
+}
+
+std::size_t LinearSharedBytes(int num_sms) {
+  NIBBLE_CHECK(static_cast<std::size_t>(num_sms) * sizeof(int) <= kSharedFlagBytes,
+               "more SMs than flags");
+  return kSharedFlagBytes + static_cast<std::size_t>(num_sms) * kSharedSumBytes;
 }
 
 namespace {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/cuda/weight_layout.h"
@@ -46,6 +47,10 @@ struct LinearArgs {
   std::uint16_t* product = nullptr;  // kSwiGlu: [num_tokens, rows]
   std::int64_t product_stride = 0;   // values
   float product_scale = 1.0F;        // a power of two
+  /// LaunchLinearLarge: memory for sums that one block leaves to another, LinearSharedBytes of it,
+  /// zeros before the first launch; one launch at a time uses it. Null: every block has whole
+  /// tiles.
+  std::byte* shared = nullptr;
 };
 
 // Each gives the same bits, and returns a cudaError_t.
@@ -63,14 +68,20 @@ constexpr int kMediumTokens = 32;
 /// Any number of tokens, sm_90a only. cols must be a multiple of 8.
 int LaunchLinearLarge(const LinearArgs& args, int num_sms, CUstream_st* stream);
 
-/// How that divides its work: tiles of the result of 2 x 8 tiles of weights by `tokens` tokens, one
-/// for each pair of SMs in a round.
+/// How that divides its work: tiles of the result, of 2 x 8 tiles of weights by `tokens` tokens, to
+/// pairs of blocks.
 struct LargeShape {
   int tokens = 128;  // or 64
-  int pairs = 0;     // tiles of the result
-  int rounds = 0;
+  int tiles = 0;
+  int pairs = 0;        // of blocks
+  bool splits = false;  // pairs have equal shares, in slices; else whole tiles
+  double rounds = 0.0;  // of a tile a pair
 };
 LargeShape ShapeOfLarge(const LinearArgs& args, int num_sms);
+/// For each block a flag, then 128 x 128 floats.
+std::size_t LinearSharedBytes(int num_sms);
+constexpr std::size_t kSharedFlagBytes = 4096;
+constexpr std::size_t kSharedSumBytes = 128 * 128 * sizeof(float);
 constexpr int kLargeTiles = 8;  // of weights, in a block
 /// Blocks that a part takes; kSwiGlu: half of a block's tiles are gates, the others their ups.
 inline int LargeBlocks(const LinearArgs& args, int part) {

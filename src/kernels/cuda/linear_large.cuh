@@ -6,11 +6,13 @@
 //   of 128 or 64 tokens; a third warpgroup copies. K in the order of the slices, each slice one
 //   chain, slices added in order: the bits of linear_small.cuh.
 // Blocks stay, one an SM, and take one tile after the other: the copies of the next one run while
-// the outputs of the last one are written. They go in clusters of two along the outputs: each
-// fetches half of the tokens and sends it to both, as the L2 cache could not feed them otherwise. A
-// stage is one unit: 8 tiles' codes and scales, and 64 or 128 columns of x under the 128-byte
-// swizzle; it is free when both blocks have multiplied it. 2 * rows * cols * tokens operations;
-// judge by FLOP/s.
+// the outputs of the last one are written. If the tiles do not come out even, blocks have equal
+// shares of slices instead: one leaves the running sum of a tile, with which it began, in memory,
+// and the next block, which ends with that tile, goes on from there. Blocks go in clusters of two
+// along the outputs: each fetches half of the tokens and sends it to both, as the L2 cache could
+// not feed them otherwise. A stage is one unit: 8 tiles' codes and scales, and 64 or 128 columns of
+// x under the 128-byte swizzle; it is free when both blocks have multiplied it. 2 * rows * cols *
+// tokens operations; judge by FLOP/s.
 
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/codec.cuh"
@@ -75,8 +77,58 @@ struct LargeArgs {
   int first_block[kMaxParts + 1];  // of each part; kSwiGlu: all blocks count as part 0
   int num_stages = 0;
   int sub_shift = 0;     // log2 of the layout's sub_cols
-  int token_blocks = 0;  // a pair of blocks has as many tiles of the result after each other
-  int num_pairs = 0;     // tiles of the result, of two blocks each
+  int token_blocks = 0;  // so many tiles of the result that follow each other share weights
+  int tiles = 0;         // of the result, of two blocks each
+  bool splits = false;
+};
+
+/// Slices of a tile of the result.
+struct Segment {
+  int tile;
+  int first_slice;
+  int end_slice;
+};
+/// What a pair of blocks computes, in this order. A share of slices is at least a tile: the tile
+/// that it shares with the next pair comes first, that of the pair before last, so that nobody
+/// waits for long.
+class Share {
+ public:
+  __device__ Share(const LargeArgs& args, int pair, int pairs)
+      : pairs_(args.splits ? 1 : pairs), slices_(min(kNumSlices, args.linear.layout.num_units)) {
+    if (args.splits) {
+      const long long all = static_cast<long long>(args.tiles) * slices_;
+      const int begin = static_cast<int>(all * pair / pairs);
+      const int end = static_cast<int>(all * (pair + 1) / pairs);
+      first_tile_ = (begin + slices_ - 1) / slices_;
+      end_tile_ = end / slices_;
+      given_ = end % slices_;
+      taken_ = begin % slices_;
+      count_ = end_tile_ - first_tile_ + (given_ > 0 ? 1 : 0) + (taken_ > 0 ? 1 : 0);
+    } else {
+      first_tile_ = pair;
+      count_ = (args.tiles - pair - 1) / pairs + 1;
+    }
+  }
+  __device__ int count() const { return count_; }
+  __device__ Segment At(int i) const {
+    if (given_ > 0 && i-- == 0) {
+      return {.tile = end_tile_, .first_slice = 0, .end_slice = given_};
+    }
+    if (taken_ > 0 && i == end_tile_ - first_tile_) {
+      return {.tile = first_tile_ - 1, .first_slice = taken_, .end_slice = slices_};
+    }
+    return {.tile = first_tile_ + i * pairs_, .first_slice = 0, .end_slice = slices_};
+  }
+  __device__ int slices() const { return slices_; }
+
+ private:
+  int pairs_;
+  int slices_;
+  int first_tile_ = 0;  // of the whole ones
+  int end_tile_ = 0;
+  int given_ = 0;  // slices of the first segment: the next pair goes on
+  int taken_ = 0;  // slice at which the last segment begins
+  int count_ = 0;
 };
 
 /// Bytes of a stage.
@@ -130,6 +182,56 @@ inline int Log2(int power) {
 /// The multipliers of a block meet.
 __device__ __forceinline__ void MultipliersSync() {
   asm volatile("bar.sync 1, %0;" ::"n"(kLargeMultipliers) : "memory");
+}
+
+/// The running sum of a tile that two blocks share, [kTokens / 8][256 threads] of float4.
+template <int kTokens>
+__device__ __forceinline__ void LeaveSum(std::byte* shared, int block,
+                                         const float (&total)[kTokens / 2]) {
+  auto* const to =
+      reinterpret_cast<float4*>(shared + kSharedFlagBytes + block * kSharedSumBytes) + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; i += 4) {
+    __stcg(to + i / 4 * kLargeMultipliers,
+           make_float4(total[i], total[i + 1], total[i + 2], total[i + 3]));
+  }
+  __threadfence();
+  MultipliersSync();
+  if (threadIdx.x == 0) {
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(shared + block * 4) : "memory");
+  }
+}
+template <int kTokens>
+__device__ __forceinline__ void TakeSum(std::byte* shared, int block, float (&total)[kTokens / 2]) {
+  if (threadIdx.x == 0) {
+    std::uint32_t there = 0;
+    for (std::uint32_t tries = 0; there == 0; ++tries) {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                   : "=r"(there)
+                   : "l"(shared + block * 4)
+                   : "memory");
+      asm volatile(
+          "{\n"
+          ".reg .pred late;\n"
+          "setp.gt.u32 late, %0, %1;\n"
+          "@late trap;\n"
+          "}" ::"r"(tries),
+          "n"(kFlagTries));
+    }
+    asm volatile("st.relaxed.gpu.global.u32 [%0], 0;" ::"l"(shared + block * 4) : "memory");
+  }
+  MultipliersSync();
+  const auto* const from =
+      reinterpret_cast<const float4*>(shared + kSharedFlagBytes + block * kSharedSumBytes) +
+      threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; i += 4) {
+    const float4 v = __ldcg(from + i / 4 * kLargeMultipliers);
+    total[i] = v.x;
+    total[i + 1] = v.y;
+    total[i + 2] = v.z;
+    total[i + 3] = v.w;
+  }
 }
 
 /// Outputs of one warp's tile: `total` [tokens of the block] as wgmma leaves them. Some at a time:
@@ -220,11 +322,10 @@ __global__ __launch_bounds__(kLargeThreads,
   const std::uint32_t empty = full + 8 * args.num_stages;
   const auto rank = static_cast<std::uint32_t>(blockIdx.x % 2);
   const int warpgroup = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 128, 0);
-  const int first_pair = static_cast<int>(blockIdx.x / 2);
-  const int pair_step = static_cast<int>(gridDim.x / 2);
+  const Share share(args, static_cast<int>(blockIdx.x / 2), static_cast<int>(gridDim.x / 2));
   // An odd last block has a partner without tiles, which only copies and releases.
-  const auto place_of = [&](int pair) {
-    return BlockPlace<kLargeTiles>(args, pair / args.token_blocks * 2 + static_cast<int>(rank));
+  const auto place_of = [&](int tile) {
+    return BlockPlace<kLargeTiles>(args, tile / args.token_blocks * 2 + static_cast<int>(rank));
   };
 
   if (threadIdx.x == 0) {
@@ -248,13 +349,14 @@ __global__ __launch_bounds__(kLargeThreads,
     WaitForPrevious();
     int stage = 0;
     std::uint32_t phase = 1;
-    for (int pair = first_pair; pair < args.num_pairs; pair += pair_step) {
-      const BlockPlace<kLargeTiles> place = place_of(pair);
-      const int first_token = pair % args.token_blocks * kTokens;
+    for (int i = 0; i < share.count(); ++i) {
+      const Segment segment = share.At(i);
+      const BlockPlace<kLargeTiles> place = place_of(segment.tile);
+      const int first_token = segment.tile % args.token_blocks * kTokens;
       const int bytes = kXBytes + place.CountTiles(args) * layout.unit_bytes;
       const bool has_tile = lane < kLargeTiles && place.HasTile(args, lane);
       const std::uint8_t* const tile = has_tile ? place.Tile(args, lane, tile_bytes) : nullptr;
-      for (int slice = 0; slice < kNumSlices; ++slice) {
+      for (int slice = segment.first_slice; slice < segment.end_slice; ++slice) {
         for (int unit = slice; unit < num_units; unit += kNumSlices) {
           if (stage % 4 == producer) {
             const std::uint32_t at = base + stage * stage_bytes;
@@ -302,7 +404,13 @@ __global__ __launch_bounds__(kLargeThreads,
     HalfUnit<kFormat, kGrid> next;
     int stage = 0;
     std::uint32_t phase = 0;
-    int left = (args.num_pairs - first_pair + pair_step - 1) / pair_step * num_units;
+    int left = 0;
+    for (int i = 0; i < share.count(); ++i) {
+      const Segment segment = share.At(i);
+      for (int slice = segment.first_slice; slice < segment.end_slice; ++slice) {
+        left += (num_units - slice - 1) / kNumSlices + 1;
+      }
+    }
     const auto load = [&](int half) {
       next.Load(at + half * HalfCodes<kFormat>::kBytes, at + kHalves * HalfCodes<kFormat>::kBytes,
                 scale_offsets[half], lane);
@@ -324,12 +432,17 @@ __global__ __launch_bounds__(kLargeThreads,
       }
       issued = -1;
     };
-    for (int pair = first_pair; pair < args.num_pairs; pair += pair_step) {
+    for (int s = 0; s < share.count(); ++s) {
+      const Segment segment = share.At(s);
+      if (segment.first_slice == 0) {
 #pragma unroll
-      for (int i = 0; i < kTokens / 2; ++i) {
-        total[i] = -0.0F;  // what it is added to stays what it is, its sign too
+        for (int i = 0; i < kTokens / 2; ++i) {
+          total[i] = -0.0F;  // what it is added to stays what it is, its sign too
+        }
+      } else {
+        TakeSum<kTokens>(args.linear.shared, static_cast<int>(blockIdx.x) - 2, total);
       }
-      for (int slice = 0; slice < kNumSlices && slice < num_units; ++slice) {
+      for (int slice = segment.first_slice; slice < segment.end_slice; ++slice) {
 #pragma unroll
         for (int i = 0; i < kTokens / 2; ++i) {
           c[i] = 0.0F;
@@ -372,8 +485,12 @@ __global__ __launch_bounds__(kLargeThreads,
           total[i] += c[i];
         }
       }
-      const BlockPlace<kLargeTiles> block = place_of(pair);
-      const int first_token = pair % args.token_blocks * kTokens;
+      if (segment.end_slice < share.slices()) {
+        LeaveSum<kTokens>(args.linear.shared, static_cast<int>(blockIdx.x), total);
+        continue;
+      }
+      const BlockPlace<kLargeTiles> block = place_of(segment.tile);
+      const int first_token = segment.tile % args.token_blocks * kTokens;
       const int tile = block.first_tile + (block.gated ? warp % (kLargeTiles / 2) : warp);
       const Place place(args.linear, block.gated ? warpgroup : block.part, tile, first_token, lane);
       if (block.gated) {
@@ -390,7 +507,7 @@ __global__ __launch_bounds__(kLargeThreads,
 }
 
 template <Format kFormat, Grid kGrid, int kHalves, int kTokens>
-int LaunchLargeTokens(LargeArgs args, int num_sms, cudaStream_t stream) {
+int LaunchLargeTokens(LargeArgs args, int pairs, cudaStream_t stream) {
   const LinearArgs& linear = args.linear;
   const int stage_bytes = LargeStageBytes<kHalves, kTokens>(linear.layout);
   constexpr int kSmem = 227 * 1024 - TableBytes<kFormat>();
@@ -409,7 +526,7 @@ int LaunchLargeTokens(LargeArgs args, int num_sms, cudaStream_t stream) {
   }
   args.token_blocks = (linear.num_tokens + kTokens - 1) / kTokens;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(2 * min(args.num_pairs, num_sms / 2)));
+  config.gridDim = dim3(static_cast<unsigned>(2 * pairs));
   config.blockDim = dim3(kLargeThreads);
   config.dynamicSmemBytes =
       static_cast<std::size_t>(args.num_stages * (stage_bytes + 16) + kLargeSums<kTokens>);
@@ -435,10 +552,11 @@ int LaunchLarge(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
     args.first_block[p + 1] = args.first_block[p] + (counted ? LargeBlocks(linear, p) : 0);
   }
   const LargeShape shape = ShapeOfLarge(linear, num_sms);
-  args.num_pairs = shape.pairs;
+  args.tiles = shape.tiles;
+  args.splits = shape.splits;
   return shape.tokens == 128
-             ? LaunchLargeTokens<kFormat, kGrid, kHalves, 128>(args, num_sms, stream)
-             : LaunchLargeTokens<kFormat, kGrid, kHalves, 64>(args, num_sms, stream);
+             ? LaunchLargeTokens<kFormat, kGrid, kHalves, 128>(args, shape.pairs, stream)
+             : LaunchLargeTokens<kFormat, kGrid, kHalves, 64>(args, shape.pairs, stream);
 }
 
 int LaunchLargeW4(const LinearArgs& args, int num_sms, cudaStream_t stream);

@@ -34,6 +34,8 @@ __device__ __forceinline__ void WaitForPrevious() {
 
 // Of a barrier, up to 4 us each: about 2 s.
 constexpr std::uint32_t kBarrierTries = 1U << 19;
+// Of a flag in memory, about 0.7 us each.
+constexpr std::uint32_t kFlagTries = 1U << 22;
 
 __device__ __forceinline__ void BarrierInit(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));

@@ -193,6 +193,10 @@ class CudaLinear : public CudaTest {
         case Kernel::kMedium:
           return LaunchLinearMedium(args, device().num_sms(), stream());
         case Kernel::kLarge:
+          if (shared_.data() == nullptr) {
+            shared_ = Upload(std::vector<std::byte>(LinearSharedBytes(device().num_sms())));
+          }
+          args.shared = shared_.data();
           return LaunchLinearLarge(args, device().num_sms(), stream());
         default:
           return LaunchLinearTile(args, stream());
@@ -205,6 +209,9 @@ class CudaLinear : public CudaTest {
   bool HasHopper() { return device().compute_capability() == 90; }
 
   void CheckAllKernels(const std::vector<WeightSpec>& specs);
+
+ private:
+  DeviceBuffer shared_;
 };
 
 void CudaLinear::CheckAllKernels(const std::vector<WeightSpec>& specs) {
