@@ -86,6 +86,7 @@ class EngineImpl final : public Engine {
   bool IsQueued(RequestId request) const;
   bool ExpireDeadlines(Clock::TimePoint now);
   void ForgetDeadline(std::optional<Clock::TimePoint> deadline, RequestId request);
+  void AwaitPlanning(const std::stop_token& stop);
   bool LaunchNext(Clock::TimePoint now);
   void RetireOldest();
   void TakeOutput(Sequence& sequence, const StepSequence& step, StepOutput& output);
@@ -195,10 +196,6 @@ void EngineImpl::Cancel(RequestId request) {
 }
 
 bool EngineImpl::Step() {
-  // Where requests wait already, newcomers would gain nothing.
-  if (config_.plan_late && !in_flight_.empty() && scheduler_.num_waiting() == 0) {
-    executor_.AwaitPlanning();
-  }
   bool busy = TakeInbox();
   const Clock::TimePoint now = clock_.Now();
   busy |= ExpireDeadlines(now);
@@ -585,12 +582,24 @@ void EngineImpl::Publish() {
 
 void EngineImpl::RunLoop(std::stop_token stop) {
   while (!stop.stop_requested()) {
+    AwaitPlanning(stop);
     if (!Step()) {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, stop, [&] { return !submitted_.empty() || !cancelled_.empty(); });
     }
   }
   ShutDown();
+}
+
+void EngineImpl::AwaitPlanning(const std::stop_token& stop) {
+  // Where requests wait already, newcomers would gain nothing.
+  if (!config_.plan_late || in_flight_.empty() || scheduler_.num_waiting() > 0) {
+    return;
+  }
+  if (const auto when = executor_.PlanNextAt()) {
+    std::unique_lock lock(mutex_);
+    wake_.wait_for(lock, stop, *when - clock_.Now(), [] { return false; });
+  }
 }
 
 void EngineImpl::ShutDown() {

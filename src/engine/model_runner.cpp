@@ -443,7 +443,7 @@ Result<Ticket> ModelRunner::Launch(const StepPlan& plan) {
   NIBBLE_CHECK(std::ssize(in_flight_) <= depth_, "more steps in flight than the device takes");
   InFlight& step = in_flight_.emplace_back();
   step.ticket = Ticket{next_ticket_++};
-  step.launched = std::chrono::steady_clock::now();
+  step.launched = SystemClock().Now();
   if (const auto run = RunStep(plan, step); !run) {
     in_flight_.pop_back();
     return tl::unexpected<Error>(run.error());
@@ -453,16 +453,16 @@ Result<Ticket> ModelRunner::Launch(const StepPlan& plan) {
   return step.ticket;
 }
 
-void ModelRunner::AwaitPlanning() {
+std::optional<Clock::TimePoint> ModelRunner::PlanNextAt() const {
   // What planning a step takes, and launching its first kernels.
   constexpr auto kAhead = std::chrono::microseconds(800);
   if (std::ssize(in_flight_) != 1) {
-    return;
+    return std::nullopt;
   }
   const InFlight& step = in_flight_.front();
-  if (const auto time = times_.Shortest(step.kind)) {
-    std::this_thread::sleep_until(std::max(step.launched, last_retired_) + *time - kAhead);
-  }
+  const auto time = times_.Shortest(step.kind);
+  return time ? std::optional(std::max(step.launched, last_retired_) + *time - kAhead)
+              : std::nullopt;
 }
 
 Result<StepResult> ModelRunner::Retire(Ticket ticket) {
@@ -471,7 +471,7 @@ Result<StepResult> ModelRunner::Retire(Ticket ticket) {
   InFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
   device_->Wait(step.done);
-  const auto now = std::chrono::steady_clock::now();
+  const auto now = SystemClock().Now();
   times_.Note(step.kind, now - std::max(step.launched, last_retired_));
   last_retired_ = now;
   NIBBLE_TRY_VOID(device_->Health());

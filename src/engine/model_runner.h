@@ -59,7 +59,7 @@ class ModelRunner final : public StepExecutor {
   Result<Ticket> Launch(const StepPlan& plan) override;
   Result<StepResult> Retire(Ticket ticket) override;
   int depth() const override { return depth_; }
-  void AwaitPlanning() override;
+  std::optional<Clock::TimePoint> PlanNextAt() const override;
 
   LlamaModel& model() { return *model_; }
   const RunnerConfig& config() const { return config_; }
@@ -115,7 +115,7 @@ class ModelRunner final : public StepExecutor {
     StepSlot slot{0};
     Event done{0};
     std::size_t kind = 0;  // for times_
-    std::chrono::steady_clock::time_point launched;
+    Clock::TimePoint launched;
   };
   void CopyBlocks(const StepPlan& plan);
   void Gather(const StepPlan& plan, InFlight& step);
@@ -140,7 +140,7 @@ class ModelRunner final : public StepExecutor {
   std::uint64_t next_ticket_ = 1;
   std::deque<InFlight> in_flight_;
   StepTimes times_;
-  std::chrono::steady_clock::time_point last_retired_;
+  Clock::TimePoint last_retired_;
   std::map<std::size_t, CapturedStep> captured_;  // by rows of the padded batch
   // Step inputs, reused.
   std::vector<TokenId> token_ids_;

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/ids.h"
 #include "base/result.h"
 #include "kernels/sampling.h"
@@ -73,9 +75,9 @@ class StepExecutor {
   virtual Result<StepResult> Retire(Ticket ticket) = 0;
   /// Steps that may be in flight beyond the one being retired: 0 on a CPU.
   virtual int depth() const = 0;
-  /// Returns when the step after those in flight should be planned: late, so that it takes in
-  /// whoever comes meanwhile, but before the device runs dry.
-  virtual void AwaitPlanning() {}
+  /// When the step after those in flight should be planned: late, so that it takes in whoever comes
+  /// meanwhile, but before the device runs dry. Nothing: at once.
+  virtual std::optional<Clock::TimePoint> PlanNextAt() const { return std::nullopt; }
 };
 
 }  // namespace nibble

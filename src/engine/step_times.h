@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <map>
 #include <optional>
+
+#include "base/clock.h"
 
 namespace nibble {
 
@@ -13,14 +14,12 @@ namespace nibble {
 /// so many): the shortest of the last few, so that who plans by it is early rather than late.
 class StepTimes {
  public:
-  using Duration = std::chrono::steady_clock::duration;
-
-  void Note(std::size_t kind, Duration time) {
+  void Note(std::size_t kind, Clock::Duration time) {
     Recent& recent = recent_[kind];
     recent.times[recent.count++ % recent.times.size()] = time;
   }
   /// Nothing before `kLeastKnown` steps of the kind.
-  std::optional<Duration> Shortest(std::size_t kind) const {
+  std::optional<Clock::Duration> Shortest(std::size_t kind) const {
     const auto found = recent_.find(kind);
     if (found == recent_.end() || found->second.count < kLeastKnown) {
       return std::nullopt;
@@ -34,7 +33,7 @@ class StepTimes {
 
  private:
   struct Recent {
-    std::array<Duration, 8> times{};
+    std::array<Clock::Duration, 8> times{};
     std::size_t count = 0;
   };
   std::map<std::size_t, Recent> recent_;
