@@ -9,6 +9,7 @@
 #include "cli/command.h"
 #include "cli/progress.h"
 #include "cli/session.h"
+#include "compress/calibration.h"
 #include "io/file.h"
 #include "kernels/isa.h"
 
@@ -30,21 +31,40 @@ class QuantizeCommand final : public Command {
            "every tensor, golden\n"
            "logits. An interrupted run goes on where it stopped when started again.\n\n"
            "  nibble quantize SmolLM2.gguf --out smol-int4 --scheme int4\n"
-           "  nibble quantize Llama-3.2-1B/ --out llama-int8 --scheme int8 --group-size 128 "
-           "--calibration my_texts.txt";
+           "  nibble quantize Llama-3.2-1B/ --out llama-int4 --scheme int4 --method gptq "
+           "--calibration my_chats.jsonl\n\n"
+           "--calibration takes a text, or a .jsonl with one object a line: {\"text\": ...}, "
+           "{\"messages\": [...]},\n"
+           "{\"conversations\": [...]} or {\"prompt\": ..., \"completion\": ...}; all but the "
+           "first go through the model's chat template.";
   }
   void Declare(OptionSet& options) override {
     options.Positional("SRC", &source_, "a folder, a .gguf file, or a name in the hub cache");
     options.Add("--out,-o", &out_, "folder to write; must not exist");
     options.Choice("--scheme", &scheme_, {"int4", "int8", "nf4"},
-                   "round-to-nearest to 4 or 8 bits, or to the NF4 of bitsandbytes");
+                   "4 or 8 bits, or the NF4 of bitsandbytes");
+    options.Choice("--method", &method_, {"auto", "rtn", "gptq"},
+                   "how codes are chosen: rounding, or GPTQ on calibration data; auto takes GPTQ "
+                   "below 8 bits if there is such data");
     options.Add("--group-size", &group_size_,
                 "columns that share a scale; 0: a whole row (default: the largest of 128, 64, 32 "
                 "that divides every width)");
     options.Add("--symmetric", &symmetric_, "no zero points; --no-symmetric stores one a group");
     options.Add("--search-scale", &search_,
                 "search the scale with the least weighted error; --no-search-scale: absmax");
-    options.Add("--calibration", &text_file_,
+    options.Group("Calibration");
+    options.Add("--calibration", &calibration_file_,
+                "text or .jsonl like what the model will read");
+    options.Add("--calibration-samples", &calibration_.num_samples, "windows taken from it");
+    options.Add("--calibration-length", &calibration_.length, "tokens of a window");
+    options.Add("--seed", &seed_, "which windows");
+    options.Add("--damping", &damping_,
+                "added to a Hessian's diagonal, as a share of its mean; grows where that is too "
+                "little");
+    options.Add("--correct-inputs", &correct_inputs_,
+                "let each linear make up for what the linears before it have lost");
+    options.Group("Certificate");
+    options.Add("--certificate-text", &text_file_,
                 "text that the certificate is measured on (default: a built-in one)");
     options.Add("--context", &context_, "tokens of a window of that text");
     options.Add("--allow-requantize", &allow_requantize_,
@@ -70,7 +90,12 @@ class QuantizeCommand final : public Command {
     CatchInterrupts();
     NIBBLE_TRY(source, Checkpoint::Open(source_, environment.hub_cache));
     NIBBLE_TRY(tokenizer, LoadTokenizer(*source));
-    QuantizeOptions options{.bits = scheme_ == "int8" ? 8 : 4,
+    QuantizeOptions options{.method = method_ == "rtn"    ? QuantizeMethod::kRtn
+                                      : method_ == "gptq" ? QuantizeMethod::kGptq
+                                                          : QuantizeMethod::kAuto,
+                            .damping = damping_,
+                            .correct_inputs = correct_inputs_,
+                            .bits = scheme_ == "int8" ? 8 : 4,
                             .group_size = group_size_.value_or(-1),
                             .codebook = nf4 ? Codebook::kNf4 : Codebook::kNone,
                             .symmetric = symmetric_,
@@ -83,13 +108,21 @@ class QuantizeCommand final : public Command {
       auto text = ReadFile(text_file_, std::size_t{1} << 30);
       if (!text) {
         return Fail(ErrorCode::kInvalidArgument,
-                    fmt::format("--calibration: {}; give a text file, or leave the flag out for "
-                                "the built-in text",
+                    fmt::format("--certificate-text: {}; give a text file, or leave the flag out "
+                                "for the built-in text",
                                 text.error().message));
       }
       options.text = std::move(*text);
       options.text_name = std::filesystem::path(text_file_).filename().string();
     }
+    CalibrationSet calibration;
+    if (!calibration_file_.empty()) {
+      NIBBLE_TRY_VOID(Calibrate(*source, *tokenizer, calibration));
+      options.calibration = &calibration;
+    }
+    NIBBLE_TRY(choice, ChooseMethod(options));
+    fmt::print(stderr, "method {}: {}\n", Name(choice.method), choice.reason);
+    options.notice = [](const std::string& text) { fmt::print(stderr, "{}\n", text); };
     std::unique_ptr<Progress> line;
     std::string phase;
     auto summary = QuantizeCheckpoint(*source, *tokenizer, out_, options, environment.num_threads,
@@ -117,6 +150,25 @@ class QuantizeCommand final : public Command {
   }
 
  private:
+  Result<void> Calibrate(const Checkpoint& source, const Tokenizer& tokenizer,
+                         CalibrationSet& calibration) const {
+    if (seed_ < 0) {
+      return Fail(ErrorCode::kInvalidArgument, "--seed takes 0 or more");
+    }
+    CalibrationOptions options = calibration_;
+    options.seed = static_cast<std::uint64_t>(seed_);
+    auto loaded = LoadCalibration(calibration_file_, source, tokenizer, options);
+    if (!loaded) {
+      return Fail(ErrorCode::kInvalidArgument, "--calibration: " + loaded.error().message);
+    }
+    calibration = std::move(*loaded);
+    if (calibration.num_windows() < options.num_samples) {
+      fmt::print(stderr, "warning: {} gives {} samples of {} tokens, {} were asked for\n",
+                 calibration_file_, calibration.num_windows(), options.length, options.num_samples);
+    }
+    return {};
+  }
+
   void Print(const QuantizeSummary& summary) const {
     const Certificate& certificate = summary.certificate;
     const auto row = [](const char* mode, const Certificate::ModeQuality& quality) {
@@ -137,8 +189,13 @@ class QuantizeCommand final : public Command {
                certificate.auto_activations() == ActivationMode::kInt8 ? "int8" : "int16");
   }
 
-  std::string source_, out_, text_file_;
+  std::string source_, out_, text_file_, calibration_file_;
   std::string scheme_ = "int4";
+  std::string method_ = "auto";
+  CalibrationOptions calibration_;
+  std::int64_t seed_ = 0;
+  double damping_ = 0.01;
+  bool correct_inputs_ = true;
   std::optional<std::int64_t> group_size_;
   std::int64_t context_ = 512;
   bool symmetric_ = true;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "base/check.h"
+
 namespace nibble {
 
 std::string WeightSpec::ToString() const {
@@ -64,6 +66,24 @@ Result<void> Validate(const QuantizedTensor& tensor) {
     return Fail(ErrorCode::kInvalidArgument, "a code is not a number");
   }
   return {};
+}
+
+QuantizedTensor SliceRows(const QuantizedTensor& tensor, std::int64_t begin, std::int64_t end) {
+  NIBBLE_CHECK(0 <= begin && begin <= end && end <= tensor.spec.rows, "rows of the tensor");
+  QuantizedTensor out{.spec = tensor.spec};
+  out.spec.rows = end - begin;
+  const auto copy = [&](const auto& from, auto& to, std::int64_t width) {
+    if (!from.empty()) {
+      to.assign(from.begin() + begin * width, from.begin() + end * width);
+    }
+  };
+  const std::int64_t groups = tensor.spec.num_groups();
+  copy(tensor.codes, out.codes, tensor.spec.cols);
+  copy(tensor.scales, out.scales, groups);
+  copy(tensor.zero_points, out.zero_points, groups);
+  copy(tensor.minima, out.minima, groups);
+  copy(tensor.values, out.values, tensor.spec.cols);
+  return out;
 }
 
 std::vector<float> Dequantize(const QuantizedTensor& tensor) {

@@ -56,6 +56,9 @@ struct QuantizedTensor {
 /// Checks that the arrays have the sizes that the spec asks for and codes fit their width.
 Result<void> Validate(const QuantizedTensor& tensor);
 
+/// Rows [begin, end) of a tensor.
+QuantizedTensor SliceRows(const QuantizedTensor& tensor, std::int64_t begin, std::int64_t end);
+
 /// The truth: fp32 weights [rows * cols]. One rounding per product, as written above.
 std::vector<float> Dequantize(const QuantizedTensor& tensor);
 

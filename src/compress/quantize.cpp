@@ -3,13 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-#include <mutex>
-#include <numeric>
+#include <map>
+#include <utility>
 
 #include "base/sha256.h"
+#include "base/text.h"
 #include "checkpoint/bitsandbytes.h"
 #include "checkpoint/weight_writer.h"
+#include "compress/block_solver.h"
+#include "compress/solved_block.h"
+#include "compress/tensor_statistics.h"
 #include "eval/blockwise.h"
 #include "io/atomic_writer.h"
 #include "io/file.h"
@@ -26,63 +29,6 @@ constexpr std::int64_t kGoldenPromptTokens = 16;
 constexpr std::int64_t kUsualGroups[] = {128, 64, 32};
 constexpr const char* kLogFile = "quantization_log.json";
 constexpr const char* kVersion = "0.1.0";
-
-// What the log says about one tensor, gathered over chunks of rows in order.
-struct TensorStatistics {
-  float scale_min = 0.0F, scale_max = 0.0F;
-  double scale_sum = 0.0;
-  std::int64_t num_groups = 0;
-  std::int64_t zero_min = 0, zero_max = 0;
-  double zero_sum = 0.0;
-  bool has_zero_points = false;
-  double squared_error = 0.0, squared_weight = 0.0;
-  float max_error = 0.0F;
-
-  void Add(const QuantizedTensor& tensor, std::span<const float> weights) {
-    for (const float scale : tensor.scales) {
-      scale_min = num_groups == 0 ? scale : std::min(scale_min, scale);
-      scale_max = num_groups == 0 ? scale : std::max(scale_max, scale);
-      scale_sum += static_cast<double>(scale);
-      ++num_groups;
-    }
-    for (const std::uint8_t zero : tensor.zero_points) {
-      zero_min = has_zero_points ? std::min<std::int64_t>(zero_min, zero) : zero;
-      zero_max = has_zero_points ? std::max<std::int64_t>(zero_max, zero) : zero;
-      zero_sum += static_cast<double>(zero);
-      has_zero_points = true;
-    }
-    const std::vector<float> back = Dequantize(tensor);
-    for (std::size_t i = 0; i < weights.size(); ++i) {
-      const float error = back[i] - weights[i];
-      max_error = std::max(max_error, std::fabs(error));
-      squared_error += static_cast<double>(error) * static_cast<double>(error);
-      squared_weight += static_cast<double>(weights[i]) * static_cast<double>(weights[i]);
-    }
-  }
-
-  json::Object ToJson(const WeightSpec& spec) const {
-    json::Object out;
-    out.Set("format", spec.ToString());
-    out.Set("rows", spec.rows);
-    out.Set("cols", spec.cols);
-    json::Object scales;
-    scales.Set("min", static_cast<double>(scale_min));
-    scales.Set("max", static_cast<double>(scale_max));
-    scales.Set("mean", scale_sum / static_cast<double>(num_groups));
-    out.Set("scale", std::move(scales));
-    if (has_zero_points) {
-      json::Object zeros;
-      zeros.Set("min", zero_min);
-      zeros.Set("max", zero_max);
-      zeros.Set("mean", zero_sum / static_cast<double>(num_groups));
-      out.Set("zero_point", std::move(zeros));
-    }
-    out.Set("relative_rms_error",
-            squared_weight > 0.0 ? std::sqrt(squared_error / squared_weight) : 0.0);
-    out.Set("max_error", static_cast<double>(max_error));
-    return out;
-  }
-};
 
 bool DividesAll(const std::vector<ExpectedWeight>& weights, std::int64_t group_size) {
   return std::ranges::all_of(weights, [&](const ExpectedWeight& weight) {
@@ -183,6 +129,7 @@ class Run {
 
   Result<QuantizeSummary> Go() {
     nf4_ = options_.codebook == Codebook::kNf4;
+    NIBBLE_TRY_VOID(ChooseMethod());
     group_size_ = nf4_                      ? kNf4Group
                   : options_.group_size < 0 ? DefaultGroupSize(source_.config())
                                             : options_.group_size;
@@ -215,11 +162,20 @@ class Run {
       }
       to_write_.push_back({weight.name, spec});
     }
+    const auto device = MakeCpuDevice(num_threads_);
+    const bool solve = method_ != QuantizeMethod::kRtn;
+    if (solve) {
+      NIBBLE_TRY_VOID(Solver(*device).Plan());
+      if (options_.notice) {
+        options_.notice(Describe(*device));
+      }
+    }
     NIBBLE_TRY(digest, DigestOf(source_, progress_));
     source_digest_ = digest;
     const std::uint64_t expected_bytes = WeightWriter::SizeBytes(to_write_, WriterOptions());
-    NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(), expected_bytes));
-    NIBBLE_TRY_VOID(WriteWeights(*writer));
+    const std::uint64_t work_bytes = solve ? SolvedBlocks::SizeBytes(to_write_) : 0;
+    NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(), expected_bytes + work_bytes));
+    NIBBLE_TRY_VOID(WriteWeights(*writer, *device));
     NIBBLE_TRY_VOID(WriteSideFiles(*writer));
     NIBBLE_TRY_VOID(Certify(*writer));
     NIBBLE_TRY_VOID(writer->Commit());
@@ -248,9 +204,41 @@ class Run {
     return {};
   }
 
+  // GPTQ and what it saw, or plain rounding.
+  Result<void> ChooseMethod() {
+    NIBBLE_TRY(choice, nibble::ChooseMethod(options_));
+    method_ = choice.method;
+    summary_.method_reason = choice.reason;
+    return {};
+  }
+
+  // What the solver will see and take.
+  std::string Describe(const Device& device) const {
+    std::string lines;
+    for (const MemoryLedger::Line& line : device.ledger().lines()) {
+      lines += fmt::format("{}{} {}", lines.empty() ? "" : ", ", line.name,
+                           HumanBytes(static_cast<double>(line.planned_bytes)));
+    }
+    return fmt::format("calibrating on {} samples of {} tokens; at most {} of {} free ({})",
+                       options_.calibration->num_windows(), options_.calibration->length,
+                       HumanBytes(static_cast<double>(device.ledger().planned_bytes())),
+                       HumanBytes(static_cast<double>(device.AvailableBytes())), lines);
+  }
+
+  BlockSolver Solver(Device& device) const {
+    return {source_,
+            to_write_,
+            *options_.calibration,
+            {.scale_dtype = float_dtype_,
+             .search_scale = options_.search_scale,
+             .damping = options_.damping,
+             .correct_inputs = options_.correct_inputs},
+            device};
+  }
+
   json::Object Recipe() const {
     json::Object recipe;
-    recipe.Set("method", "rtn");
+    recipe.Set("method", Name(method_));
     if (nf4_) {
       recipe.Set("codebook", Name(options_.codebook));
       recipe.Set("bits", BitsOf(options_.codebook));
@@ -260,8 +248,16 @@ class Run {
       recipe.Set("bits", options_.bits);
       recipe.Set("group_size", group_size_);
       recipe.Set("symmetric", options_.symmetric);
-      recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
       recipe.Set("scale_dtype", std::string(Name(float_dtype_)));
+    }
+    if (method_ == QuantizeMethod::kGptq) {
+      recipe.Set("search_scale", options_.search_scale ? "sweep curvature" : "none");
+      recipe.Set("column_order", Name(ColumnOrder::kGroups));
+      recipe.Set("damping", options_.damping);
+      recipe.Set("correct_inputs", options_.correct_inputs);
+      recipe.Set("calibration", options_.calibration->identity);
+    } else if (!nf4_) {
+      recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
     }
     recipe.Set("targets", "linears of the decoder blocks");
     recipe.Set("nibble", kVersion);
@@ -285,9 +281,17 @@ class Run {
             .shard_bytes = options_.shard_bytes};
   }
 
-  Result<void> WriteWeights(AtomicWriter& out) {
+  Result<void> WriteWeights(AtomicWriter& out, Device& device) {
     NIBBLE_TRY(writer, WeightWriter::Create(out, to_write_, WriterOptions()));
-    const auto device = MakeCpuDevice(num_threads_);
+    SolvedBlocks solved(out, to_write_);
+    const bool all_done = std::ranges::all_of(
+        to_write_, [&](const WeightToWrite& weight) { return writer->IsDone(weight.name); });
+    if (method_ != QuantizeMethod::kRtn && !all_done) {
+      NIBBLE_TRY_VOID(Solver(device).Run(
+          solved, [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
+            return !progress_ || progress_("calibrating", done, total, detail);
+          }));
+    }
     std::uint64_t done = 0, total = 0;
     for (const WeightToWrite& weight : to_write_) {
       total += static_cast<std::uint64_t>(weight.spec.rows * weight.spec.cols);
@@ -299,8 +303,10 @@ class Run {
         if (const auto facts = writer->DoneFacts(weight.name); facts && facts->IsObject()) {
           log_.Set(weight.name, *facts);
         }
+      } else if (weight.spec.kind != CodecKind::kFloat && method_ != QuantizeMethod::kRtn) {
+        NIBBLE_TRY_VOID(WriteSolved(*writer, weight, solved));
       } else {
-        NIBBLE_TRY_VOID(WriteWeight(*writer, weight, device->pool()));
+        NIBBLE_TRY_VOID(WriteWeight(*writer, weight, device.pool()));
       }
       if (weight.spec.kind != CodecKind::kFloat) {
         const auto groups = static_cast<std::uint64_t>(weight.spec.rows * weight.spec.num_groups());
@@ -315,7 +321,29 @@ class Run {
       }
     }
     summary_.bits_per_weight = static_cast<double>(bits) / static_cast<double>(quantized);
-    return writer->Finish();
+    block_.clear();
+    NIBBLE_TRY_VOID(writer->Finish());
+    return solved.Clear(source_.config().num_layers);
+  }
+
+  // A linear that a solver has left in its block's file.
+  Result<void> WriteSolved(WeightWriter& writer, const WeightToWrite& weight,
+                           const SolvedBlocks& solved) {
+    const auto find = [&] {
+      return std::ranges::find_if(
+          block_, [&](const SolvedWeight& in_block) { return in_block.name == weight.name; });
+    };
+    auto found = find();
+    if (found == block_.end()) {
+      const auto block = BlockOfWeight(weight.name);
+      NIBBLE_CHECK(block.has_value(), "quantized weights are in blocks");
+      NIBBLE_TRY(loaded, solved.Load(*block));
+      block_ = std::move(loaded);
+      found = find();
+      NIBBLE_CHECK(found != block_.end(), "a solver leaves every linear of a block");
+    }
+    log_.Set(weight.name, found->facts);
+    return writer.Write(weight.name, found->tensor, found->facts);
   }
 
   // One tensor, a batch of row chunks at a time: rounded on all workers, written in order.
@@ -495,6 +523,8 @@ class Run {
   std::int64_t context_ = 0;
   std::int64_t group_size_ = 0;
   bool nf4_ = false;
+  QuantizeMethod method_ = QuantizeMethod::kRtn;
+  std::vector<SolvedWeight> block_;  // whose weights are being written
   DType float_dtype_ = DType::kF16;
   std::string source_digest_;
   json::Object log_;
@@ -502,6 +532,38 @@ class Run {
 };
 
 }  // namespace
+
+const char* Name(QuantizeMethod method) {
+  switch (method) {
+    case QuantizeMethod::kAuto:
+      return "auto";
+    case QuantizeMethod::kRtn:
+      return "rtn";
+    case QuantizeMethod::kGptq:
+      return "gptq";
+  }
+  return "";
+}
+
+Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
+  const bool calibrated = options.calibration != nullptr;
+  if (options.method == QuantizeMethod::kGptq && !calibrated) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "--method gptq needs --calibration FILE: text (or .jsonl rows) like what the model "
+                "will read");
+  }
+  if (options.method != QuantizeMethod::kAuto) {
+    return MethodChoice{options.method, "asked for"};
+  }
+  if (!calibrated) {
+    return MethodChoice{QuantizeMethod::kRtn, "there is no --calibration"};
+  }
+  if (options.codebook == Codebook::kNone && options.bits >= 8) {
+    return MethodChoice{QuantizeMethod::kRtn, "at 8 bits rounding costs next to nothing"};
+  }
+  return MethodChoice{QuantizeMethod::kGptq,
+                      "below 8 bits errors are worth passing on to later columns"};
+}
 
 std::int64_t DefaultGroupSize(const ModelConfig& config) {
   const std::vector<ExpectedWeight> weights = ExpectedWeights(config);

@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "checkpoint/checkpoint.h"
+#include "compress/calibration.h"
 #include "compress/certificate.h"
 #include "device/device.h"
 #include "json/value.h"
@@ -17,8 +18,19 @@ namespace nibble {
 
 constexpr std::int64_t kNf4Group = 64;  // bitsandbytes' block
 
+enum class QuantizeMethod : std::uint8_t {
+  kAuto,  // ChooseMethod
+  kRtn,   // round to nearest
+  kGptq   // block by block on calibration data
+};
+const char* Name(QuantizeMethod method);
+
 struct QuantizeOptions {
-  int bits = 4;                  // 4 or 8
+  QuantizeMethod method = QuantizeMethod::kAuto;
+  const CalibrationSet* calibration = nullptr;  // kGptq needs it; must outlive the run
+  double damping = 0.01;                        // kGptq: of the mean of a Hessian's diagonal
+  bool correct_inputs = true;                   // kGptq: make up for what the input has lost
+  int bits = 4;                                 // 4 or 8
   std::int64_t group_size = -1;  // columns that share a scale; 0: a whole row; -1: the largest of
                                  // 128, 64, 32 that divides every width
   Codebook codebook = Codebook::kNone;  // kNf4: in groups of kNf4Group, as bitsandbytes; the
@@ -31,6 +43,7 @@ struct QuantizeOptions {
   std::int64_t text_context = 512;  // tokens of a window; shortened for a short text
   std::int64_t max_windows = 16;
   std::uint64_t shard_bytes = std::uint64_t{2} << 30;
+  std::function<void(const std::string&)> notice;  // told, before the work, what it will take
 };
 
 /// What is going on, for progress lines. Return false to stop; the partial folder stays and can be
@@ -44,15 +57,24 @@ struct QuantizeSummary {
   std::uint64_t source_bytes = 0;
   std::uint64_t output_bytes = 0;
   double bits_per_weight = 0.0;  // of the linears, scales included
+  std::string method_reason;     // why this method
 };
 
-/// Rounds every linear of the decoder blocks, block by block, and writes a compressed-tensors
+struct MethodChoice {
+  QuantizeMethod method = QuantizeMethod::kRtn;
+  std::string reason;
+};
+/// What kAuto becomes. Errors: kInvalidArgument for a method that lacks its calibration data.
+Result<MethodChoice> ChooseMethod(const QuantizeOptions& options);
+
+/// Quantizes every linear of the decoder blocks, block by block, and writes a compressed-tensors
 /// folder (pack-quantized), or a bitsandbytes one (NF4), with config, tokenizer, template, log and
 /// certificate. Atomic and resumable: nothing appears under `out` before the certificate is
-/// measured, and a second run takes finished shards over. Memory: one tensor's codes and a chunk of
-/// rows a worker; then, for the certificate, what EvaluateBlockwise takes. Errors: kInvalidArgument
-/// (`out` exists; a group that does not divide a width, naming the tensor), kCancelled, and what
-/// reading and writing give.
+/// measured, and a second run takes finished blocks and shards over. Memory: one tensor's codes and
+/// a chunk of rows a worker, or with calibration data what BlockSolver::Plan says; then, for the
+/// certificate, what EvaluateBlockwise takes. Errors: kInvalidArgument (`out` exists; a group that
+/// does not divide a width, naming the tensor; no calibration data), kOutOfMemory, kCancelled, and
+/// what reading and writing give.
 Result<QuantizeSummary> QuantizeCheckpoint(const Checkpoint& source, const Tokenizer& tokenizer,
                                            const std::filesystem::path& out,
                                            const QuantizeOptions& options, int num_threads,

@@ -82,6 +82,13 @@ Result<void> SyncFolder(const fs::path& folder) {
   return {};
 }
 
+Result<void> CheckName(const std::string& name) {
+  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos) {
+    return Fail(ErrorCode::kInvalidArgument, fmt::format("not a file name: {}", Quote(name)));
+  }
+  return {};
+}
+
 bool Exists(const fs::path& path) {
   struct stat status {};
   return lstat(path.c_str(), &status) == 0;
@@ -103,6 +110,7 @@ class FolderWriter final : public AtomicWriter {
   bool IsDone(std::string_view file_name) const override;
   std::optional<json::Value> DoneFacts(std::string_view file_name) const override;
   Result<std::unique_ptr<File>> OpenFile(std::string_view file_name) override;
+  Result<void> Remove(std::string_view file_name) override;
   const fs::path& partial_path() const override { return partial_; }
   Result<void> Commit() override;
 
@@ -321,9 +329,7 @@ std::optional<json::Value> FolderWriter::DoneFacts(std::string_view file_name) c
 
 Result<std::unique_ptr<AtomicWriter::File>> FolderWriter::OpenFile(std::string_view file_name) {
   const std::string name(file_name);
-  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos) {
-    return Fail(ErrorCode::kInvalidArgument, fmt::format("not a file name: {}", Quote(name)));
-  }
+  NIBBLE_TRY_VOID(CheckName(name));
   done_.erase(name);
   const fs::path path = partial_ / name;
   Descriptor fd(openat(folder_.get(), name.c_str(),
@@ -346,6 +352,16 @@ Result<void> FolderWriter::Finished(const std::string& name, DoneFile file) {
   line.Set("facts", file.facts);
   NIBBLE_TRY_VOID(Append(line));
   done_[name] = std::move(file);
+  return {};
+}
+
+Result<void> FolderWriter::Remove(std::string_view file_name) {
+  const std::string name(file_name);
+  NIBBLE_TRY_VOID(CheckName(name));
+  if (unlinkat(folder_.get(), name.c_str(), 0) != 0 && errno != ENOENT) {
+    return SystemError(partial_ / name, "remove");
+  }
+  done_.erase(name);
   return {};
 }
 

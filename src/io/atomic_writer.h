@@ -48,6 +48,9 @@ class AtomicWriter {
   };
   virtual Result<std::unique_ptr<File>> OpenFile(std::string_view file_name) = 0;
   Result<void> WriteWhole(std::string_view file_name, std::string_view text);
+  /// Takes away a finished file that only served the run itself: Commit moves everything that is
+  /// there. A file that is not there is fine.
+  virtual Result<void> Remove(std::string_view file_name) = 0;
 
   /// The folder being written, e.g. to be opened as a checkpoint before Commit.
   virtual const std::filesystem::path& partial_path() const = 0;

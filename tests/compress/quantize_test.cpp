@@ -256,5 +256,138 @@ TEST_F(Quantize, AsymmetricAndInt8AndWholeRowsWorkToo) {
   }
 }
 
+// The tiny model calibrated on the built-in prose.
+class QuantizeGptqModel : public Quantize {
+ protected:
+  void SetUp() override {
+    Quantize::SetUp();
+    const fs::path file = temp_.path() / "calibration.txt";
+    std::ofstream(file) << DefaultCertificateText();
+    auto set = LoadCalibration(file, *source_, *tokenizer_, {.num_samples = 8, .length = 48});
+    ASSERT_TRUE(set) << set.error().message;
+    calibration_ = std::move(*set);
+    options_.method = QuantizeMethod::kGptq;
+    options_.calibration = &calibration_;
+  }
+  Result<QuantizeSummary> RunOn(int threads, const fs::path& out,
+                                const QuantizeProgress& progress = {}) {
+    return QuantizeCheckpoint(*source_, *tokenizer_, out, options_, threads, progress);
+  }
+  void ExpectSameFolder(const fs::path& a, const fs::path& b) {
+    std::size_t files = 0;
+    for (const auto& entry : fs::directory_iterator(a)) {
+      EXPECT_EQ(Slurp(entry.path()), Slurp(b / entry.path().filename())) << entry.path();
+      ++files;
+    }
+    for ([[maybe_unused]] const auto& entry : fs::directory_iterator(b)) {
+      --files;
+    }
+    EXPECT_EQ(files, 0U);
+  }
+  CalibrationSet calibration_;
+};
+
+TEST_F(QuantizeGptqModel, BeatsRoundingAndSaysHowItWasMade) {
+  const auto solved = Run(temp_.path() / "gptq");
+  ASSERT_TRUE(solved) << solved.error().message;
+  options_.correct_inputs = false;
+  const auto uncorrected = Run(temp_.path() / "uncorrected");
+  ASSERT_TRUE(uncorrected) << uncorrected.error().message;
+  options_.method = QuantizeMethod::kRtn;
+  const auto rounded = Run(temp_.path() / "rtn");
+  ASSERT_TRUE(rounded) << rounded.error().message;
+  EXPECT_LT(solved->certificate.int16.kl_mean, 0.7 * rounded->certificate.int16.kl_mean);
+  EXPECT_LT(uncorrected->certificate.int16.kl_mean, 0.9 * rounded->certificate.int16.kl_mean);
+  const json::Value& recipe = solved->certificate.recipe;
+  EXPECT_EQ(*recipe.Find("method")->AsString(), "gptq");
+  const json::Value* identity = recipe.Find("calibration");
+  ASSERT_NE(identity, nullptr);
+  EXPECT_EQ(identity->Find("samples")->AsInt(), 8);
+  EXPECT_EQ(identity->Find("tokens_sha256")->AsString()->size(), 64U);
+  for (const ActivationMode mode : {ActivationMode::kInt16, ActivationMode::kInt8}) {
+    const auto served = Serve(temp_.path() / "gptq", mode);
+    EXPECT_TRUE(served) << served.error().message;
+  }
+  const auto log = json::ParseFile((temp_.path() / "gptq" / "quantization_log.json").string());
+  ASSERT_TRUE(log);
+  const json::Value* entry = log->Find("model.layers.1.mlp.down_proj.weight");
+  ASSERT_NE(entry, nullptr);
+  EXPECT_GT(entry->Find("relative_output_error")->AsDouble().value_or(0), 0.0);
+}
+
+TEST_F(QuantizeGptqModel, TheNumberOfThreadsChangesNoByte) {
+  ASSERT_TRUE(RunOn(1, temp_.path() / "one"));
+  ASSERT_TRUE(RunOn(2, temp_.path() / "two"));
+  ASSERT_TRUE(RunOn(5, temp_.path() / "five"));
+  ExpectSameFolder(temp_.path() / "one", temp_.path() / "two");
+  ExpectSameFolder(temp_.path() / "one", temp_.path() / "five");
+}
+
+TEST_F(QuantizeGptqModel, StoppedAnywhereItGoesOnToTheSameBytes) {
+  options_.shard_bytes = 40'000;
+  ASSERT_TRUE(Run(temp_.path() / "whole"));
+  int number = 0;
+  struct Moment {
+    std::string_view phase;
+    double share;
+  };
+  for (const Moment moment :
+       {Moment{"calibrating", 0.3}, Moment{"calibrating", 0.55}, Moment{"calibrating", 0.99},
+        Moment{"quantizing", 0.1}, Moment{"quantizing", 0.7}, Moment{"measuring", 0.5}}) {
+    const fs::path out = temp_.path() / ("stopped-" + std::to_string(number++));
+    const auto stopped = Run(out, [&](std::string_view now, std::uint64_t done, std::uint64_t total,
+                                      const std::string&) {
+      return now != moment.phase ||
+             static_cast<double>(done) < moment.share * static_cast<double>(total);
+    });
+    ASSERT_FALSE(stopped);
+    EXPECT_EQ(stopped.error().code, ErrorCode::kCancelled);
+    EXPECT_FALSE(fs::exists(out));
+    const auto resumed = Run(out);
+    ASSERT_TRUE(resumed) << resumed.error().message;
+    ExpectSameFolder(temp_.path() / "whole", out);
+  }
+}
+
+TEST_F(QuantizeGptqModel, Nf4AndZeroPointsAndWholeRowsAndEightBitsWorkToo) {
+  for (const auto& [bits, group, symmetric, codebook] : {std::tuple{4, 32, true, Codebook::kNf4},
+                                                         {4, 0, true, Codebook::kNone},
+                                                         {4, 32, false, Codebook::kNone},
+                                                         {8, 32, true, Codebook::kNone}}) {
+    options_.bits = bits;
+    options_.group_size = group;
+    options_.symmetric = symmetric;
+    options_.codebook = codebook;
+    const fs::path out = temp_.path() / (std::to_string(bits) + std::to_string(group) +
+                                         std::to_string(symmetric) + Name(codebook));
+    const auto summary = Run(out);
+    ASSERT_TRUE(summary) << summary.error().message;
+    const auto served = Serve(out, ActivationMode::kInt16);
+    EXPECT_TRUE(served) << served.error().message;
+    options_.method = QuantizeMethod::kRtn;
+    const auto rounded = Run(out.string() + "-rtn");
+    options_.method = QuantizeMethod::kGptq;
+    ASSERT_TRUE(rounded) << rounded.error().message;
+    EXPECT_LT(summary->certificate.int16.kl_mean, rounded->certificate.int16.kl_mean)
+        << out.filename();
+  }
+}
+
+TEST(ChooseMethod, SaysWhatAutoTakesAndWhatIsMissing) {
+  const CalibrationSet set;
+  const auto reason = [](const QuantizeOptions& options) {
+    const auto choice = ChooseMethod(options);
+    return choice ? Name(choice->method) + std::string(": ") + choice->reason
+                  : choice.error().message;
+  };
+  EXPECT_EQ(reason({}), "rtn: there is no --calibration");
+  EXPECT_NE(reason({.calibration = &set}).find("gptq: "), std::string::npos);
+  EXPECT_NE(reason({.calibration = &set, .bits = 8}).find("rtn: "), std::string::npos);
+  EXPECT_NE(reason({.calibration = &set, .bits = 8, .codebook = Codebook::kNf4}).find("gptq: "),
+            std::string::npos);
+  EXPECT_NE(reason({.method = QuantizeMethod::kGptq}).find("needs --calibration"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace nibble

@@ -17,6 +17,8 @@ MOMENTS = 16
 
 
 class InterruptedQuantize(unittest.TestCase):
+    OPTIONS = ["--method", "rtn"]
+
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
@@ -35,8 +37,8 @@ class InterruptedQuantize(unittest.TestCase):
 
     @classmethod
     def command(cls, out):
-        return ["quantize", GOLDEN / "llama3", "--out", out, "--scheme", "int4", "--calibration", cls.text,
-                "--context", 128]
+        return ["quantize", GOLDEN / "llama3", "--out", out, "--scheme", "int4", "--certificate-text", cls.text,
+                "--context", 128, *cls.OPTIONS, *(["--calibration", cls.text] if "gptq" in cls.OPTIONS else [])]
 
     @staticmethod
     def contents(folder):
@@ -129,6 +131,10 @@ class InterruptedQuantize(unittest.TestCase):
             return  # killed before the journal was there
         self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
         self.assertIn("rm -r", result.stderr)
+
+
+class InterruptedGptq(InterruptedQuantize):
+    OPTIONS = ["--method", "gptq", "--calibration-samples", 24, "--calibration-length", 64]
 
 
 nibble_process.binary()

@@ -49,7 +49,7 @@ def quantized(source, folder, *options):
     if not (folder / "nibble_certificate.json").exists():
         text = folder.parent / "calibration.txt"
         text.write_text("The house on the hill and the road to the house. " * 100)
-        check_run("quantize", source, "--out", folder, *(options or ("--scheme", "int4")), "--calibration", text)
+        check_run("quantize", source, "--out", folder, *(options or ("--scheme", "int4")), "--certificate-text", text)
     return folder
 
 

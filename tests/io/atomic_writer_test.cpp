@@ -86,6 +86,27 @@ TEST(AtomicWriter, AnInterruptedRunGoesOn) {
   EXPECT_EQ(TempFolder::Read(target / "shard-3"), "three");
 }
 
+TEST(AtomicWriter, WhatOnlyServedTheRunIsTakenAway) {
+  const TempFolder folder;
+  const fs::path target = folder.path() / "out";
+  {
+    auto writer = MustCreate(target, Recipe(1));
+    ASSERT_TRUE(writer->WriteWhole("work.bin", "for later"));
+    ASSERT_TRUE(writer->WriteWhole("kept.bin", "result"));
+  }
+  auto writer = MustCreate(target, Recipe(1));
+  EXPECT_TRUE(writer->IsDone("work.bin"));
+  ASSERT_TRUE(writer->Remove("work.bin"));
+  ASSERT_TRUE(writer->Remove("work.bin")) << "a second time";
+  EXPECT_FALSE(writer->Remove("../kept.bin"));
+  EXPECT_FALSE(writer->IsDone("work.bin"));
+  EXPECT_TRUE(writer->IsDone("kept.bin"));
+  const auto committed = writer->Commit();
+  ASSERT_TRUE(committed) << committed.error().message;
+  EXPECT_FALSE(fs::exists(target / "work.bin"));
+  EXPECT_EQ(TempFolder::Read(target / "kept.bin"), "result");
+}
+
 TEST(AtomicWriter, ATornJournalLosesOnlyItsLastLine) {
   const TempFolder folder;
   const fs::path target = folder.path() / "out";

@@ -1,0 +1,272 @@
+#include "compress/block_solver.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "base/check.h"
+#include "base/text.h"
+#include "compress/block_walk.h"
+#include "compress/overlay_checkpoint.h"
+#include "compress/tensor_statistics.h"
+#include "solve/correction.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::int64_t kChunkRows = 256;  // that a worker reads at a time
+
+// Reads a whole matrix as floats, on all workers.
+Result<std::vector<float>> ReadWeights(const Checkpoint& source, const WeightInfo& stored,
+                                       ThreadPool& pool) {
+  const std::int64_t rows = stored.spec.rows;
+  const std::int64_t cols = stored.spec.cols;
+  std::vector<float> weights(static_cast<std::size_t>(rows * cols));
+  const std::int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
+  std::vector<std::optional<Error>> errors(static_cast<std::size_t>(chunks));
+  pool.For(chunks, 1, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t i = first; i < last; ++i) {
+      const std::int64_t begin = i * kChunkRows;
+      const auto read = source.ReadRows(stored, begin, std::min(rows, begin + kChunkRows));
+      if (!read) {
+        errors[static_cast<std::size_t>(i)] = read.error();
+        continue;
+      }
+      const std::vector<float> values = Dequantize(*read);
+      std::ranges::copy(values, weights.begin() + begin * cols);
+    }
+  });
+  for (const auto& error : errors) {
+    if (error) {
+      return tl::unexpected<Error>(*error);
+    }
+  }
+  source.Release(stored);
+  return weights;
+}
+
+}  // namespace
+
+// The state of one run.
+class BlockSolver::Walks {
+ public:
+  Walks(const BlockSolver& solver, SolvedBlocks& store, const SolveProgress& progress)
+      : solver_(solver),
+        config_(solver.source_.config()),
+        pool_(solver.device_.pool()),
+        overlay_(solver.source_, solver.weights_),
+        store_(store),
+        progress_(progress) {}
+
+  Result<void> Go() {
+    const CalibrationSet& calibration = solver_.calibration_;
+    NIBBLE_TRY(
+        walk, BlockWalk::Create(overlay_, calibration.tokens, calibration.length, solver_.device_));
+    walk_ = std::move(walk);
+    if (solver_.options_.correct_inputs) {
+      NIBBLE_TRY(truth, BlockWalk::Create(solver_.source_, calibration.tokens, calibration.length,
+                                          solver_.device_));
+      truth_ = std::move(truth);
+      NIBBLE_TRY_VOID(truth_->Embed());
+    }
+    NIBBLE_TRY_VOID(walk_->Embed());
+    for (block_ = 0; block_ < config_.num_layers; ++block_) {
+      NIBBLE_TRY_VOID(RunBlock());
+    }
+    return {};
+  }
+
+ private:
+  static constexpr std::uint64_t kStepsOfBlock = std::size(kLinearGroups) + 1;
+
+  Result<void> RunBlock() {
+    const bool done = store_.Has(block_);
+    std::vector<SolvedWeight> solved;
+    if (done) {
+      NIBBLE_TRY(loaded, store_.Load(block_));
+      for (SolvedWeight& weight : loaded) {
+        overlay_.Replace(weight.name, std::move(weight.tensor));
+      }
+    }
+    NIBBLE_TRY_VOID(walk_->Begin(block_));
+    if (truth_) {
+      NIBBLE_TRY_VOID(truth_->Begin(block_));
+    }
+    for (const LinearGroup group : kLinearGroups) {
+      if (done) {
+        NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) { AdvanceBoth(group, chunk); }));
+      } else {
+        NIBBLE_TRY_VOID(SolveGroup(group, solved));
+      }
+      NIBBLE_TRY_VOID(walk_->Load(group));
+      if (truth_) {
+        NIBBLE_TRY_VOID(truth_->Load(group));
+      }
+    }
+    if (block_ + 1 < config_.num_layers) {
+      NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
+        walk_->End(chunk);
+        if (truth_) {
+          truth_->End(chunk);
+        }
+      }));
+    }
+    if (!done) {
+      NIBBLE_TRY_VOID(store_.Save(block_, solved));
+    }
+    for (const LinearGroup group : kLinearGroups) {
+      for (const std::string_view linear : LinearsOf(group)) {
+        overlay_.Forget(WeightName(block_, linear));
+      }
+    }
+    return {};
+  }
+
+  template <typename Body>
+  Result<void> ForChunks(Body&& body) {
+    const auto chunks = static_cast<std::uint64_t>(walk_->num_chunks());
+    // The last block's output goes nowhere.
+    const auto total =
+        (static_cast<std::uint64_t>(config_.num_layers) * kStepsOfBlock - 1) * chunks;
+    for (std::int64_t chunk = 0; chunk < walk_->num_chunks(); ++chunk) {
+      body(chunk);
+      ++steps_;
+      if (progress_ && !progress_(steps_, total,
+                                  fmt::format("block {} of {}", block_ + 1, config_.num_layers))) {
+        return Fail(ErrorCode::kCancelled, "interrupted");
+      }
+    }
+    return {};
+  }
+
+  BlockWalk::Inputs AdvanceBoth(LinearGroup group, std::int64_t chunk) {
+    if (truth_) {
+      truth_inputs_ = truth_->Advance(group, chunk);
+    }
+    return walk_->Advance(group, chunk);
+  }
+
+  Result<void> SolveGroup(LinearGroup group, std::vector<SolvedWeight>& solved) {
+    const std::int64_t width = InputWidth(config_, group);
+    Hessian hessian(width, walk_->max_chunk_rows());
+    std::optional<CrossGram> cross;
+    if (truth_) {
+      cross.emplace(width, walk_->max_chunk_rows());
+    }
+    NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
+      const BlockWalk::Inputs inputs = AdvanceBoth(group, chunk);
+      hessian.Add(pool_, inputs.x, inputs.num_rows);
+      if (cross) {
+        cross->Add(pool_, truth_inputs_.x, inputs.x, inputs.num_rows);
+      }
+    }));
+    const std::string first = WeightName(block_, LinearsOf(group).front());
+    auto factor = Factorize(pool_, hessian,
+                            {.order = solver_.options_.order,
+                             .group_size = overlay_.Find(first)->spec.group_size,
+                             .damping = solver_.options_.damping});
+    if (!factor) {
+      return Fail(factor.error(), fmt::format("tensor {}: ", first));
+    }
+    std::optional<InputShift> shift;
+    if (cross) {
+      shift = ShiftOf(pool_, *factor, hessian, *cross);
+    }
+    for (const std::string_view linear : LinearsOf(group)) {
+      const std::string name = WeightName(block_, linear);
+      auto weight = SolveLinear(name, *factor, shift ? &*shift : nullptr);
+      if (!weight) {
+        return Fail(weight.error(), fmt::format("tensor {}: ", name));
+      }
+      overlay_.Replace(name, weight->tensor);
+      solved.push_back(std::move(*weight));
+    }
+    return {};
+  }
+
+  Result<SolvedWeight> SolveLinear(const std::string& name, const HessianFactor& factor,
+                                   const InputShift* shift) {
+    const WeightInfo* stored = solver_.source_.Find(name);
+    NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
+    NIBBLE_TRY(weights, ReadWeights(solver_.source_, *stored, pool_));
+    SolveReport report;
+    const GptqOptions options{.spec = overlay_.Find(name)->spec,
+                              .scale_dtype = solver_.options_.scale_dtype,
+                              .search_scale = solver_.options_.search_scale,
+                              .sweep_scales = solver_.options_.order != ColumnOrder::kDescending};
+    std::vector<float> corrected;
+    if (shift != nullptr) {
+      corrected = CorrectWeights(pool_, weights, factor, *shift);
+    }
+    NIBBLE_TRY(tensor, QuantizeGptq(pool_, shift != nullptr ? corrected : weights, factor, options,
+                                    &report));
+    TensorStatistics statistics;
+    statistics.Add(tensor, weights);
+    json::Object facts = statistics.ToJson(tensor.spec);
+    facts.Set("relative_output_error",
+              report.energy > 0.0 ? std::sqrt(report.error / report.energy) : 0.0);
+    facts.Set("damping", factor.damping);
+    if (factor.num_dead > 0) {
+      facts.Set("dead_channels", factor.num_dead);
+    }
+    return SolvedWeight{.name = name, .tensor = std::move(tensor), .facts = std::move(facts)};
+  }
+
+  const BlockSolver& solver_;
+  const ModelConfig& config_;
+  ThreadPool& pool_;
+  OverlayCheckpoint overlay_;
+  SolvedBlocks& store_;
+  const SolveProgress& progress_;
+  std::unique_ptr<BlockWalk> walk_, truth_;
+  BlockWalk::Inputs truth_inputs_;
+  std::int64_t block_ = 0;
+  std::uint64_t steps_ = 0;
+};
+
+Result<void> BlockSolver::Plan() const {
+  const OverlayCheckpoint overlay(source_, weights_);
+  const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
+  NIBBLE_TRY_VOID(BlockWalk::Plan(overlay, tokens, calibration_.length, device_));
+  if (options_.correct_inputs) {
+    NIBBLE_TRY_VOID(BlockWalk::Plan(source_, tokens, calibration_.length, device_));
+  }
+  // Of the group that needs most: its sums, their factor, one of its matrices, and the codes of the
+  // whole block.
+  const std::int64_t chunk = std::min<std::int64_t>(calibration_.length, 512);
+  std::uint64_t most = 0, codes = 0;
+  for (const LinearGroup group : kLinearGroups) {
+    const std::int64_t width = InputWidth(source_.config(), group);
+    std::uint64_t largest = 0;
+    for (const std::string_view linear : LinearsOf(group)) {
+      const WeightSpec& spec = overlay.Find(WeightName(0, linear))->spec;
+      const auto elements = static_cast<std::uint64_t>(spec.rows * spec.cols);
+      largest = std::max(largest, elements);
+      codes += elements + static_cast<std::uint64_t>(spec.rows * spec.num_groups()) * 5;
+    }
+    const std::uint64_t floats = largest * (options_.correct_inputs ? 3 : 2);
+    most = std::max(most, Hessian::SizeBytes(width, chunk) + HessianFactor::SizeBytes(width) +
+                              (options_.correct_inputs ? CrossGram::SizeBytes(width, chunk) +
+                                                             InputShift::SizeBytes(width)
+                                                       : 0) +
+                              floats * sizeof(float));
+  }
+  device_.ledger().Plan("solver", most + 2 * codes);
+  if (device_.ledger().planned_bytes() > device_.AvailableBytes()) {
+    return Fail(ErrorCode::kOutOfMemory,
+                fmt::format("solving block by block needs {} and {} are available; use fewer "
+                            "--calibration-samples or a smaller --calibration-length",
+                            HumanBytes(static_cast<double>(device_.ledger().planned_bytes())),
+                            HumanBytes(static_cast<double>(device_.AvailableBytes()))));
+  }
+  return {};
+}
+
+Result<void> BlockSolver::Run(SolvedBlocks& store, const SolveProgress& progress) const {
+  return Walks(*this, store, progress).Go();
+}
+
+}  // namespace nibble

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/weight_writer.h"
+#include "compress/calibration.h"
+#include "compress/solved_block.h"
+#include "device/device.h"
+#include "solve/gptq.h"
+#include "solve/hessian.h"
+
+namespace nibble {
+
+/// How the linears of a model are solved on calibration data.
+struct BlockSolverOptions {
+  DType scale_dtype = DType::kF16;  // of uniform weights
+  bool search_scale = true;
+  double damping = 0.01;
+  ColumnOrder order = ColumnOrder::kGroups;
+  bool correct_inputs = true;  // each linear also makes up for what its input has lost
+};
+
+/// Told how far the work is; return false to stop (kCancelled).
+using SolveProgress =
+    std::function<bool(std::uint64_t done, std::uint64_t total, const std::string& detail)>;
+
+/// Walks the calibration set through the model block by block and quantizes every linear with GPTQ
+/// when its turn comes. The inputs of a linear are those of the model as quantized so far; with
+/// correct_inputs a second walk, of the source, says what they should have been. Blocks that the
+/// store has are taken from it. Docs: docs/quantization.md.
+class BlockSolver {
+ public:
+  /// weights: what the result will hold, linears of the blocks quantized. All arguments must
+  /// outlive the solver.
+  BlockSolver(const Checkpoint& source, std::span<const WeightToWrite> weights,
+              const CalibrationSet& calibration, const BlockSolverOptions& options, Device& device)
+      : source_(source),
+        weights_(weights),
+        calibration_(calibration),
+        options_(options),
+        device_(device) {}
+
+  /// Adds all memory to the device's ledger. Errors: kOutOfMemory with what helps.
+  Result<void> Plan() const;
+
+  /// Solves what the store lacks and saves it there.
+  Result<void> Run(SolvedBlocks& store, const SolveProgress& progress) const;
+
+ private:
+  class Walks;
+  const Checkpoint& source_;
+  std::span<const WeightToWrite> weights_;
+  const CalibrationSet& calibration_;
+  BlockSolverOptions options_;
+  Device& device_;
+};
+
+}  // namespace nibble

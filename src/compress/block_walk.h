@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "checkpoint/checkpoint.h"
+#include "device/device.h"
+#include "model/llama.h"
+
+namespace nibble {
+
+/// The linears of a decoder block that multiply the same input, in the order of the forward pass.
+enum class LinearGroup : std::uint8_t { kQkv, kOutput, kGateUp, kDown };
+inline constexpr LinearGroup kLinearGroups[] = {LinearGroup::kQkv, LinearGroup::kOutput,
+                                                LinearGroup::kGateUp, LinearGroup::kDown};
+/// "self_attn.q_proj", ...
+std::span<const std::string_view> LinearsOf(LinearGroup group);
+/// "model.layers.3.self_attn.q_proj.weight"
+std::string WeightName(std::int64_t block, std::string_view linear);
+/// in_features of the group.
+std::int64_t InputWidth(const ModelConfig& config, LinearGroup group);
+
+/// The hidden states of many token windows on their way through one model, a group of linears at a
+/// time: all rows reach the input of a group before its weights are asked for. One block of the
+/// model is in memory. The arithmetic is that of a ModelRunner with int16 activations and a BF16
+/// cache, to the bit. On a CPU device.
+class BlockWalk {
+ public:
+  /// Adds its memory to the ledger of the device: a part of the model, its workspace and, as
+  /// "calibration", hidden states and the widest input of all tokens in fp32. tokens: windows of
+  /// `length`, [num_windows * length]; checkpoint and tokens must outlive the walk.
+  static Result<void> Plan(const Checkpoint& checkpoint, std::int64_t num_tokens,
+                           std::int64_t length, Device& device);
+  static Result<std::unique_ptr<BlockWalk>> Create(const Checkpoint& checkpoint,
+                                                   std::span<const TokenId> tokens,
+                                                   std::int64_t length, Device& device);
+
+  /// Loads the embedding and starts all rows.
+  Result<void> Embed();
+  /// Loads the norms and biases of a block; the block before must have been ended.
+  Result<void> Begin(std::int64_t block);
+  /// Loads the weights of a group from the checkpoint.
+  Result<void> Load(LinearGroup group);
+
+  /// Rows are taken in chunks, part of a window each.
+  std::int64_t num_chunks() const { return num_rows() / length_ * chunks_of_window_; }
+  std::int64_t max_chunk_rows() const { return chunk_tokens_; }
+  /// Inputs of a group, contiguous; valid until the next call.
+  struct Inputs {
+    const float* x = nullptr;  // [num_rows, InputWidth]
+    std::int64_t num_rows = 0;
+  };
+  /// Takes a chunk to the input of a group. All chunks in order for one group, then the next group
+  /// in order, whose predecessors are loaded.
+  Inputs Advance(LinearGroup group, std::int64_t chunk);
+  /// hidden = output of the block, for one chunk; every group is loaded.
+  void End(std::int64_t chunk);
+
+  std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens_.size()); }
+
+ private:
+  BlockWalk(const Checkpoint& checkpoint, std::span<const TokenId> tokens, std::int64_t length,
+            Device& device)
+      : checkpoint_(checkpoint), tokens_(tokens), length_(length), device_(device) {}
+  Result<void> LoadPart(const std::function<bool(const PlannedWeight&)>& wanted);
+  // A chunk: its rows, and where they lie in their window.
+  struct Chunk {
+    std::int64_t first_row = 0;
+    std::int64_t first_position = 0;
+    std::int64_t num_rows = 0;
+  };
+  Chunk ChunkAt(std::int64_t index) const;
+  static ModelLimits LimitsOf(std::int64_t length);
+  static Result<KvCacheSpec> CacheSpec(const Checkpoint& checkpoint, const Device& device);
+
+  const Checkpoint& checkpoint_;
+  std::span<const TokenId> tokens_;
+  std::int64_t length_;
+  Device& device_;
+  WeightPlan plan_;  // overlapping
+  std::unique_ptr<LlamaModel> model_;
+  DeviceBuffer hidden_, inner_, input_, kv_buffer_;
+  KvCache cache_;
+  std::vector<BlockId> block_table_;
+  std::int64_t chunk_tokens_ = 0, chunks_of_window_ = 0;
+  std::int64_t block_ = 0;
+};
+
+}  // namespace nibble

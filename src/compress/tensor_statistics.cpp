@@ -1,0 +1,55 @@
+#include "compress/tensor_statistics.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+namespace nibble {
+
+void TensorStatistics::Add(const QuantizedTensor& rows, std::span<const float> weights) {
+  for (const float scale : rows.scales) {
+    scale_min_ = num_groups_ == 0 ? scale : std::min(scale_min_, scale);
+    scale_max_ = num_groups_ == 0 ? scale : std::max(scale_max_, scale);
+    scale_sum_ += static_cast<double>(scale);
+    ++num_groups_;
+  }
+  for (const std::uint8_t zero : rows.zero_points) {
+    zero_min_ = has_zero_points_ ? std::min<std::int64_t>(zero_min_, zero) : zero;
+    zero_max_ = has_zero_points_ ? std::max<std::int64_t>(zero_max_, zero) : zero;
+    zero_sum_ += static_cast<double>(zero);
+    has_zero_points_ = true;
+  }
+  const std::vector<float> back = Dequantize(rows);
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const float error = back[i] - weights[i];
+    max_error_ = std::max(max_error_, std::fabs(error));
+    squared_error_ += static_cast<double>(error) * static_cast<double>(error);
+    squared_weight_ += static_cast<double>(weights[i]) * static_cast<double>(weights[i]);
+  }
+}
+
+json::Object TensorStatistics::ToJson(const WeightSpec& spec) const {
+  json::Object out;
+  out.Set("format", spec.ToString());
+  out.Set("rows", spec.rows);
+  out.Set("cols", spec.cols);
+  json::Object scales;
+  scales.Set("min", static_cast<double>(scale_min_));
+  scales.Set("max", static_cast<double>(scale_max_));
+  scales.Set("mean", scale_sum_ / static_cast<double>(num_groups_));
+  out.Set("scale", std::move(scales));
+  if (has_zero_points_) {
+    json::Object zeros;
+    zeros.Set("min", zero_min_);
+    zeros.Set("max", zero_max_);
+    zeros.Set("mean", zero_sum_ / static_cast<double>(num_groups_));
+    out.Set("zero_point", std::move(zeros));
+  }
+  out.Set("relative_rms_error",
+          squared_weight_ > 0.0 ? std::sqrt(squared_error_ / squared_weight_) : 0.0);
+  out.Set("max_error", static_cast<double>(max_error_));
+  return out;
+}
+
+}  // namespace nibble

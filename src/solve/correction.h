@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "solve/hessian.h"
+
+namespace nibble {
+
+/// How the input of a linear has moved: it no longer sees x but y, what the model as quantized so
+/// far makes of x. With H = sum y y^T and G = sum x y^T, this is G - H in the factor's order.
+struct InputShift {
+  std::vector<float> panels;  // panel p: [padded][16], (G - H)_ji at position j and column i
+  static std::uint64_t SizeBytes(std::int64_t width);
+};
+InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const Hessian& hessian,
+                   const CrossGram& cross);
+
+/// The weights to quantize in place of W, [rows, factor.width], row-major:
+///   W* = W (G + lambda I) (H + lambda I)^-1  minimizes  sum |W* y - W x|^2 + lambda |W* - W|^2
+/// and for every Q this sum is that minimum plus tr((Q - W*) (H + lambda I) (Q - W*)^T): so
+/// whatever solves Q for W* also makes up for what the input has lost (the aim of GPTAQ, Li et al.
+/// 2025, and of Qronos, Zhang et al. 2025, in closed form).
+std::vector<float> CorrectWeights(ThreadPool& pool, std::span<const float> weights,
+                                  const HessianFactor& factor, const InputShift& shift);
+
+}  // namespace nibble

@@ -1,0 +1,148 @@
+#include "solve/grid.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "codec/encode.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kSteps = 33;
+constexpr float kWidest = 1.10F;
+constexpr float kStep = 0.02F;
+constexpr int kRefinements = 2;
+
+// Round to nearest even for |x| < 2^22, in two additions that vectorize without SSE4.
+float RoundNearest(float x) {
+  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
+  return (x + kMagic) - kMagic;
+}
+
+}  // namespace
+
+GridSearch::GridSearch(const WeightSpec& spec, const Options& options)
+    : spec_(spec),
+      options_(options),
+      top_(static_cast<float>((1 << spec.bits) - 1)),
+      middle_(static_cast<float>(1 << (spec.bits - 1))) {}
+
+void GridSearch::SetScale(LaneGrid& grid, std::size_t lane, float scale) const {
+  grid.scale[lane] = spec_.has_f32_scales ? scale : RoundToDType(scale, options_.scale_dtype);
+  grid.inverse[lane] = grid.scale[lane] == 0.0F ? 0.0F : 1.0F / grid.scale[lane];
+}
+
+// The grid whose range is |factor| times the range given, upside down if factor is negative.
+LaneGrid GridSearch::GridOf(const Range& range, float factor) const {
+  LaneGrid grid;
+  for (std::size_t l = 0; l < kLanes; ++l) {
+    const float absmax = std::max(-range.minimum[l], range.maximum[l]);
+    if (spec_.kind == CodecKind::kCodebook) {
+      SetScale(grid, l, absmax * factor);
+    } else if (!spec_.has_zero_points) {
+      SetScale(grid, l, absmax * 2.0F * factor / top_);
+      grid.zero[l] = middle_;
+    } else {
+      SetScale(grid, l, (range.maximum[l] - range.minimum[l]) * factor / top_);
+      if (grid.scale[l] != 0.0F) {
+        grid.zero[l] =
+            std::clamp(RoundNearest(-range.minimum[l] * factor / grid.scale[l]), 0.0F, top_);
+      }
+    }
+  }
+  return grid;
+}
+
+void GridSearch::Round(const LaneGrid& grid, const Lane& values, Lane& codes, Lane& rounded) const {
+  if (spec_.kind == CodecKind::kCodebook) {
+    const std::span<const float> table = ValuesOf(spec_.codebook);
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      const std::uint8_t code = NearestCode(spec_.codebook, values[l] * grid.inverse[l]);
+      codes[l] = static_cast<float>(code);
+      rounded[l] = table[code] * grid.scale[l];
+    }
+    return;
+  }
+  for (std::size_t l = 0; l < kLanes; ++l) {
+    // Clamped before rounding, so that the magic number stays valid; the bounds are integers, so
+    // the order is free.
+    const float low = -grid.zero[l];
+    const float high = top_ - grid.zero[l];
+    const float code = RoundNearest(std::min(std::max(values[l] * grid.inverse[l], low), high));
+    codes[l] = code + grid.zero[l];
+    rounded[l] = code * grid.scale[l];
+  }
+}
+
+Lane GridSearch::ErrorOf(const LaneGrid& grid, const float* values,
+                         std::span<const float> weights) const {
+  Lane sum{};
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    Lane x, codes, rounded;
+    std::copy_n(values + i * kLanes, kLanes, x.begin());
+    Round(grid, x, codes, rounded);
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      const float error = x[l] - rounded[l];
+      sum[l] += weights[i] * (error * error);
+    }
+  }
+  return sum;
+}
+
+LaneGrid GridSearch::Best(const float* values, std::span<const float> weights) const {
+  Range range;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      const float x = values[i * kLanes + l];
+      range.minimum[l] = std::min(range.minimum[l], x);
+      range.maximum[l] = std::max(range.maximum[l], x);
+    }
+  }
+  LaneGrid best = GridOf(range, 1.0F);
+  if (!options_.search) {
+    return best;
+  }
+  Lane least = ErrorOf(best, values, weights);
+  const auto consider = [&](const LaneGrid& grid) {
+    const Lane error = ErrorOf(grid, values, weights);
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      if (error[l] < least[l] && grid.scale[l] != 0.0F) {
+        least[l] = error[l];
+        best.scale[l] = grid.scale[l];
+        best.inverse[l] = grid.inverse[l];
+        best.zero[l] = grid.zero[l];
+      }
+    }
+  };
+  const bool both = options_.both_signs && !spec_.has_zero_points;
+  for (int i = 0; i < kSteps; ++i) {
+    const float factor = kWidest - kStep * static_cast<float>(i);
+    consider(GridOf(range, factor));
+    if (both) {
+      consider(GridOf(range, -factor));
+    }
+  }
+  for (int round = 0; round < kRefinements; ++round) {
+    Lane product{}, square{};
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      Lane x, codes, rounded;
+      std::copy_n(values + i * kLanes, kLanes, x.begin());
+      Round(best, x, codes, rounded);
+      for (std::size_t l = 0; l < kLanes; ++l) {
+        const float unit = rounded[l] * best.inverse[l];
+        product[l] += weights[i] * x[l] * unit;
+        square[l] += weights[i] * unit * unit;
+      }
+    }
+    LaneGrid grid = best;
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      if (square[l] > 0.0F) {
+        SetScale(grid, l, product[l] / square[l]);
+      }
+    }
+    consider(grid);
+  }
+  return best;
+}
+
+}  // namespace nibble

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "codec/quantized_tensor.h"
+#include "tensor/tensor.h"
+
+namespace nibble {
+
+// Solvers work on sixteen rows at once, one a lane, so that plain loops over lanes vectorize.
+inline constexpr std::size_t kLanes = 16;
+using Lane = std::array<float, kLanes>;
+
+/// Sixteen grids: w ~ (code - zero) * scale, or codebook[code] * scale.
+struct LaneGrid {
+  Lane scale{};
+  Lane inverse{};  // 1 / scale, or 0 where scale is 0
+  Lane zero{};
+};
+
+/// Finds grids and rounds onto them.
+class GridSearch {
+ public:
+  struct Options {
+    DType scale_dtype = DType::kF16;  // unless the spec has f32 scales
+    bool search = true;               // off: the grid that spans all values
+    bool both_signs = true;           // a symmetric grid has one code more below zero than above:
+                                      // let its scale be negative where that end fits better
+  };
+  /// spec: kUniform or kCodebook.
+  GridSearch(const WeightSpec& spec, const Options& options);
+
+  /// Of values [weights.size()][16]: the grid with the least sum of weights[i] * error^2 among
+  /// ranges of 0.46 to 1.10 times that of the values, refined by least squares on its scale.
+  LaneGrid Best(const float* values, std::span<const float> weights) const;
+
+  /// The nearest code and what it stands for.
+  void Round(const LaneGrid& grid, const Lane& values, Lane& codes, Lane& rounded) const;
+
+ private:
+  struct Range {
+    Lane minimum{}, maximum{};  // minimum <= 0 <= maximum
+  };
+  LaneGrid GridOf(const Range& range, float factor) const;
+  void SetScale(LaneGrid& grid, std::size_t lane, float scale) const;
+  Lane ErrorOf(const LaneGrid& grid, const float* values, std::span<const float> weights) const;
+
+  WeightSpec spec_;
+  Options options_;
+  float top_;     // the largest code
+  float middle_;  // zero of a symmetric grid
+};
+
+}  // namespace nibble

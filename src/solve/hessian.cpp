@@ -1,0 +1,285 @@
+#include "solve/hessian.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/check.h"
+#include "kernels/gram.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::int64_t kBlock = 64;  // columns eliminated at once
+constexpr std::int64_t kPanel = kGramPanel;
+constexpr int kMaxRetries = 8;
+
+std::size_t Square(std::int64_t n) {
+  return static_cast<std::size_t>(n) * static_cast<std::size_t>(n);
+}
+
+std::vector<std::int32_t> OrderOf(const Hessian& hessian, const FactorOptions& options) {
+  const std::int64_t width = hessian.width();
+  std::vector<std::int32_t> order(static_cast<std::size_t>(width));
+  std::iota(order.begin(), order.end(), 0);
+  const auto heavier = [&](std::int32_t a, std::int32_t b) {
+    return hessian.At(a, a) > hessian.At(b, b);
+  };
+  switch (options.order) {
+    case ColumnOrder::kNatural:
+      break;
+    case ColumnOrder::kDescending:
+      std::ranges::stable_sort(order, heavier);
+      break;
+    case ColumnOrder::kGroups: {
+      const std::int64_t size = options.group_size;
+      NIBBLE_CHECK(size > 0 && width % size == 0, "groups divide the width");
+      std::vector<std::int32_t> groups(static_cast<std::size_t>(width / size));
+      std::iota(groups.begin(), groups.end(), 0);
+      std::vector<double> mass(groups.size(), 0.0);
+      for (std::int64_t i = 0; i < width; ++i) {
+        mass[static_cast<std::size_t>(i / size)] += hessian.At(i, i);
+      }
+      std::ranges::stable_sort(groups, [&](std::int32_t a, std::int32_t b) {
+        return mass[static_cast<std::size_t>(a)] > mass[static_cast<std::size_t>(b)];
+      });
+      auto at = order.begin();
+      for (const std::int32_t group : groups) {
+        const auto end = at + size;
+        std::iota(at, end, static_cast<std::int32_t>(group * size));
+        std::stable_sort(at, end, heavier);
+        at = end;
+      }
+      break;
+    }
+  }
+  return order;
+}
+
+// The matrix that is factorized in place: row-major [n, n], upper half.
+class Elimination {
+ public:
+  Elimination(ThreadPool& pool, std::vector<double>& matrix, std::int64_t n)
+      : pool_(pool), a_(matrix), n_(n) {}
+
+  // A = R R^T with R in the place of A; false if a pivot is not positive.
+  bool Run() {
+    for (std::int64_t end = n_; end > 0;) {
+      const std::int64_t begin = (end - 1) / kBlock * kBlock;
+      if (!Diagonal(begin, end)) {
+        return false;
+      }
+      if (begin > 0) {
+        Rows(begin, end);
+        Downdate(pool_, panels_.data(), begin, end - begin, a_.data(), n_);
+      }
+      end = begin;
+    }
+    return true;
+  }
+
+ private:
+  double& At(std::int64_t i, std::int64_t j) { return a_[static_cast<std::size_t>(i * n_ + j)]; }
+
+  // The square of rows and columns [begin, end), last column first.
+  bool Diagonal(std::int64_t begin, std::int64_t end) {
+    for (std::int64_t k = end - 1; k >= begin; --k) {
+      const double pivot = At(k, k);
+      if (!(pivot > 0.0) || !std::isfinite(pivot)) {
+        return false;
+      }
+      const double root = std::sqrt(pivot);
+      At(k, k) = root;
+      for (std::int64_t i = begin; i < k; ++i) {
+        At(i, k) /= root;
+      }
+      for (std::int64_t i = begin; i < k; ++i) {
+        const double r = At(i, k);
+        for (std::int64_t j = i; j < k; ++j) {
+          At(i, j) -= r * At(j, k);
+        }
+      }
+    }
+    return true;
+  }
+
+  // Rows above the square: R_ik = (A_ik - sum over l > k of R_il R_kl) / R_kk, 16 rows at a time,
+  // and their panels for Downdate.
+  void Rows(std::int64_t begin, std::int64_t end) {
+    const std::int64_t depth = end - begin;
+    panels_.resize(static_cast<std::size_t>(begin * depth));
+    pool_.For(begin / kPanel, 1, [&](std::int64_t first, std::int64_t last, int) {
+      for (std::int64_t panel = first; panel < last; ++panel) {
+        double* p = panels_.data() + panel * depth * kPanel;
+        for (std::int64_t i = 0; i < kPanel; ++i) {
+          for (std::int64_t k = 0; k < depth; ++k) {
+            p[k * kPanel + i] = At(panel * kPanel + i, begin + k);
+          }
+        }
+        for (std::int64_t k = depth - 1; k >= 0; --k) {
+          double* row = p + k * kPanel;
+          const double inverse = 1.0 / At(begin + k, begin + k);
+          for (std::int64_t i = 0; i < kPanel; ++i) {
+            row[i] *= inverse;
+          }
+          for (std::int64_t l = 0; l < k; ++l) {
+            const double r = At(begin + l, begin + k);
+            for (std::int64_t i = 0; i < kPanel; ++i) {
+              p[l * kPanel + i] -= r * row[i];
+            }
+          }
+        }
+        for (std::int64_t i = 0; i < kPanel; ++i) {
+          for (std::int64_t k = 0; k < depth; ++k) {
+            At(panel * kPanel + i, begin + k) = p[k * kPanel + i];
+          }
+        }
+      }
+    });
+  }
+
+  ThreadPool& pool_;
+  std::vector<double>& a_;
+  std::int64_t n_;
+  std::vector<double> panels_;  // [rows / 16][depth][16]
+};
+
+}  // namespace
+
+const char* Name(ColumnOrder order) {
+  switch (order) {
+    case ColumnOrder::kNatural:
+      return "natural";
+    case ColumnOrder::kDescending:
+      return "descending";
+    case ColumnOrder::kGroups:
+      return "groups";
+  }
+  return "";
+}
+
+Hessian::Hessian(std::int64_t width, std::int64_t max_tokens)
+    : width_(width),
+      padded_(PadToPanel(width)),
+      max_tokens_(max_tokens),
+      sum_(Square(padded_)),
+      panels_(static_cast<std::size_t>(padded_ * max_tokens)) {}
+
+std::uint64_t Hessian::SizeBytes(std::int64_t width, std::int64_t max_tokens) {
+  const std::int64_t padded = PadToPanel(width);
+  return Square(padded) * sizeof(double) +
+         static_cast<std::uint64_t>(padded * max_tokens) * sizeof(float);
+}
+
+void Hessian::Add(ThreadPool& pool, const float* x, std::int64_t num_tokens) {
+  NIBBLE_CHECK(num_tokens <= max_tokens_, "more tokens at once than announced");
+  PackPanels(pool, x, width_, num_tokens, width_, {}, panels_.data());
+  AddGram(pool, panels_.data(), padded_, panels_.data(), padded_, num_tokens, /*upper_only=*/true,
+          sum_.data());
+  num_tokens_ += num_tokens;
+}
+
+CrossGram::CrossGram(std::int64_t width, std::int64_t max_tokens)
+    : width_(width),
+      padded_(PadToPanel(width)),
+      max_tokens_(max_tokens),
+      sum_(Square(padded_)),
+      x_(static_cast<std::size_t>(padded_ * max_tokens)),
+      y_(x_.size()) {}
+
+std::uint64_t CrossGram::SizeBytes(std::int64_t width, std::int64_t max_tokens) {
+  return Hessian::SizeBytes(width, 2 * max_tokens);
+}
+
+void CrossGram::Add(ThreadPool& pool, const float* x, const float* y, std::int64_t num_tokens) {
+  NIBBLE_CHECK(num_tokens <= max_tokens_, "more tokens at once than announced");
+  PackPanels(pool, x, width_, num_tokens, width_, {}, x_.data());
+  PackPanels(pool, y, width_, num_tokens, width_, {}, y_.data());
+  AddGram(pool, x_.data(), padded_, y_.data(), padded_, num_tokens, /*upper_only=*/false,
+          sum_.data());
+}
+
+std::uint64_t HessianFactor::SizeBytes(std::int64_t width) {
+  const std::int64_t padded = PadToPanel(width);
+  // The matrix in double with the panels that eliminate it, then two triangles of floats.
+  return Square(padded) * (sizeof(double) + sizeof(float)) +
+         static_cast<std::uint64_t>(padded) *
+             (kBlock * sizeof(double) + 2 * kPanel * sizeof(float));
+}
+
+Result<HessianFactor> Factorize(ThreadPool& pool, const Hessian& hessian,
+                                const FactorOptions& options) {
+  const std::int64_t width = hessian.width();
+  if (hessian.num_tokens() == 0) {
+    return Fail(ErrorCode::kInvalidArgument, "no calibration token has passed this linear");
+  }
+  HessianFactor out;
+  out.width = width;
+  out.padded = PadToPanel(width);
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < width; ++i) {
+    const double square = hessian.At(i, i);
+    sum += square;
+    out.num_dead += square == 0.0 ? 1 : 0;
+  }
+  if (!std::isfinite(sum)) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "the inputs of this linear overflow: the model gives infinity or NaN on the "
+                "calibration text");
+  }
+  out.order = OrderOf(hessian, options);
+  // A Hessian of zeros leaves plain rounding.
+  const double mean = sum > 0.0 ? sum / static_cast<double>(width) : 1.0;
+  std::vector<double> matrix(Square(out.padded));
+  const auto at = [&](std::int64_t i, std::int64_t j) -> double& {
+    return matrix[static_cast<std::size_t>(i * out.padded + j)];
+  };
+  out.damping = options.damping;
+  for (;; ++out.num_retries) {
+    if (out.num_retries > kMaxRetries) {
+      return Fail(ErrorCode::kInternal,
+                  fmt::format("the Hessian is not positive with a damping of {}", out.damping));
+    }
+    pool.For(out.padded, 1, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        for (std::int64_t j = i; j < out.padded; ++j) {
+          at(i, j) = j < width ? hessian.At(out.order[static_cast<std::size_t>(i)],
+                                            out.order[static_cast<std::size_t>(j)])
+                               : 0.0;
+        }
+        at(i, i) += i < width ? out.damping * mean : 1.0;
+      }
+    });
+    if (Elimination(pool, matrix, out.padded).Run()) {
+      break;
+    }
+    out.damping = std::max(out.damping, 1e-6) * 10.0;
+  }
+  const std::int64_t panels = out.padded / kPanel;
+  out.ratios.resize(static_cast<std::size_t>(128 * panels * (panels + 1)));
+  out.row_ratios.resize(out.ratios.size());
+  out.diagonal.resize(static_cast<std::size_t>(out.padded));
+  pool.For(panels, 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t p = begin; p < end; ++p) {
+      float* before = out.ratios.data() + HessianFactor::RatiosBegin(p);
+      float* after = out.row_ratios.data() + out.RowRatiosBegin(p);
+      for (std::int64_t c = 0; c < kPanel; ++c) {
+        const std::int64_t i = p * kPanel + c;
+        const double pivot = at(i, i);
+        out.diagonal[static_cast<std::size_t>(i)] = pivot * pivot;
+        for (std::int64_t j = 0; j < kPanel * (p + 1); ++j) {
+          before[j * kPanel + c] = j < i ? static_cast<float>(at(j, i) / pivot) : 0.0F;
+        }
+        for (std::int64_t k = p * kPanel; k < out.padded; ++k) {
+          after[(k - p * kPanel) * kPanel + c] =
+              k > i ? static_cast<float>(at(i, k) / pivot) : 0.0F;
+        }
+      }
+    }
+  });
+  return out;
+}
+
+}  // namespace nibble
