@@ -10,8 +10,8 @@
 #include "base/limits.h"
 #include "base/text.h"
 #include "checkpoint/checkpoint_base.h"
+#include "checkpoint/gguf_blocks.h"
 #include "io/gguf.h"
-#include "tensor/float16.h"
 
 namespace nibble {
 namespace {
@@ -335,24 +335,6 @@ std::string FileName(const std::string& canonical) {
                      canonical.substr(last));
 }
 
-std::optional<WeightSpec> SpecOf(std::uint32_t type) {
-  switch (static_cast<GgufType>(type)) {
-    case GgufType::kF32:
-      return WeightSpec{.float_dtype = DType::kF32};
-    case GgufType::kF16:
-      return WeightSpec{.float_dtype = DType::kF16};
-    case GgufType::kBF16:
-      return WeightSpec{.float_dtype = DType::kBF16};
-    case GgufType::kQ4_0:
-      return WeightSpec{.kind = CodecKind::kUniform, .bits = 4, .group_size = 32};
-    case GgufType::kQ4_1:
-      return WeightSpec{.kind = CodecKind::kMinimum, .bits = 4, .group_size = 32};
-    case GgufType::kQ8_0:
-      return WeightSpec{.kind = CodecKind::kUniform, .bits = 8, .group_size = 32};
-  }
-  return std::nullopt;
-}
-
 Result<void> GgufCheckpoint::MapWeights() {
   std::map<std::string, const GgufTensor*> by_name;
   for (const GgufTensor& tensor : file_->header().tensors) {
@@ -374,12 +356,12 @@ Result<void> GgufCheckpoint::MapWeights() {
           fmt::format("{}: tensor {} has dimensions [{}, {}], the metadata ask for [{}, {}]",
                       Where(), name, cols, rows, wanted.cols, wanted.rows));
     }
-    auto spec = SpecOf(tensor.type);
+    auto spec = GgufSpecOf(tensor.type);
     if (!spec) {
       return Fail(ErrorCode::kUnsupported,
                   fmt::format("{}: tensor {} is {}, which nibble does not read yet (F32 F16 BF16 "
-                              "Q4_0 Q4_1 Q8_0 it does); "
-                              "use another quantization of this model",
+                              "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 and Q2_K to Q6_K it does); use another "
+                              "quantization of this model",
                               Where(), name, GgufTypeName(tensor.type)));
     }
     spec->rows = rows;
@@ -406,41 +388,6 @@ Result<void> GgufCheckpoint::MapWeights() {
         fmt::format("{}: tensor {} is not used by this architecture", Where(), Quote(name)));
   }
   return {};
-}
-
-// One row of blocks -> codes, scales and minima at their places.
-void DecodeRow(std::uint32_t type, const std::byte* row, QuantizedTensor& out, std::int64_t index) {
-  constexpr std::int64_t kBlock = 32;
-  const std::int64_t blocks = out.spec.cols / kBlock;
-  const auto half = [](const std::byte* at) {
-    std::uint16_t bits = 0;
-    std::memcpy(&bits, at, sizeof bits);
-    return F16ToFloat(bits);
-  };
-  for (std::int64_t b = 0; b < blocks; ++b) {
-    const auto group = static_cast<std::size_t>(index * blocks + b);
-    std::uint8_t* codes = out.codes.data() + index * out.spec.cols + b * kBlock;
-    out.scales[group] = half(row);
-    row += 2;
-    if (static_cast<GgufType>(type) == GgufType::kQ8_0) {
-      for (std::int64_t i = 0; i < kBlock; ++i) {
-        codes[i] =
-            static_cast<std::uint8_t>(static_cast<std::uint8_t>(row[i]) ^ 0x80U);  // signed -> +128
-      }
-      row += kBlock;
-      continue;
-    }
-    if (static_cast<GgufType>(type) == GgufType::kQ4_1) {
-      out.minima[group] = half(row);
-      row += 2;
-    }
-    for (std::int64_t i = 0; i < kBlock / 2; ++i) {
-      const auto pair = static_cast<std::uint8_t>(row[i]);
-      codes[i] = pair & 15U;
-      codes[i + kBlock / 2] = static_cast<std::uint8_t>(pair >> 4);
-    }
-    row += kBlock / 2;
-  }
 }
 
 Result<QuantizedTensor> GgufCheckpoint::ReadRows(const WeightInfo& weight, std::int64_t row_begin,
@@ -490,9 +437,9 @@ Result<QuantizedTensor> GgufCheckpoint::ReadRows(const WeightInfo& weight, std::
     out.scales.resize(groups);
     out.minima.resize(weight.spec.kind == CodecKind::kMinimum ? groups : 0);
     for (std::int64_t row = row_begin; row < row_end; ++row) {
-      DecodeRow(source.tensor->type,
-                bytes.data() + static_cast<std::size_t>(file_index(row)) * stride, out,
-                row - row_begin);
+      DecodeGgufRow(static_cast<GgufType>(source.tensor->type),
+                    bytes.data() + static_cast<std::size_t>(file_index(row)) * stride, out,
+                    row - row_begin);
     }
     return {};
   }));

@@ -83,8 +83,8 @@ Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, Device
     std::memcpy(write.data(), values.data(), values.size() * sizeof(float));
     return {};
   }
-  if (rows.spec.kind == CodecKind::kFloat && planned.packed.kind != CodecKind::kFloat) {
-    rows = EncodeAbsmax(rows.values, rows.spec.rows, rows.spec.cols, planned.packed.bits,
+  if (planned.packed != planned.stored->spec) {
+    rows = EncodeAbsmax(Dequantize(rows), rows.spec.rows, rows.spec.cols, planned.packed.bits,
                         planned.packed.group_size);
   }
   PackedWeight packed{.spec = planned.packed, .data = place, .size_bytes = planned.size_bytes};
@@ -117,9 +117,12 @@ Result<WeightPlan> PlanWeights(const Checkpoint& checkpoint, const Device& devic
     if (planned.is_vector) {
       planned.size_bytes = static_cast<std::size_t>(stored->spec.cols) * sizeof(float);
     } else {
+      // Groups that no kernel has (Q6_K's 16 columns) would run as F32 values.
+      const bool as_values =
+          stored->spec.kind == CodecKind::kFloat || (stored->spec.group_size < stored->spec.cols &&
+                                                     stored->spec.group_size % kTableGroup != 0);
       const bool repack = tables == TableFormat::kAuto && quantized && IsTable(wanted.name) &&
-                          stored->spec.kind == CodecKind::kFloat &&
-                          stored->spec.cols % kTableGroup == 0;
+                          as_values && stored->spec.cols % kTableGroup == 0;
       if (repack) {
         planned.packed = {.rows = stored->spec.rows,
                           .cols = stored->spec.cols,

@@ -40,7 +40,7 @@ struct WeightPlan {
 
 /// How the embedding and the head are held. kAuto: at 8 bit in groups of 32 if the blocks' linears
 /// are quantized and the file holds them as floats (consumers of compressed-tensors cannot read
-/// them at 8 bit, so files store 16), else as stored.
+/// them at 8 bit, so files store 16) or in groups that no kernel has, else as stored.
 enum class TableFormat : std::uint8_t { kAuto, kAsStored };
 
 /// Errors: kNotFound for a weight that the config asks for; kUnsupported for a format no kernel

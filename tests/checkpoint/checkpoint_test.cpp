@@ -539,10 +539,10 @@ TEST(GgufCheckpoint, WhatIsMissingOrUnsupportedIsNamed) {
   model = {};
   model.leave_out = {"blk.0.attn_v.weight"};
   builder = model.Builder();
-  builder.Tensor("blk.0.attn_v.weight", {64, 32}, 6, std::string(22 * 64, 'x'));  // Q5_0
+  builder.Tensor("blk.0.attn_v.weight", {64, 32}, 20, std::string(18 * 64, 'x'));  // IQ4_NL
   error = MustFail(folder.Write("q5.gguf", builder.Build()));
   EXPECT_EQ(error.code, ErrorCode::kUnsupported);
-  EXPECT_SAYS(error, "Q5_0");
+  EXPECT_SAYS(error, "IQ4_NL");
   EXPECT_SAYS(error, "blk.0.attn_v.weight");
   builder = TinyGguf{}.Builder();
   builder.U32("split.count", 2);
