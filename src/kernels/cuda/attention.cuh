@@ -207,6 +207,20 @@ __device__ __forceinline__ float HeadScale(const KvView& cache, int kv_head, boo
                                  : cache.scales[(is_value ? cache.num_kv_heads : 0) + kv_head];
 }
 
+/// Eight neighbouring dimensions, or what turns them.
+__device__ __forceinline__ void Load8(const float* from, float (&x)[8]) {
+  const float4 a = reinterpret_cast<const float4*>(from)[0];
+  const float4 b = reinterpret_cast<const float4*>(from)[1];
+  x[0] = a.x;
+  x[1] = a.y;
+  x[2] = a.z;
+  x[3] = a.w;
+  x[4] = b.x;
+  x[5] = b.y;
+  x[6] = b.z;
+  x[7] = b.w;
+}
+
 /// RoPE of the pair (d, d + head_dim / 2).
 __device__ __forceinline__ void Rotate(float& low, float& high, float cosine, float sine) {
   const float a = low;

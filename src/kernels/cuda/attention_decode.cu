@@ -266,7 +266,7 @@ __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
     // The queries: column g of the products is head g.
     float2 cosines[kSteps];  // eights of the first half, and of what they turn with
     float2 sines[kSteps];
-    if (args.k != nullptr) {
+    if (args.cos_sin != nullptr) {
       const float* table =
           args.cos_sin + static_cast<std::int64_t>(item.of.length - 1) * kHeadDim + 2 * t;
 #pragma unroll
@@ -284,7 +284,7 @@ __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
                               ? *reinterpret_cast<const float2*>(q_head + i * 8 + 2 * t)
                               : make_float2(0.0F, 0.0F);
     }
-    if (args.k != nullptr) {
+    if (args.cos_sin != nullptr) {
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         float2& low = raw[i / 2][i % 2];

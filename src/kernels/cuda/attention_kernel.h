@@ -49,7 +49,8 @@ struct SequenceView {
   int table_stride = 0;
 };
 
-/// Rotates q in place, rotates k, and writes k and v of every row to its slot.
+/// Rotates q in place, rotates k, and writes k and v of every row to its slot. Without heads of q
+/// (num_heads 0) k and v alone: attention rotates q as it reads it.
 struct RopeArgs {
   float* q = nullptr;
   const float* k = nullptr;
@@ -88,13 +89,14 @@ struct AttentionArgs {
   int window = 0;           // keys that a query sees; 0: all
   KvView cache;
   SequenceView sequences;
-  // Decode with RoPE: if k is given, q is rotated as it is read, and the one new key and value of
-  // every sequence are rotated and written to the cache here (no norms). What earlier kernels of
-  // the stream wrote to the cache must be older than the one before this.
+  // If given, q is rotated as it is read.
+  const float* cos_sin = nullptr;
+  // Decode, with cos_sin: if k is given, the one new key and value of every sequence are rotated
+  // and written to the cache here (no norms; up to kMaxGroup heads a KV head). What earlier kernels
+  // of the stream wrote to the cache must be older than the one before this.
   const float* k = nullptr;
   const float* v = nullptr;
   std::int64_t k_stride = 0, v_stride = 0;
-  const float* cos_sin = nullptr;
   // Decode: the units of a sequence in order beside each other.
   const DecodeItem* items = nullptr;        // [max_items]
   const std::int32_t* num_items = nullptr;  // in device memory: a recorded step serves any context
@@ -107,9 +109,18 @@ struct AttentionArgs {
 };
 /// Sequences of one row.
 int LaunchDecodeAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream);
-/// Sequences of many rows; a tile has 128 rows, of 128 / (heads per KV head) tokens.
-int LaunchPrefillAttention(const AttentionArgs& args, CUstream_st* stream);
-constexpr int kPrefillRows = 128;
+/// Sequences of many rows, by tiles of PrefillTokens. If these are few for the SMs, halves of tiles
+/// are what blocks take; the bits are the same.
+int LaunchPrefillAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream);
+constexpr int kPrefillRows = 128;  // of a tile: (token, query head) pairs that share a KV head
+/// Tokens of a tile, for `group` query heads a KV head: its halves have as many each, where half of
+/// the rows hold a token.
+constexpr int PrefillTokens(int group) {
+  constexpr int kHalf = kPrefillRows / 2;
+  return group <= kHalf ? kHalf / group * 2 : kPrefillRows / group;
+}
+/// Whether LaunchPrefillAttention takes halves of tiles.
+bool TakesHalfTiles(const AttentionArgs& args, int num_sms);
 
 bool HasAttention(int head_dim);
 

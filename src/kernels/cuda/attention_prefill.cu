@@ -1,7 +1,8 @@
-// Attention of sequences with many queries. A block takes 128 rows, (token, query head) pairs that
-// share a KV head, 16 a warp, and walks the keys split by split; 64-key blocks stream through a
-// ring of shared memory. Per split all scores stay in registers until its maximum is known: the
-// arithmetic of attention.cuh. 4 * rows * keys * head_dim operations; judge by FLOP/s.
+// Attention of sequences with many queries. A block takes a tile of 128 rows or half of one,
+// (token, query head) pairs that share a KV head, 16 a warp, and walks the keys split by split;
+// 64-key blocks stream through a ring of shared memory. Per split all scores stay in registers
+// until its maximum is known: the arithmetic of attention.cuh, which knows no tile. 4 * rows * keys
+// * head_dim operations; judge by FLOP/s.
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -9,8 +10,19 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = (kWarps + 1) * 32;
+// A block: warps with 16 rows each, and a warpgroup of which one lane copies and that gives its
+// registers to them (sm_90a; elsewhere its warps merely end). One block of whole tiles an SM, or
+// two of half tiles.
+constexpr int kCopyWarps = 4;
+template <int kWarps>
+constexpr int kThreads = (kWarps + kCopyWarps) * 32;
+#if __CUDA_ARCH_FEAT_SM90_ALL
+template <int kWarps>
+constexpr int kBlocksOfSm = 8 / kWarps;
+#else
+template <int kWarps>  // half tiles: all the registers that a thread may have instead
+constexpr int kBlocksOfSm = 1;
+#endif
 constexpr int kStages = 4;
 constexpr int kBlocks = kKvSplit / kKvBlock;
 
@@ -20,10 +32,17 @@ __device__ __forceinline__ int QueryAt(int row, int chunk) {
   return ChunkAt<kHeadDim, KvType::kF16>(row, chunk);
 }
 
-template <int kHeadDim, KvType kType>
-__global__ __launch_bounds__(kThreads,
-                             1) void PrefillKernel(const __grid_constant__ AttentionArgs args) {
+__device__ __forceinline__ uint4 ToHalves(const float (&x)[8]) {
+  return make_uint4(AsBits(__floats2half2_rn(x[0], x[1])), AsBits(__floats2half2_rn(x[2], x[3])),
+                    AsBits(__floats2half2_rn(x[4], x[5])), AsBits(__floats2half2_rn(x[6], x[7])));
+}
+
+template <int kWarps, int kHeadDim, KvType kType>
+__global__ __launch_bounds__(kThreads<kWarps>, kBlocksOfSm<kWarps>) void PrefillKernel(
+    const __grid_constant__ AttentionArgs args) {
 #if __CUDA_ARCH__ >= 900  // bulk copies
+  constexpr int kRows = kWarps * 16;
+  constexpr int kParts = kPrefillRows / kRows;  // of a tile
   constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
   constexpr int kSteps = kHeadDim / 16;
   constexpr int kDimTiles = kHeadDim / 8;
@@ -33,8 +52,8 @@ __global__ __launch_bounds__(kThreads,
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4;
   const int t = lane % 4;
-  const std::uint32_t queries = SmemAddress(smem);  // [128][head_dim] fp16, chunks swapped
-  constexpr int kRing = kPrefillRows * kHeadDim * 2;
+  const std::uint32_t queries = SmemAddress(smem);  // [rows][head_dim] fp16, chunks swapped
+  constexpr int kRing = kRows * kHeadDim * 2;
   const std::uint32_t ring = queries + kRing;
   // The merged units, each thread its own fragments: [warp][dims / 8][lane] of four floats.
   auto* const before =
@@ -51,16 +70,19 @@ __global__ __launch_bounds__(kThreads,
   }
   __syncthreads();
   LaunchDependents();
-  WaitForPrevious();
 
-  // Long tiles first: the last tiles of a prompt see the most keys.
-  const int tile = args.num_tiles - 1 - static_cast<int>(blockIdx.x);
-  const int kv_head = static_cast<int>(blockIdx.y);
-  const int sequence = args.tiles[tile * 2];
-  const int first_token = args.tiles[tile * 2 + 1];
+  // What the host wrote for this step may be read before the kernel before this is done.
+  // Long tiles first, of all heads: the last tiles of a prompt see the most keys.
+  const int part = args.num_tiles * kParts - 1 - static_cast<int>(blockIdx.y);
+  const int kv_head = static_cast<int>(blockIdx.x);
+  const int sequence = args.tiles[part / kParts * 2];
   const int group = args.num_heads / args.cache.num_kv_heads;
-  const int tokens_of_tile = kPrefillRows / group;
-  const int num_tokens = min(tokens_of_tile, args.sequences.num_rows[sequence] - first_token);
+  const int tokens_of_part = PrefillTokens(group) / kParts;
+  const int first_token = args.tiles[part / kParts * 2 + 1] + part % kParts * tokens_of_part;
+  const int num_tokens = min(tokens_of_part, args.sequences.num_rows[sequence] - first_token);
+  if (num_tokens <= 0) {  // a tile that its first half holds
+    return;
+  }
   const int first_row = args.sequences.first_row[sequence] + first_token;
   const int first_position = args.sequences.first_position[sequence] + first_token;
   const int last_position = first_position + num_tokens - 1;
@@ -76,8 +98,11 @@ __global__ __launch_bounds__(kThreads,
   };
   int stage = 0;
 
-  if (warp == kWarps) {  // copies
-    if (lane == 0) {
+  if (warp >= kWarps) {  // copies
+    GiveRegisters<kWarps == 8 ? 56 : 40>();
+    if (warp == kWarps && lane == 0) {
+      const int first_new = args.sequences.first_position[sequence];  // key that this step writes
+      bool waited = false;
       std::uint32_t phase = 1;
       for (int split = split_begin; split < split_end; ++split) {
         int begin;
@@ -87,6 +112,10 @@ __global__ __launch_bounds__(kThreads,
           for (int b = begin; b < end; ++b) {
             const std::uint8_t* from = args.cache.data + table[b] * args.cache.block_bytes +
                                        kv_head * args.cache.head_bytes + values * kTileBytes;
+            if (!waited && (b + 1) * kKvBlock > first_new) {
+              WaitForPrevious();
+              waited = true;
+            }
             BarrierWait(empty + 8 * stage, phase);
             BarrierExpect(full + 8 * stage, kTileBytes);
             BulkCopyShared(ring + stage * kTileBytes, from, kTileBytes, full + 8 * stage);
@@ -100,26 +129,43 @@ __global__ __launch_bounds__(kThreads,
     }
     return;
   }
+  TakeRegisters<kWarps == 8 ? 224 : 216>();
 
-  // The warp's own 16 rows of the queries, as fp16.
-  for (int i = lane; i < 16 * kDimTiles; i += 32) {
-    const int r = warp * 16 + i / kDimTiles;
-    const int chunk = i % kDimTiles;
-    uint4 packed = make_uint4(0, 0, 0, 0);
+  // The warp's own 16 rows of the queries, as fp16: eights of the first half, and what they turn
+  // with.
+  WaitForPrevious();
+  constexpr int kEights = kDimTiles / 2;
+#pragma unroll 4
+  for (int i = lane; i < 16 * kEights; i += 32) {
+    const int r = warp * 16 + i / kEights;
+    const int chunk = i % kEights;
+    float low[8] = {};
+    float high[8] = {};
     if (r < num_rows) {
-      const float4* q =
-          reinterpret_cast<const float4*>(args.q + (first_row + r / group) * args.q_stride +
-                                          (kv_head * group + r % group) * kHeadDim + chunk * 8);
-      const float4 a = q[0];
-      const float4 b = q[1];
-      packed = make_uint4(AsBits(__floats2half2_rn(a.x, a.y)), AsBits(__floats2half2_rn(a.z, a.w)),
-                          AsBits(__floats2half2_rn(b.x, b.y)), AsBits(__floats2half2_rn(b.z, b.w)));
+      const float* q = args.q + (first_row + r / group) * args.q_stride +
+                       (kv_head * group + r % group) * kHeadDim + chunk * 8;
+      Load8(q, low);
+      Load8(q + kHeadDim / 2, high);
+      if (args.cos_sin != nullptr) {
+        const float* cosines = args.cos_sin +
+                               static_cast<std::int64_t>(first_position + r / group) * kHeadDim +
+                               chunk * 8;
+        float c[8];
+        float s[8];
+        Load8(cosines, c);
+        Load8(cosines + kHeadDim / 2, s);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          Rotate(low[j], high[j], c[j], s[j]);
+        }
+      }
     }
-    *reinterpret_cast<uint4*>(smem + QueryAt<kHeadDim>(r, chunk)) = packed;
+    *reinterpret_cast<uint4*>(smem + QueryAt<kHeadDim>(r, chunk)) = ToHalves(low);
+    *reinterpret_cast<uint4*>(smem + QueryAt<kHeadDim>(r, kEights + chunk)) = ToHalves(high);
   }
   __syncwarp();
 
-  // Rows g and g + 8 of the warp.
+  // Rows g and g + 8 of the warp; behind the last row they repeat it.
   int position[2];
   int lowest_key[2];
 #pragma unroll
@@ -128,6 +174,11 @@ __global__ __launch_bounds__(kThreads,
     position[h] = first_position + min(r, num_rows - 1) / group;
     lowest_key[h] = FirstKey(position[h], args.window);
   }
+  // Keys that all rows of the warp see, and the end of those that any does.
+  const int highest_row = first_position + min(warp * 16 + 15, num_rows - 1) / group;
+  const int all_begin = FirstKey(highest_row, args.window);
+  const int all_end = first_position + min(warp * 16, num_rows - 1) / group + 1;
+  const int any_end = highest_row + 1;
   float score_scale = args.scale_log2;
   float out_scale = 1.0F;
   if constexpr (kType == KvType::kFp8) {
@@ -165,40 +216,58 @@ __global__ __launch_bounds__(kThreads,
       }
       if (walked) {
         BarrierWait(full + 8 * stage, phase);
-        const std::uint32_t keys = ring + stage * kTileBytes;
+        if (block * kKvBlock < any_end) {
+          const std::uint32_t keys = ring + stage * kTileBytes;
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          std::uint32_t a[4];
-          LoadMatrices(a, queries + QueryAt<kHeadDim>(warp * 16 + lane % 16, s * 2 + lane / 16));
+          for (int s = 0; s < kSteps; ++s) {
+            std::uint32_t a[4];
+            LoadMatrices(a, queries + QueryAt<kHeadDim>(warp * 16 + lane % 16, s * 2 + lane / 16));
 #pragma unroll
-          for (int n = 0; n < 4; ++n) {  // 16 keys a load
-            std::uint32_t k[1][4];
-            LoadKeys<kHeadDim, kType>(k, keys, n * 16, s, lane);
-            Mma16816(scores[b][2 * n], a, k[0][0], k[0][1]);
-            Mma16816(scores[b][2 * n + 1], a, k[0][2], k[0][3]);
+            for (int n = 0; n < 4; ++n) {  // 16 keys a load
+              std::uint32_t k[1][4];
+              LoadKeys<kHeadDim, kType>(k, keys, n * 16, s, lane);
+              Mma16816(scores[b][2 * n], a, k[0][0], k[0][1]);
+              Mma16816(scores[b][2 * n + 1], a, k[0][2], k[0][3]);
+            }
           }
-        }
-        if constexpr (kType == KvType::kInt8) {
-          const auto* scales =
-              reinterpret_cast<const __half2*>(smem + kRing + stage * kTileBytes) + t;
+          if constexpr (kType == KvType::kInt8) {
+            const auto* scales =
+                reinterpret_cast<const __half2*>(smem + kRing + stage * kTileBytes) + t;
 #pragma unroll
-          for (int n = 0; n < 8; ++n) {
-            const float2 scale = __half22float2(scales[n * 4]);
-            scores[b][n][0] *= scale.x;
-            scores[b][n][1] *= scale.y;
-            scores[b][n][2] *= scale.x;
-            scores[b][n][3] *= scale.y;
+            for (int n = 0; n < 8; ++n) {
+              const float2 scale = __half22float2(scales[n * 4]);
+              scores[b][n][0] *= scale.x;
+              scores[b][n][1] *= scale.y;
+              scores[b][n][2] *= scale.x;
+              scores[b][n][3] *= scale.y;
+            }
           }
         }
         next_stage();
+      }
+      if (block * kKvBlock >= all_begin && (block + 1) * kKvBlock <= all_end) {
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            scores[b][n][j] *= score_scale;
+          }
+        }
+      } else {
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const int key = block * kKvBlock + n * 8 + 2 * t + j % 2;
+            const bool seen = walked && key <= position[j / 2] && key >= lowest_key[j / 2];
+            scores[b][n][j] = seen ? scores[b][n][j] * score_scale : -INFINITY;
+          }
+        }
       }
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const int key = block * kKvBlock + n * 8 + 2 * t + j % 2;
-          const bool seen = walked && key <= position[j / 2] && key >= lowest_key[j / 2];
-          scores[b][n][j] = seen ? scores[b][n][j] * score_scale : -INFINITY;
           top[j / 2] = fmaxf(top[j / 2], scores[b][n][j]);
         }
       }
@@ -231,26 +300,41 @@ __global__ __launch_bounds__(kThreads,
       if (block >= begin && block < end) {
         BarrierWait(full + 8 * stage, phase);
         const std::uint32_t values = ring + stage * kTileBytes;
-        const int keys = last_position + 1 - block * kKvBlock;
-#pragma unroll
-        for (int s = 0; s < kKvBlock / 16; ++s) {
-          if (s * 16 >= keys) {
-            break;
-          }
+        const auto add_values = [&](int s, int tokens) {  // of 16, those that exist
           const std::uint32_t a[4] = {weights[b][2 * s][0], weights[b][2 * s][1],
                                       weights[b][2 * s + 1][0], weights[b][2 * s + 1][1]};
           constexpr std::uint32_t kOnes = 0x3c003c00;
           Mma16816(l, a, kOnes, kOnes);
           std::uint32_t scales[2] = {};
-          LoadValueScales<kType>(scales, values, s * 16, keys - s * 16, lane);
+          LoadValueScales<kType>(scales, values, s * 16, tokens, lane);
 #pragma unroll
           for (int n = 0; n < kSteps; n += kPair) {
             std::uint32_t v[kPair][4];
-            LoadValues<kHeadDim, kType, 1>(v, values, scales, s * 16, n, keys - s * 16, lane);
+            LoadValues<kHeadDim, kType, 1>(v, values, scales, s * 16, n, tokens, lane);
 #pragma unroll
             for (int i = 0; i < kPair; ++i) {
               Mma16816(o[2 * (n + i)], a, v[i][0], v[i][1]);
               Mma16816(o[2 * (n + i) + 1], a, v[i][2], v[i][3]);
+            }
+          }
+        };
+        // Without a branch, so that loads run ahead of the products; weights of 0 add nothing.
+        if ((block + 1) * kKvBlock <= any_end) {
+#pragma unroll
+          for (int s = 0; s < kKvBlock / 16; ++s) {
+            add_values(s, 16);
+          }
+        } else {
+          const int keys = last_position + 1 - block * kKvBlock;
+#pragma unroll
+          for (int s = 0; s < kKvBlock / 16; ++s) {
+            if (block * kKvBlock + s * 16 >= any_end) {
+              break;
+            }
+            if (keys - s * 16 >= 16) {
+              add_values(s, 16);
+            } else {
+              add_values(s, keys - s * 16);
             }
           }
         }
@@ -328,52 +412,66 @@ __global__ __launch_bounds__(kThreads,
 #endif
 }
 
-template <int kHeadDim, KvType kType>
+template <int kWarps, int kHeadDim, KvType kType>
 int LaunchPrefill(const AttentionArgs& args, cudaStream_t stream) {
-  constexpr int kSmem = kPrefillRows * kHeadDim * 2 + kStages * KvTileBytes(kType, kHeadDim) +
-                        kStages * 16 + kPrefillRows * kHeadDim * 4;
-  auto* kernel = PrefillKernel<kHeadDim, kType>;
+  constexpr int kRows = kWarps * 16;
+  constexpr int kSmem = kRows * kHeadDim * 2 + kStages * KvTileBytes(kType, kHeadDim) +
+                        kStages * 16 + kRows * kHeadDim * 4;
+  auto* kernel = PrefillKernel<kWarps, kHeadDim, kType>;
   static const cudaError_t configured =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);
   if (configured != cudaSuccess) {
     return configured;
   }
-  return Launch(
-      kernel,
-      dim3(static_cast<unsigned>(args.num_tiles), static_cast<unsigned>(args.cache.num_kv_heads)),
-      kThreads, kSmem, stream, args);
+  return Launch(kernel,
+                dim3(static_cast<unsigned>(args.cache.num_kv_heads),
+                     static_cast<unsigned>(args.num_tiles * kPrefillRows / kRows)),
+                kThreads<kWarps>, kSmem, stream, args);
 }
 
-template <int kHeadDim>
+template <int kWarps, int kHeadDim>
 int LaunchPrefillOf(const AttentionArgs& args, cudaStream_t stream) {
   switch (args.cache.type) {
     case KvType::kF16:
-      return LaunchPrefill<kHeadDim, KvType::kF16>(args, stream);
+      return LaunchPrefill<kWarps, kHeadDim, KvType::kF16>(args, stream);
     case KvType::kBF16:
-      return LaunchPrefill<kHeadDim, KvType::kBF16>(args, stream);
+      return LaunchPrefill<kWarps, kHeadDim, KvType::kBF16>(args, stream);
     case KvType::kFp8:
-      return LaunchPrefill<kHeadDim, KvType::kFp8>(args, stream);
+      return LaunchPrefill<kWarps, kHeadDim, KvType::kFp8>(args, stream);
     case KvType::kInt8:
-      return LaunchPrefill<kHeadDim, KvType::kInt8>(args, stream);
+      return LaunchPrefill<kWarps, kHeadDim, KvType::kInt8>(args, stream);
   }
   return cudaErrorInvalidValue;
 }
 
-}  // namespace
-
-int LaunchPrefillAttention(const AttentionArgs& args, CUstream_st* stream) {
+template <int kWarps>
+int LaunchPrefillOf(const AttentionArgs& args, cudaStream_t stream) {
   switch (args.cache.head_dim) {
     case 16:
-      return LaunchPrefillOf<16>(args, stream);
+      return LaunchPrefillOf<kWarps, 16>(args, stream);
     case 32:
-      return LaunchPrefillOf<32>(args, stream);
+      return LaunchPrefillOf<kWarps, 32>(args, stream);
     case 64:
-      return LaunchPrefillOf<64>(args, stream);
+      return LaunchPrefillOf<kWarps, 64>(args, stream);
     case 128:
-      return LaunchPrefillOf<128>(args, stream);
+      return LaunchPrefillOf<kWarps, 128>(args, stream);
     default:
       return cudaErrorInvalidValue;
   }
+}
+
+}  // namespace
+
+bool TakesHalfTiles(const AttentionArgs& args, int num_sms) {
+  // Half tiles share an SM by twos: a long one beside a short one. They read the cache twice as
+  // often, so only where whole tiles would leave SMs idle or uneven.
+  return args.num_heads / args.cache.num_kv_heads <= kPrefillRows / 2 &&
+         args.num_tiles * args.cache.num_kv_heads <= 2 * num_sms;
+}
+
+int LaunchPrefillAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream) {
+  return TakesHalfTiles(args, num_sms) ? LaunchPrefillOf<4>(args, stream)
+                                       : LaunchPrefillOf<8>(args, stream);
 }
 
 }  // namespace nibble::cuda

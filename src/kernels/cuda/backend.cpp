@@ -59,7 +59,8 @@ InputLayout LayOut(const StepLimits& limits) {
   at.max_adjustments = std::min<std::int64_t>(sequences * (limits.max_positions + 2048), 1 << 19);
   at.max_items = sequences * ((limits.max_positions + kKvUnit - 1) / kKvUnit);
   const auto group = std::max<std::int64_t>(1, limits.num_heads / limits.num_kv_heads);
-  at.max_tiles = limits.max_tokens / std::max<std::int64_t>(1, kPrefillRows / group) + sequences;
+  at.max_tiles =
+      limits.max_tokens / std::max(1, PrefillTokens(static_cast<int>(group))) + sequences;
   const auto take = [&](std::int64_t count, std::size_t size) {
     const std::size_t begin = at.bytes;
     at.bytes = RoundUp(begin + static_cast<std::size_t>(count) * size);
@@ -201,7 +202,8 @@ void Run(CudaDevice& device, State& state, Product product) {
 //   Linear                   + AddBias of an output           a bias in its epilogue
 //   Linear of one output     + AddRmsNorm that adds it        it adds to the residual itself
 //   Linear of two outputs    + SwiGlu of them                 it gates them itself
-//   RopeAndCache of decodes  + PagedAttention of its layer    attention rotates what it reads
+//   RopeAndCache (no norms)  + PagedAttention of its layer    attention rotates the queries that it
+//                                                             reads; of decodes the new key, too
 // Each gives the bits of the operators one by one.
 void Flush(CudaDevice& device, State& state) {
   if (state.norm) {
@@ -549,8 +551,7 @@ void RopeAndCache(KernelContext& context, const KvCache& cache, std::int64_t lay
                         .tokens = state.On<TokenRecord>(state.at.tokens),
                         .num_tokens = state.num_tokens,
                         .cache = Layer(cache, layer)};
-  if (state.num_tiles == 0 && args.q_norm == nullptr &&
-      args.num_heads <= kMaxGroup * cache.spec.num_kv_heads) {
+  if (args.q_norm == nullptr) {
     state.rope = launch;
     return;
   }
@@ -588,18 +589,26 @@ void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t l
                        .tiles = state.On<std::int32_t>(at.tiles),
                        .num_tiles = state.num_tiles};
   if (rope) {
-    launch.k = rope->k;
-    launch.v = rope->v;
-    launch.k_stride = rope->k_stride;
-    launch.v_stride = rope->v_stride;
     launch.cos_sin = rope->cos_sin;
+    // A new key is written by whoever reads it where that is one work item. What several read, as
+    // the tiles of a prompt do, is written before.
+    if (state.num_tiles == 0 && args.num_heads <= kMaxGroup * cache.spec.num_kv_heads) {
+      launch.k = rope->k;
+      launch.v = rope->v;
+      launch.k_stride = rope->k_stride;
+      launch.v_stride = rope->v_stride;
+    } else {
+      rope->num_heads = 0;
+      device.NoteError(LaunchRopeAndCache(*rope, device.stream()), "RoPE");
+    }
   }
   if (state.num_decode > 0) {
     device.NoteError(LaunchDecodeAttention(launch, device.num_sms(), device.stream()),
                      "decode attention");
   }
   if (state.num_tiles > 0) {
-    device.NoteError(LaunchPrefillAttention(launch, device.stream()), "prefill attention");
+    device.NoteError(LaunchPrefillAttention(launch, device.num_sms(), device.stream()),
+                     "prefill attention");
   }
 }
 
@@ -697,7 +706,7 @@ Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepI
   state.num_decode = 0;
   state.num_tiles = 0;
   const auto group = state.limits.num_heads / state.limits.num_kv_heads;
-  const auto tile_tokens = static_cast<std::int32_t>(kPrefillRows / group);
+  const std::int32_t tile_tokens = PrefillTokens(static_cast<int>(group));
   for (std::size_t s = 0; s < num_sequences; ++s) {
     const AttentionSequence& sequence = inputs.sequences[s];
     array(at.first_row)[s] = sequence.first_row;

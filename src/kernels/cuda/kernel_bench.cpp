@@ -131,9 +131,9 @@ Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Mat
 }
 
 // Attention of `batch` sequences: decode of one token after `context` - 1 others, or prefill of all
-// `context` tokens.
+// `context` tokens, by the tiles that `num_sms` suggests.
 Result<KernelSpeed> MeasureAttention(CudaDevice& device, cuda::KvType type, bool decode, int batch,
-                                     int context) {
+                                     int context, int num_sms) {
   using namespace cuda;  // NOLINT(google-build-using-namespace): plain data of one family
   constexpr std::int64_t kWidth = std::int64_t{kHeads} * kHeadDim;
   const std::int64_t head_bytes = std::int64_t{2} * KvTileBytes(type, kHeadDim);
@@ -173,7 +173,7 @@ Result<KernelSpeed> MeasureAttention(CudaDevice& device, cuda::KvType type, bool
                        .num_units = units,
                        .first_item = first_item});
     }
-    for (int t = 0; t < context; t += kPrefillRows) {
+    for (int t = 0; t < context; t += PrefillTokens(1)) {
       tiles.insert(tiles.end(), {s, t});
     }
   }
@@ -213,8 +213,8 @@ Result<KernelSpeed> MeasureAttention(CudaDevice& device, cuda::KvType type, bool
     int error = 0;
     for (int i = 0; i < launches && error == 0; ++i) {
       args.cache.data = cache.as<std::uint8_t>() + i % layers * layer_bytes;
-      error = decode ? LaunchDecodeAttention(args, device.num_sms(), device.stream())
-                     : LaunchPrefillAttention(args, device.stream());
+      error = decode ? LaunchDecodeAttention(args, num_sms, device.stream())
+                     : LaunchPrefillAttention(args, num_sms, device.stream());
     }
     return error;
   };
@@ -226,12 +226,67 @@ Result<KernelSpeed> MeasureAttention(CudaDevice& device, cuda::KvType type, bool
       decode ? static_cast<double>(context) * batch : 0.5 * context * (context + 1.0) * batch;
   KernelSpeed speed;
   speed.shape =
-      fmt::format("{} heads of {}, batch={} context={}", kHeads, kHeadDim, batch, context);
+      fmt::format("{} heads of {}, batch={} context={}{}", kHeads, kHeadDim, batch, context,
+                  decode                          ? ""
+                  : TakesHalfTiles(args, num_sms) ? " half tiles"
+                                                  : " whole tiles");
   speed.bytes = kv_bytes + 6.0 * static_cast<double>(rows * kWidth);
   speed.ops = 4.0 * pairs * static_cast<double>(kWidth);
   speed.seconds = timing.seconds / launches;
   speed.num_runs = timing.num_runs;
   speed.limit = decode ? KernelSpeed::Limit::kRead : KernelSpeed::Limit::kF16;
+  return speed;
+}
+
+// RoPE of `tokens` rows and their writes to the cache, with the queries or without.
+Result<KernelSpeed> MeasureRope(CudaDevice& device, cuda::KvType type, int tokens, bool queries) {
+  using namespace cuda;  // NOLINT(google-build-using-namespace): plain data of one family
+  constexpr std::int64_t kWidth = std::int64_t{kHeads} * kHeadDim;
+  const std::int64_t head_bytes = std::int64_t{2} * KvTileBytes(type, kHeadDim);
+  const int blocks = (tokens + kKvBlock - 1) / kKvBlock;
+  const std::int64_t layer_bytes = kHeads * head_bytes * blocks;
+  const auto layers = static_cast<int>((kColdBytes - 1) / layer_bytes + 1);
+  const int launches = std::max(kLeastLaunches, layers);
+  NIBBLE_TRY(cache, Take(device, layer_bytes * layers));
+  NIBBLE_TRY(qkv, Take(device, 3 * 4 * tokens * kWidth));
+  NIBBLE_TRY(angles, Take(device, std::int64_t{4} * tokens * kHeadDim));
+  std::vector<TokenRecord> records;
+  for (int p = 0; p < tokens; ++p) {
+    records.push_back({.position = p, .kv_slot = p});
+  }
+  NIBBLE_TRY(record_buffer, Upload(device, records));
+  RopeArgs args{.q = qkv.as<float>(),
+                .k = qkv.as<float>() + kWidth,
+                .v = qkv.as<float>() + 2 * kWidth,
+                .q_stride = 3 * kWidth,
+                .k_stride = 3 * kWidth,
+                .v_stride = 3 * kWidth,
+                .num_heads = queries ? kHeads : 0,
+                .cos_sin = angles.as<float>(),
+                .tokens = record_buffer.as<TokenRecord>(),
+                .num_tokens = tokens,
+                .cache = {.block_bytes = kHeads * head_bytes,
+                          .head_bytes = head_bytes,
+                          .num_kv_heads = kHeads,
+                          .head_dim = kHeadDim,
+                          .type = type}};
+  const auto run = [&] {
+    int error = 0;
+    for (int i = 0; i < launches && error == 0; ++i) {
+      args.cache.data = cache.as<std::uint8_t>() + i % layers * layer_bytes;
+      error = LaunchRopeAndCache(args, device.stream());
+    }
+    return error;
+  };
+  NIBBLE_TRY(timing, TimeLaunches(device, run));
+  KernelSpeed speed;
+  speed.shape = fmt::format("{} heads of {}, tokens={}{}", kHeads, kHeadDim, tokens,
+                            queries ? "" : " without queries");
+  speed.bytes = static_cast<double>(tokens * kWidth) *
+                (8.0 + (queries ? 8.0 : 0.0) + 2.0 * KvRowBytes(type, kHeadDim) / kHeadDim);
+  speed.seconds = timing.seconds / launches;
+  speed.num_runs = timing.num_runs;
+  speed.limit = KernelSpeed::Limit::kRead;
   return speed;
 }
 
@@ -276,19 +331,38 @@ std::vector<KernelInfo> CudaKernelInfos() {
                      .accepts = "Llama-2-7B",
                      .bench = [type = cache.type](Device& device) {
                        std::vector<KernelSpeed> speeds;
+                       auto& cuda = static_cast<CudaDevice&>(device);
                        for (const int context : {128, 2048}) {
-                         Add(speeds, MeasureAttention(static_cast<CudaDevice&>(device), type, true,
-                                                      32, context));
+                         Add(speeds,
+                             MeasureAttention(cuda, type, true, 32, context, cuda.num_sms()));
+                       }
+                       return speeds;
+                     }});
+    infos.push_back({.name = fmt::format("cuda.attention.prefill.{}", cache.name),
+                     .family = "attention",
+                     .accepts = "Llama-2-7B",
+                     .bench = [type = cache.type](Device& device) {
+                       std::vector<KernelSpeed> speeds;
+                       auto& cuda = static_cast<CudaDevice&>(device);
+                       for (const int context : {256, 512, 1024, 2048}) {
+                         constexpr int kManySms =
+                             1 << 20;  // halves of tiles, and with none whole ones
+                         Add(speeds, MeasureAttention(cuda, type, false, 1, context, 0));
+                         Add(speeds, MeasureAttention(cuda, type, false, 1, context, kManySms));
                        }
                        return speeds;
                      }});
     infos.push_back(
-        {.name = fmt::format("cuda.attention.prefill.{}", cache.name),
-         .family = "attention",
+        {.name = fmt::format("cuda.rope.{}", cache.name),
+         .family = "rope",
          .accepts = "Llama-2-7B",
          .bench = [type = cache.type](Device& device) {
            std::vector<KernelSpeed> speeds;
-           Add(speeds, MeasureAttention(static_cast<CudaDevice&>(device), type, false, 1, 2048));
+           for (const int tokens : {256, 2048}) {
+             for (const bool queries : {true, false}) {
+               Add(speeds, MeasureRope(static_cast<CudaDevice&>(device), type, tokens, queries));
+             }
+           }
            return speeds;
          }});
   }

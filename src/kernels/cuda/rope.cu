@@ -1,7 +1,7 @@
 // RoPE, the norms of q and k before it (Qwen3), and the writes to the cache. head_dim / 16 lanes
 // take one head of one token, each 8 dimensions of its first half and the 8 that they turn with;
-// heads are q, then k, then v. Bytes are written by 16 dimensions: lane pairs exchange eights.
-// Moves every value once.
+// heads of a token are q (if any), then k, then v. Bytes are written by 16 dimensions: lane pairs
+// exchange eights. Moves every value once.
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -46,18 +46,6 @@ __device__ __forceinline__ uint4 MixEights(uint2 a, uint2 b, bool is_value) {
                     __byte_perm(a.y, b.y, even), __byte_perm(a.y, b.y, odd));
 }
 
-__device__ __forceinline__ void Load8(const float* from, float (&x)[8]) {
-  const float4 a = reinterpret_cast<const float4*>(from)[0];
-  const float4 b = reinterpret_cast<const float4*>(from)[1];
-  x[0] = a.x;
-  x[1] = a.y;
-  x[2] = a.z;
-  x[3] = a.w;
-  x[4] = b.x;
-  x[5] = b.y;
-  x[6] = b.z;
-  x[7] = b.w;
-}
 __device__ __forceinline__ void Store8(float* to, const float (&x)[8]) {
   reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
   reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
@@ -66,17 +54,17 @@ __device__ __forceinline__ void Store8(float* to, const float (&x)[8]) {
 template <KvType kType>
 __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ RopeArgs args) {
   LaunchDependents();
-  WaitForPrevious();
   const int head_dim = args.cache.head_dim;
   const int half = head_dim / 2;
   const int lanes = half / 8;  // of a head: a power of two, as head_dim is
-  const int index =
-      (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) / lanes;
-  const int chunk = static_cast<int>(threadIdx.x) % lanes;
+  const int flat = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  const int chunk = flat % lanes;
   const int kv_heads = args.cache.num_kv_heads;
+  const int heads = args.num_heads + 2 * kv_heads;  // of a token
+  const int index = flat / lanes % heads;
   // Lanes without a head stay: the sums below go over whole warps.
-  const bool real = index < args.num_heads + 2 * kv_heads;
-  const std::int64_t token = blockIdx.x;
+  const bool real = flat / lanes / heads < args.num_tokens;
+  const std::int64_t token = real ? flat / lanes / heads : 0;
   const int slot = args.tokens[token].kv_slot;
   const int place = slot % kKvBlock;
   const bool is_q = index < args.num_heads;
@@ -86,6 +74,16 @@ __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ R
                    : is_v ? args.v + token * args.v_stride + head * head_dim
                           : args.k + token * args.k_stride + head * head_dim;
   const float* norm = is_q ? args.q_norm : is_v ? nullptr : args.k_norm;
+  // What no kernel writes: read before the one before this is done.
+  float c[8] = {};
+  float s[8] = {};
+  if (real && !is_v) {
+    const float* cosines =
+        args.cos_sin + static_cast<std::int64_t>(args.tokens[token].position) * head_dim;
+    Load8(cosines + chunk * 8, c);
+    Load8(cosines + half + chunk * 8, s);
+  }
+  WaitForPrevious();
   float low[8] = {};
   float high[8] = {};
   if (real) {
@@ -118,12 +116,6 @@ __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ R
     }
   }
   if (real && !is_v) {
-    const float* cosines =
-        args.cos_sin + static_cast<std::int64_t>(args.tokens[token].position) * head_dim;
-    float c[8];
-    float s[8];
-    Load8(cosines + chunk * 8, c);
-    Load8(cosines + half + chunk * 8, s);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       Rotate(low[i], high[i], c[i], s[i]);
@@ -184,10 +176,9 @@ __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ R
 
 template <KvType kType>
 int LaunchRope(const RopeArgs& args, cudaStream_t stream) {
-  const int lanes = (args.num_heads + 2 * args.cache.num_kv_heads) * (args.cache.head_dim / 16);
-  return Launch(RopeKernel<kType>,
-                dim3(static_cast<unsigned>(args.num_tokens),
-                     static_cast<unsigned>((lanes + kThreads - 1) / kThreads)),
+  const int lanes =
+      args.num_tokens * (args.num_heads + 2 * args.cache.num_kv_heads) * (args.cache.head_dim / 16);
+  return Launch(RopeKernel<kType>, dim3(static_cast<unsigned>((lanes + kThreads - 1) / kThreads)),
                 kThreads, 0, stream, args);
 }
 

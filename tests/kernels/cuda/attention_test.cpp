@@ -68,8 +68,12 @@ std::vector<double> Cached(const float* x, int head_dim, KvType type, bool is_va
 
 class CudaAttention : public CudaTest {};
 
+// Numbers of SMs that make LaunchPrefillAttention take whole tiles, and halves.
+constexpr int kWholeTiles = 0;
+constexpr int kHalfTiles = 1 << 20;
+
 // One sequence of `length` tokens: its keys and values go to the cache through RoPE (of angle
-// zero), then every position attends, alone and in tiles.
+// zero), then every position attends, alone, in tiles and in halves of tiles.
 TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
   const std::vector<Case> cases = {{128, 4, 4, 0, KvType::kBF16}, {128, 8, 2, 0, KvType::kF16},
                                    {64, 9, 3, 0, KvType::kBF16},  {64, 8, 1, 100, KvType::kF16},
@@ -77,7 +81,8 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
                                    {128, 8, 2, 0, KvType::kFp8},  {128, 4, 4, 300, KvType::kInt8},
                                    {64, 8, 1, 100, KvType::kFp8}, {64, 9, 3, 0, KvType::kInt8},
                                    {32, 12, 1, 0, KvType::kFp8},  {32, 4, 2, 100, KvType::kInt8},
-                                   {16, 2, 2, 300, KvType::kFp8}, {16, 4, 1, 0, KvType::kInt8}};
+                                   {16, 2, 2, 300, KvType::kFp8}, {16, 4, 1, 0, KvType::kInt8},
+                                   {64, 10, 2, 0, KvType::kF16},  {16, 72, 1, 0, KvType::kF16}};
   for (const Case& c : cases) {
     for (const int length : {1, 15, 64, 65, 255, 256, 257, 600, 1100}) {
       const int q_width = c.num_heads * c.head_dim;
@@ -142,7 +147,7 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
       // blocks.
       const int group = c.num_heads / c.num_kv_heads;
       std::vector<std::int32_t> tiles;
-      for (int t = 0; t < length; t += kPrefillRows / group) {
+      for (int t = 0; t < length; t += PrefillTokens(group)) {
         tiles.insert(tiles.end(), {0, t});
       }
       std::vector<std::int32_t> first_row(rows), ones(rows, 1), tables;
@@ -180,6 +185,7 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
           Upload(std::vector<std::int32_t>(rows * static_cast<std::size_t>(c.num_heads)));
       const auto out_size = rows * static_cast<std::size_t>(q_width);
       const DeviceBuffer prefill_out = Poisoned<std::uint16_t>(out_size);
+      const DeviceBuffer halves_out = Poisoned<std::uint16_t>(out_size);
       const DeviceBuffer decode_out = Poisoned<std::uint16_t>(out_size);
       const float scale = 1.0F / std::sqrt(static_cast<float>(c.head_dim));
       AttentionArgs args{.q = q_buffer.as<float>(),
@@ -197,7 +203,11 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
                                        .table_stride = blocks},
                          .tiles = tiles_buffer.as<std::int32_t>(),
                          .num_tiles = static_cast<int>(tiles.size() / 2)};
-      ASSERT_EQ(LaunchPrefillAttention(args, stream()), 0);
+      EXPECT_EQ(TakesHalfTiles(args, kHalfTiles), group <= kPrefillRows / 2);
+      EXPECT_FALSE(TakesHalfTiles(args, kWholeTiles));
+      ASSERT_EQ(LaunchPrefillAttention(args, kWholeTiles, stream()), 0);
+      args.out = halves_out.as<std::uint16_t>();
+      ASSERT_EQ(LaunchPrefillAttention(args, kHalfTiles, stream()), 0);
       args.out = decode_out.as<std::uint16_t>();
       args.sequences.first_row = rows_buffer.as<std::int32_t>();
       args.sequences.num_rows = ones_buffer.as<std::int32_t>();
@@ -209,6 +219,10 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
       args.arrived = arrived.as<std::int32_t>();
       ASSERT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
       const auto prefill = Download<std::uint16_t>(prefill_out, out_size);
+      EXPECT_TRUE(prefill == Download<std::uint16_t>(halves_out, out_size))
+          << "halves of tiles, head_dim " << c.head_dim << " heads " << c.num_heads << "/"
+          << c.num_kv_heads << " window " << c.window << " length " << length << " "
+          << NameOf(c.type);
       const auto decode = Download<std::uint16_t>(decode_out, out_size);
       std::size_t different = 0;
       for (std::size_t i = 0; i < out_size; ++i) {
@@ -440,6 +454,172 @@ TEST_F(CudaAttention, DecodeRotatesAndCachesLikeItsOwnKernel) {
       const auto none = run(true, nullptr);
       EXPECT_TRUE(none == run(true, ones.as<float>())) << "head_dim " << c.head_dim;
       EXPECT_FALSE(none.first == out) << "scales change nothing, head_dim " << c.head_dim;
+    }
+  }
+}
+
+// A step of decodes and chunks of prompts: queries rotated by RoPE's own kernel, and by the
+// attention that reads them, while RoPE's kernel takes keys and values alone.
+TEST_F(CudaAttention, AMixedStepRotatesQueriesLikeRopesKernel) {
+  struct Sequence {
+    int first_position;
+    int num_rows;
+  };
+  const std::vector<Sequence> sequences = {{0, 1},    {0, 2},   {130, 1}, {0, 256}, {64, 64},
+                                           {700, 65}, {37, 50}, {900, 1}, {5, 7},   {512, 130}};
+  const std::vector<Case> cases = {{128, 4, 4, 0, KvType::kF16}, {128, 8, 1, 200, KvType::kBF16},
+                                   {64, 9, 3, 0, KvType::kF16},  {64, 10, 2, 0, KvType::kBF16},
+                                   {32, 12, 1, 0, KvType::kF16}, {16, 4, 2, 300, KvType::kF16},
+                                   {128, 4, 4, 0, KvType::kFp8}, {64, 9, 1, 100, KvType::kInt8}};
+  constexpr int kTable = 16;  // blocks of the longest sequence
+  for (const Case& c : cases) {
+    std::mt19937 rng(11);
+    const auto num_sequences = sequences.size();
+    std::vector<std::int32_t> order(num_sequences * kTable);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), rng);
+    std::vector<TokenRecord> tokens;
+    std::vector<TokenRecord> old_tokens;  // of earlier steps
+    std::vector<DecodeItem> items;
+    std::vector<std::int32_t> first_row, num_rows, first_position, tiles;
+    const int tile_tokens = PrefillTokens(c.num_heads / c.num_kv_heads);
+    for (std::size_t s = 0; s < num_sequences; ++s) {
+      const auto [begin, rows] = sequences[s];
+      const auto record = [&](int position) {
+        const auto block = static_cast<std::size_t>(position / kKvBlock);
+        return TokenRecord{.position = position,
+                           .kv_slot = order[s * kTable + block] * kKvBlock + position % kKvBlock};
+      };
+      first_row.push_back(static_cast<std::int32_t>(tokens.size()));
+      num_rows.push_back(rows);
+      first_position.push_back(begin);
+      if (rows == 1) {
+        const int first_key = c.window > 0 ? std::max(0, begin - c.window + 1) : 0;
+        const int first_unit = first_key / kKvUnit;
+        const int num_units = begin / kKvUnit - first_unit + 1;
+        const auto first_item = static_cast<std::int32_t>(items.size());
+        for (int unit = 0; unit < num_units; ++unit) {
+          items.push_back({.sequence = static_cast<std::int32_t>(s),
+                           .row = first_row.back(),
+                           .length = begin + 1,
+                           .first_key = first_key,
+                           .unit = first_unit + unit,
+                           .num_units = num_units,
+                           .first_item = first_item});
+        }
+      } else {
+        for (int t = 0; t < rows; t += tile_tokens) {
+          tiles.insert(tiles.end(), {static_cast<std::int32_t>(s), t});
+        }
+      }
+      for (int p = 0; p < begin; ++p) {
+        old_tokens.push_back(record(p));
+      }
+      for (int i = 0; i < rows; ++i) {
+        tokens.push_back(record(begin + i));
+      }
+    }
+    const std::size_t rows = tokens.size();
+    const std::int64_t head_bytes = std::int64_t{2} * KvTileBytes(c.type, c.head_dim);
+    const std::size_t cache_bytes =
+        order.size() * static_cast<std::size_t>(c.num_kv_heads * head_bytes);
+    const auto q_width = static_cast<std::size_t>(c.num_heads * c.head_dim);
+    const auto kv_width = static_cast<std::size_t>(c.num_kv_heads * c.head_dim);
+    const auto q = Normal(rows * q_width, 1.0F, 1);
+    const DeviceBuffer k = Upload(Normal(rows * kv_width, 1.0F, 2));
+    const DeviceBuffer v = Upload(Normal(rows * kv_width, 1.0F, 3));
+    const DeviceBuffer old_k = Upload(Normal(old_tokens.size() * kv_width, 1.0F, 4));
+    const DeviceBuffer old_v = Upload(Normal(old_tokens.size() * kv_width, 1.0F, 5));
+    std::vector<float> cos_sin(static_cast<std::size_t>(kTable * kKvBlock * c.head_dim));
+    for (auto& x : cos_sin) {
+      x = static_cast<float>(rng() % 2001) / 1000.0F - 1.0F;
+    }
+    const DeviceBuffer angles = Upload(cos_sin);
+    const DeviceBuffer token_buffer = Upload(tokens);
+    const DeviceBuffer old_token_buffer = Upload(old_tokens);
+    const DeviceBuffer items_buffer = Upload(items);
+    const DeviceBuffer tiles_buffer = Upload(tiles);
+    const DeviceBuffer table = Upload(order);
+    const DeviceBuffer first_row_buffer = Upload(first_row);
+    const DeviceBuffer num_rows_buffer = Upload(num_rows);
+    const DeviceBuffer first_position_buffer = Upload(first_position);
+    const DeviceBuffer count =
+        Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size())});
+    const DeviceBuffer arrived =
+        Upload(std::vector<std::int32_t>(num_sequences * static_cast<std::size_t>(c.num_heads)));
+    const auto run = [&](bool fused, int num_sms) {
+      const DeviceBuffer q_buffer = Upload(q);
+      // NaN in every type where no token was written.
+      const DeviceBuffer cache = Upload(std::vector<std::uint8_t>(cache_bytes, 0xff));
+      const DeviceBuffer out = Poisoned<std::uint16_t>(rows * q_width);
+      const DeviceBuffer partial =
+          Poisoned<float>(items.size() * static_cast<std::size_t>(c.num_heads * (c.head_dim + 2)));
+      const KvView view{.data = cache.as<std::uint8_t>(),
+                        .block_bytes = c.num_kv_heads * head_bytes,
+                        .head_bytes = head_bytes,
+                        .num_kv_heads = c.num_kv_heads,
+                        .head_dim = c.head_dim,
+                        .type = c.type};
+      RopeArgs rope{.k = old_k.as<float>(),
+                    .v = old_v.as<float>(),
+                    .k_stride = static_cast<std::int64_t>(kv_width),
+                    .v_stride = static_cast<std::int64_t>(kv_width),
+                    .cos_sin = angles.as<float>(),
+                    .tokens = old_token_buffer.as<TokenRecord>(),
+                    .num_tokens = static_cast<int>(old_tokens.size()),
+                    .cache = view};
+      EXPECT_EQ(LaunchRopeAndCache(rope, stream()), 0);
+      static_cast<void>(Download<std::uint8_t>(cache, 1));  // older tokens are of older steps
+      rope.k = k.as<float>();
+      rope.v = v.as<float>();
+      rope.tokens = token_buffer.as<TokenRecord>();
+      rope.num_tokens = static_cast<int>(rows);
+      if (!fused) {
+        rope.q = q_buffer.as<float>();
+        rope.q_stride = static_cast<std::int64_t>(q_width);
+        rope.num_heads = c.num_heads;
+      }
+      EXPECT_EQ(LaunchRopeAndCache(rope, stream()), 0);
+      const AttentionArgs args{
+          .q = q_buffer.as<float>(),
+          .q_stride = static_cast<std::int64_t>(q_width),
+          .out = out.as<std::uint16_t>(),
+          .out_stride = static_cast<std::int64_t>(q_width),
+          .num_heads = c.num_heads,
+          .scale_log2 = 0.3F,
+          .window = c.window,
+          .cache = view,
+          .sequences = {.first_row = first_row_buffer.as<std::int32_t>(),
+                        .num_rows = num_rows_buffer.as<std::int32_t>(),
+                        .first_position = first_position_buffer.as<std::int32_t>(),
+                        .block_tables = table.as<std::int32_t>(),
+                        .table_stride = kTable},
+          .cos_sin = fused ? angles.as<float>() : nullptr,
+          .items = items_buffer.as<DecodeItem>(),
+          .num_items = count.as<std::int32_t>(),
+          .max_items = static_cast<int>(items.size()),
+          .partial = partial.as<float>(),
+          .arrived = arrived.as<std::int32_t>(),
+          .tiles = tiles_buffer.as<std::int32_t>(),
+          .num_tiles = static_cast<int>(tiles.size() / 2)};
+      EXPECT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
+      EXPECT_EQ(LaunchPrefillAttention(args, num_sms, stream()), 0);
+      if (fused) {
+        EXPECT_TRUE(q == Download<float>(q_buffer, q.size())) << "queries are only read";
+      }
+      return std::pair(Download<std::uint16_t>(out, rows * q_width),
+                       Download<std::uint8_t>(cache, cache_bytes));
+    };
+    const auto expected = run(false, kWholeTiles);
+    for (const std::uint16_t bits : expected.first) {
+      ASSERT_NE(bits & 0x7c00, 0x7c00) << "NaN or infinity, head_dim " << c.head_dim;
+    }
+    for (const int num_sms : {kWholeTiles, kHalfTiles}) {
+      const auto found = run(true, num_sms);
+      EXPECT_TRUE(expected.first == found.first)
+          << "head_dim " << c.head_dim << " " << NameOf(c.type) << " num_sms " << num_sms;
+      EXPECT_TRUE(expected.second == found.second)
+          << "the cache, head_dim " << c.head_dim << " " << NameOf(c.type);
     }
   }
 }
