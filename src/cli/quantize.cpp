@@ -41,8 +41,8 @@ class QuantizeCommand final : public Command {
   void Declare(OptionSet& options) override {
     options.Positional("SRC", &source_, "a folder, a .gguf file, or a name in the hub cache");
     options.Add("--out,-o", &out_, "folder to write; must not exist");
-    options.Choice("--scheme", &scheme_, {"int4", "int8", "nf4"},
-                   "4 or 8 bits, or the NF4 of bitsandbytes");
+    options.Choice("--scheme", &scheme_, {"int2", "int3", "int4", "int5", "int6", "int8", "nf4"},
+                   "bits of a uniform grid, or the NF4 of bitsandbytes");
     options.Choice("--method", &method_, {"auto", "rtn", "gptq"},
                    "how codes are chosen: rounding, or GPTQ on calibration data; auto takes GPTQ "
                    "below 8 bits if there is such data");
@@ -95,7 +95,7 @@ class QuantizeCommand final : public Command {
                                                           : QuantizeMethod::kAuto,
                             .damping = damping_,
                             .correct_inputs = correct_inputs_,
-                            .bits = scheme_ == "int8" ? 8 : 4,
+                            .bits = nf4 ? 4 : scheme_.back() - '0',
                             .group_size = group_size_.value_or(-1),
                             .codebook = nf4 ? Codebook::kNf4 : Codebook::kNone,
                             .symmetric = symmetric_,

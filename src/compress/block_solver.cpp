@@ -13,6 +13,7 @@
 #include "compress/overlay_checkpoint.h"
 #include "compress/tensor_statistics.h"
 #include "solve/correction.h"
+#include "solve/rtn.h"
 
 namespace nibble {
 namespace {
@@ -66,7 +67,7 @@ class BlockSolver::Walks {
     NIBBLE_TRY(
         walk, BlockWalk::Create(overlay_, calibration.tokens, calibration.length, solver_.device_));
     walk_ = std::move(walk);
-    if (solver_.options_.correct_inputs) {
+    if (solver_.NeedsTruth()) {
       NIBBLE_TRY(truth, BlockWalk::Create(solver_.source_, calibration.tokens, calibration.length,
                                           solver_.device_));
       truth_ = std::move(truth);
@@ -150,6 +151,46 @@ class BlockSolver::Walks {
   }
 
   Result<void> SolveGroup(LinearGroup group, std::vector<SolvedWeight>& solved) {
+    return solver_.options_.method == BlockMethod::kGptq ? SolveByGptq(group, solved)
+                                                         : SolveByRounding(group, solved);
+  }
+
+  Result<void> SolveByRounding(LinearGroup group, std::vector<SolvedWeight>& solved) {
+    const auto width = static_cast<std::size_t>(InputWidth(config_, group));
+    std::vector<double> squares(width, 0.0);
+    NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
+      const BlockWalk::Inputs inputs = walk_->Advance(group, chunk);
+      for (std::int64_t row = 0; row < inputs.num_rows; ++row) {
+        const float* x = inputs.x + row * static_cast<std::int64_t>(width);
+        for (std::size_t i = 0; i < width; ++i) {
+          squares[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+        }
+      }
+    }));
+    // A channel that was never seen still counts a little.
+    double mean = 0.0;
+    std::int64_t dead = 0;
+    for (const double square : squares) {
+      mean += square / static_cast<double>(width);
+      dead += square == 0.0 ? 1 : 0;
+    }
+    std::vector<float> importance;
+    for (const double square : squares) {
+      importance.push_back(
+          static_cast<float>(mean > 0.0 ? square / mean + solver_.options_.damping : 1.0));
+    }
+    return SolveLinears(group, solved,
+                        [&](const WeightSpec& spec, std::span<const float> weights,
+                            json::Object& facts) -> Result<QuantizedTensor> {
+                          if (dead > 0) {
+                            facts.Set("dead_channels", dead);
+                          }
+                          return QuantizeWeighted(pool_, weights, spec, importance,
+                                                  solver_.options_.scale_dtype);
+                        });
+  }
+
+  Result<void> SolveByGptq(LinearGroup group, std::vector<SolvedWeight>& solved) {
     const std::int64_t width = InputWidth(config_, group);
     Hessian hessian(width, walk_->max_chunk_rows());
     std::optional<CrossGram> cross;
@@ -164,10 +205,10 @@ class BlockSolver::Walks {
       }
     }));
     const std::string first = WeightName(block_, LinearsOf(group).front());
-    auto factor = Factorize(pool_, hessian,
-                            {.order = solver_.options_.order,
-                             .group_size = overlay_.Find(first)->spec.group_size,
-                             .damping = solver_.options_.damping});
+    const auto factor = Factorize(pool_, hessian,
+                                  {.order = solver_.options_.order,
+                                   .group_size = overlay_.Find(first)->spec.group_size,
+                                   .damping = solver_.options_.damping});
     if (!factor) {
       return Fail(factor.error(), fmt::format("tensor {}: ", first));
     }
@@ -175,44 +216,55 @@ class BlockSolver::Walks {
     if (cross) {
       shift = ShiftOf(pool_, *factor, hessian, *cross);
     }
-    for (const std::string_view linear : LinearsOf(group)) {
-      const std::string name = WeightName(block_, linear);
-      auto weight = SolveLinear(name, *factor, shift ? &*shift : nullptr);
-      if (!weight) {
-        return Fail(weight.error(), fmt::format("tensor {}: ", name));
-      }
-      overlay_.Replace(name, weight->tensor);
-      solved.push_back(std::move(*weight));
-    }
-    return {};
+    return SolveLinears(
+        group, solved,
+        [&](const WeightSpec& spec, std::span<const float> weights,
+            json::Object& facts) -> Result<QuantizedTensor> {
+          const GptqOptions options{
+              .spec = spec,
+              .scale_dtype = solver_.options_.scale_dtype,
+              .search_scale = solver_.options_.search_scale,
+              .sweep_scales = solver_.options_.order != ColumnOrder::kDescending};
+          std::vector<float> corrected;
+          if (shift) {
+            corrected = CorrectWeights(pool_, weights, *factor, *shift);
+            weights = corrected;
+          }
+          SolveReport report;
+          NIBBLE_TRY(tensor, QuantizeGptq(pool_, weights, *factor, options, &report));
+          facts.Set("relative_output_error",
+                    report.energy > 0.0 ? std::sqrt(report.error / report.energy) : 0.0);
+          facts.Set("damping", factor->damping);
+          if (factor->num_dead > 0) {
+            facts.Set("dead_channels", factor->num_dead);
+          }
+          return tensor;
+        });
   }
 
-  Result<SolvedWeight> SolveLinear(const std::string& name, const HessianFactor& factor,
-                                   const InputShift* shift) {
-    const WeightInfo* stored = solver_.source_.Find(name);
-    NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
-    NIBBLE_TRY(weights, ReadWeights(solver_.source_, *stored, pool_));
-    SolveReport report;
-    const GptqOptions options{.spec = overlay_.Find(name)->spec,
-                              .scale_dtype = solver_.options_.scale_dtype,
-                              .search_scale = solver_.options_.search_scale,
-                              .sweep_scales = solver_.options_.order != ColumnOrder::kDescending};
-    std::vector<float> corrected;
-    if (shift != nullptr) {
-      corrected = CorrectWeights(pool_, weights, factor, *shift);
+  // Calls solve(spec, weights, facts) for every linear of a group and puts the result in its place.
+  template <typename Solve>
+  Result<void> SolveLinears(LinearGroup group, std::vector<SolvedWeight>& solved, Solve&& solve) {
+    for (const std::string_view linear : LinearsOf(group)) {
+      const std::string name = WeightName(block_, linear);
+      const WeightInfo* stored = solver_.source_.Find(name);
+      NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
+      NIBBLE_TRY(weights, ReadWeights(solver_.source_, *stored, pool_));
+      json::Object facts;
+      auto tensor = solve(overlay_.Find(name)->spec, std::span<const float>(weights), facts);
+      if (!tensor) {
+        return Fail(tensor.error(), fmt::format("tensor {}: ", name));
+      }
+      TensorStatistics statistics;
+      statistics.Add(*tensor, weights);
+      json::Object all = statistics.ToJson(tensor->spec);
+      for (const auto& [key, value] : facts) {
+        all.Set(key, value);
+      }
+      overlay_.Replace(name, *tensor);
+      solved.push_back({.name = name, .tensor = std::move(*tensor), .facts = std::move(all)});
     }
-    NIBBLE_TRY(tensor, QuantizeGptq(pool_, shift != nullptr ? corrected : weights, factor, options,
-                                    &report));
-    TensorStatistics statistics;
-    statistics.Add(tensor, weights);
-    json::Object facts = statistics.ToJson(tensor.spec);
-    facts.Set("relative_output_error",
-              report.energy > 0.0 ? std::sqrt(report.error / report.energy) : 0.0);
-    facts.Set("damping", factor.damping);
-    if (factor.num_dead > 0) {
-      facts.Set("dead_channels", factor.num_dead);
-    }
-    return SolvedWeight{.name = name, .tensor = std::move(tensor), .facts = std::move(facts)};
+    return {};
   }
 
   const BlockSolver& solver_;
@@ -231,7 +283,7 @@ Result<void> BlockSolver::Plan() const {
   const OverlayCheckpoint overlay(source_, weights_);
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
   NIBBLE_TRY_VOID(BlockWalk::Plan(overlay, tokens, calibration_.length, device_));
-  if (options_.correct_inputs) {
+  if (NeedsTruth()) {
     NIBBLE_TRY_VOID(BlockWalk::Plan(source_, tokens, calibration_.length, device_));
   }
   // Of the group that needs most: its sums, their factor, one of its matrices, and the codes of the
@@ -247,12 +299,15 @@ Result<void> BlockSolver::Plan() const {
       largest = std::max(largest, elements);
       codes += elements + static_cast<std::uint64_t>(spec.rows * spec.num_groups()) * 5;
     }
-    const std::uint64_t floats = largest * (options_.correct_inputs ? 3 : 2);
-    most = std::max(most, Hessian::SizeBytes(width, chunk) + HessianFactor::SizeBytes(width) +
-                              (options_.correct_inputs ? CrossGram::SizeBytes(width, chunk) +
-                                                             InputShift::SizeBytes(width)
-                                                       : 0) +
-                              floats * sizeof(float));
+    const std::uint64_t floats = largest * (NeedsTruth() ? 3 : 2);
+    std::uint64_t sums = 0;
+    if (options_.method == BlockMethod::kGptq) {
+      sums = Hessian::SizeBytes(width, chunk) + HessianFactor::SizeBytes(width);
+    }
+    if (NeedsTruth()) {
+      sums += CrossGram::SizeBytes(width, chunk) + InputShift::SizeBytes(width);
+    }
+    most = std::max(most, sums + floats * sizeof(float));
   }
   device_.ledger().Plan("solver", most + 2 * codes);
   if (device_.ledger().planned_bytes() > device_.AvailableBytes()) {

@@ -18,11 +18,17 @@
 
 namespace nibble {
 
+enum class BlockMethod : std::uint8_t {
+  kWeighted,  // rounding, scales searched with the inputs' mean squares as weights
+  kGptq
+};
+
 /// How the linears of a model are solved on calibration data.
 struct BlockSolverOptions {
+  BlockMethod method = BlockMethod::kGptq;
   DType scale_dtype = DType::kF16;  // of uniform weights
   bool search_scale = true;
-  double damping = 0.01;
+  double damping = 0.01;  // kGptq, as the next two
   ColumnOrder order = ColumnOrder::kGroups;
   bool correct_inputs = true;  // each linear also makes up for what its input has lost
 };
@@ -31,8 +37,8 @@ struct BlockSolverOptions {
 using SolveProgress =
     std::function<bool(std::uint64_t done, std::uint64_t total, const std::string& detail)>;
 
-/// Walks the calibration set through the model block by block and quantizes every linear with GPTQ
-/// when its turn comes. The inputs of a linear are those of the model as quantized so far; with
+/// Walks the calibration set through the model block by block and quantizes every linear when its
+/// turn comes. The inputs of a linear are those of the model as quantized so far; with
 /// correct_inputs a second walk, of the source, says what they should have been. Blocks that the
 /// store has are taken from it. Docs: docs/quantization.md.
 class BlockSolver {
@@ -55,6 +61,9 @@ class BlockSolver {
 
  private:
   class Walks;
+  bool NeedsTruth() const {
+    return options_.method == BlockMethod::kGptq && options_.correct_inputs;
+  }
   const Checkpoint& source_;
   std::span<const WeightToWrite> weights_;
   const CalibrationSet& calibration_;

@@ -163,7 +163,7 @@ class Run {
       to_write_.push_back({weight.name, spec});
     }
     const auto device = MakeCpuDevice(num_threads_);
-    const bool solve = method_ != QuantizeMethod::kRtn;
+    const bool solve = Calibrates();
     if (solve) {
       NIBBLE_TRY_VOID(Solver(*device).Plan());
       if (options_.notice) {
@@ -212,6 +212,8 @@ class Run {
     return {};
   }
 
+  bool Calibrates() const { return options_.calibration != nullptr; }
+
   // What the solver will see and take.
   std::string Describe(const Device& device) const {
     std::string lines;
@@ -226,14 +228,16 @@ class Run {
   }
 
   BlockSolver Solver(Device& device) const {
-    return {source_,
-            to_write_,
-            *options_.calibration,
-            {.scale_dtype = float_dtype_,
-             .search_scale = options_.search_scale,
-             .damping = options_.damping,
-             .correct_inputs = options_.correct_inputs},
-            device};
+    return {
+        source_,
+        to_write_,
+        *options_.calibration,
+        {.method = method_ == QuantizeMethod::kGptq ? BlockMethod::kGptq : BlockMethod::kWeighted,
+         .scale_dtype = float_dtype_,
+         .search_scale = options_.search_scale,
+         .damping = options_.damping,
+         .correct_inputs = options_.correct_inputs},
+        device};
   }
 
   json::Object Recipe() const {
@@ -255,9 +259,13 @@ class Run {
       recipe.Set("column_order", Name(ColumnOrder::kGroups));
       recipe.Set("damping", options_.damping);
       recipe.Set("correct_inputs", options_.correct_inputs);
-      recipe.Set("calibration", options_.calibration->identity);
+    } else if (Calibrates()) {
+      recipe.Set("search_scale", "mean(x^2)");
     } else if (!nf4_) {
       recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
+    }
+    if (Calibrates()) {
+      recipe.Set("calibration", options_.calibration->identity);
     }
     recipe.Set("targets", "linears of the decoder blocks");
     recipe.Set("nibble", kVersion);
@@ -286,7 +294,7 @@ class Run {
     SolvedBlocks solved(out, to_write_);
     const bool all_done = std::ranges::all_of(
         to_write_, [&](const WeightToWrite& weight) { return writer->IsDone(weight.name); });
-    if (method_ != QuantizeMethod::kRtn && !all_done) {
+    if (Calibrates() && !all_done) {
       NIBBLE_TRY_VOID(Solver(device).Run(
           solved, [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
             return !progress_ || progress_("calibrating", done, total, detail);
@@ -303,7 +311,7 @@ class Run {
         if (const auto facts = writer->DoneFacts(weight.name); facts && facts->IsObject()) {
           log_.Set(weight.name, *facts);
         }
-      } else if (weight.spec.kind != CodecKind::kFloat && method_ != QuantizeMethod::kRtn) {
+      } else if (weight.spec.kind != CodecKind::kFloat && Calibrates()) {
         NIBBLE_TRY_VOID(WriteSolved(*writer, weight, solved));
       } else {
         NIBBLE_TRY_VOID(WriteWeight(*writer, weight, device.pool()));
@@ -559,7 +567,8 @@ Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
     return MethodChoice{QuantizeMethod::kRtn, "there is no --calibration"};
   }
   if (options.codebook == Codebook::kNone && options.bits >= 8) {
-    return MethodChoice{QuantizeMethod::kRtn, "at 8 bits rounding costs next to nothing"};
+    return MethodChoice{QuantizeMethod::kRtn,
+                        "at 8 bits rounding costs next to nothing; scales follow the calibration"};
   }
   return MethodChoice{QuantizeMethod::kGptq,
                       "below 8 bits errors are worth passing on to later columns"};

@@ -20,7 +20,7 @@ constexpr std::int64_t kNf4Group = 64;  // bitsandbytes' block
 
 enum class QuantizeMethod : std::uint8_t {
   kAuto,  // ChooseMethod
-  kRtn,   // round to nearest
+  kRtn,   // round to nearest; with calibration data scales are searched for what flows in
   kGptq   // block by block on calibration data
 };
 const char* Name(QuantizeMethod method);

@@ -6,7 +6,9 @@
 #include <array>
 #include <cmath>
 
+#include "base/check.h"
 #include "codec/encode.h"
+#include "solve/grid.h"
 
 namespace nibble {
 namespace {
@@ -22,10 +24,8 @@ struct Grid {
   float zero = 0.0F;  // code of w = 0
 };
 
-// Sums run over this many lanes, so that they vectorize and yet have one order on every machine.
-constexpr std::size_t kLanes = 16;
-
-// The sum of term(w) over a group.
+// The sum of term(w) over a group: over lanes, so that it vectorizes and yet has one order on every
+// machine.
 template <typename Term>
 float SumOver(std::span<const float> group, Term term) {
   std::array<float, kLanes> lanes{};
@@ -163,6 +163,59 @@ Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t
       out.codes[begin + i] = static_cast<std::uint8_t>(code);
     }
   }
+  return out;
+}
+
+Result<QuantizedTensor> QuantizeWeighted(ThreadPool& pool, std::span<const float> weights,
+                                         const WeightSpec& spec, std::span<const float> importance,
+                                         DType scale_dtype) {
+  NIBBLE_CHECK(static_cast<std::int64_t>(importance.size()) == spec.cols, "a weight a column");
+  NIBBLE_TRY_VOID(CheckGroup(spec.cols, spec.group_size));
+  const auto rows = static_cast<std::int64_t>(weights.size()) / spec.cols;
+  NIBBLE_TRY_VOID(CheckWeights(weights, rows, spec.cols));
+  QuantizedTensor out{.spec = spec};
+  out.spec.rows = rows;
+  const std::int64_t groups = spec.num_groups();
+  out.codes.resize(weights.size());
+  out.scales.resize(static_cast<std::size_t>(rows * groups));
+  out.zero_points.resize(spec.has_zero_points ? out.scales.size() : 0);
+  const GridSearch search(spec, {.scale_dtype = scale_dtype});
+  constexpr auto kRows = static_cast<std::int64_t>(kLanes);
+  pool.For((rows + kRows - 1) / kRows, 1, [&](std::int64_t first, std::int64_t last, int) {
+    std::vector<float> values(static_cast<std::size_t>(spec.group_size) * kLanes);
+    for (std::int64_t item = first * groups; item < last * groups; ++item) {
+      const std::int64_t row = item / groups * kRows;
+      const std::int64_t group = item % groups;
+      const std::int64_t count = std::min(kRows, rows - row);
+      const std::int64_t begin = group * spec.group_size;
+      const auto at = [&](std::int64_t r, std::int64_t c) {
+        return static_cast<std::size_t>((row + r) * spec.cols + begin + c);
+      };
+      for (std::int64_t c = 0; c < spec.group_size; ++c) {
+        for (std::int64_t r = 0; r < kRows; ++r) {
+          values[static_cast<std::size_t>(c * kRows + r)] = r < count ? weights[at(r, c)] : 0.0F;
+        }
+      }
+      const LaneGrid grid =
+          search.Best(values.data(), importance.subspan(static_cast<std::size_t>(begin),
+                                                        static_cast<std::size_t>(spec.group_size)));
+      for (std::int64_t c = 0; c < spec.group_size; ++c) {
+        Lane x, codes, rounded;
+        std::copy_n(values.begin() + c * kRows, kRows, x.begin());
+        search.Round(grid, x, codes, rounded);
+        for (std::int64_t r = 0; r < count; ++r) {
+          out.codes[at(r, c)] = static_cast<std::uint8_t>(codes[static_cast<std::size_t>(r)]);
+        }
+      }
+      for (std::int64_t r = 0; r < count; ++r) {
+        const auto to = static_cast<std::size_t>((row + r) * groups + group);
+        out.scales[to] = grid.scale[static_cast<std::size_t>(r)];
+        if (spec.has_zero_points) {
+          out.zero_points[to] = static_cast<std::uint8_t>(grid.zero[static_cast<std::size_t>(r)]);
+        }
+      }
+    }
+  });
   return out;
 }
 

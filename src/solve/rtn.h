@@ -4,6 +4,7 @@
 #include <span>
 
 #include "base/result.h"
+#include "base/thread_pool.h"
 #include "codec/quantized_tensor.h"
 #include "tensor/tensor.h"
 
@@ -34,6 +35,14 @@ struct RtnOptions {
 /// weight that is not finite (the message says where).
 Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t rows,
                                     std::int64_t cols, const RtnOptions& options);
+
+/// Round-to-nearest onto the grids of `spec` (its rows say nothing) whose scales are searched with
+/// the mean square of each input channel as weights, as solve/grid.h says: what a layer's output
+/// loses if errors of its columns do not meet. importance: [spec.cols], not negative. Errors: those
+/// of QuantizeRtn.
+Result<QuantizedTensor> QuantizeWeighted(ThreadPool& pool, std::span<const float> weights,
+                                         const WeightSpec& spec, std::span<const float> importance,
+                                         DType scale_dtype);
 
 /// Round-to-nearest onto a codebook with f32 absmax scales, as codec/encode.h says. Errors: those
 /// of QuantizeRtn.

@@ -294,6 +294,7 @@ TEST_F(QuantizeGptqModel, BeatsRoundingAndSaysHowItWasMade) {
   const auto uncorrected = Run(temp_.path() / "uncorrected");
   ASSERT_TRUE(uncorrected) << uncorrected.error().message;
   options_.method = QuantizeMethod::kRtn;
+  options_.calibration = nullptr;
   const auto rounded = Run(temp_.path() / "rtn");
   ASSERT_TRUE(rounded) << rounded.error().message;
   EXPECT_LT(solved->certificate.int16.kl_mean, 0.7 * rounded->certificate.int16.kl_mean);
@@ -370,6 +371,33 @@ TEST_F(QuantizeGptqModel, Nf4AndZeroPointsAndWholeRowsAndEightBitsWorkToo) {
     ASSERT_TRUE(rounded) << rounded.error().message;
     EXPECT_LT(summary->certificate.int16.kl_mean, rounded->certificate.int16.kl_mean)
         << out.filename();
+  }
+}
+
+TEST_F(QuantizeGptqModel, RoundingFollowsTheInputsIfItIsToldThem) {
+  options_.method = QuantizeMethod::kRtn;
+  const auto weighted = Run(temp_.path() / "weighted");
+  ASSERT_TRUE(weighted) << weighted.error().message;
+  EXPECT_EQ(*weighted->certificate.recipe.Find("search_scale")->AsString(), "mean(x^2)");
+  EXPECT_NE(weighted->certificate.recipe.Find("calibration"), nullptr);
+  EXPECT_TRUE(Serve(temp_.path() / "weighted", ActivationMode::kInt16));
+  options_.calibration = nullptr;
+  const auto plain = Run(temp_.path() / "plain");
+  ASSERT_TRUE(plain) << plain.error().message;
+  EXPECT_LT(weighted->certificate.int16.kl_mean, plain->certificate.int16.kl_mean);
+}
+
+TEST_F(QuantizeGptqModel, EveryNumberOfBitsIsWrittenAndServed) {
+  double last = 1e9;
+  for (const int bits : {2, 3, 4, 5, 6, 8}) {
+    options_.bits = bits;
+    const fs::path out = temp_.path() / std::to_string(bits);
+    const auto summary = Run(out);
+    ASSERT_TRUE(summary) << summary.error().message;
+    const auto served = Serve(out, ActivationMode::kInt16);
+    EXPECT_TRUE(served) << served.error().message;
+    EXPECT_LT(summary->certificate.int16.kl_mean, last) << bits << " bits";
+    last = summary->certificate.int16.kl_mean;
   }
 }
 

@@ -171,5 +171,42 @@ TEST(Rtn, AConstantGroupIsKeptExactlyEnough) {
   }
 }
 
+TEST(Rtn, WeightedRoundingLosesLeastWhereTheInputIsLoud) {
+  const auto weights = RandomNormal(static_cast<std::size_t>(20 * 256), 21);
+  std::vector<float> importance(256);
+  for (std::size_t i = 0; i < importance.size(); ++i) {
+    importance[i] = i % 7 == 0 ? 100.0F : 1.0F;
+  }
+  const auto error = [&](const QuantizedTensor& tensor) {
+    const auto back = Dequantize(tensor);
+    double sum = 0.0;
+    for (std::size_t i = 0; i < back.size(); ++i) {
+      const auto d = static_cast<double>(back[i] - weights[i]);
+      sum += static_cast<double>(importance[i % 256]) * d * d;
+    }
+    return sum;
+  };
+  for (const bool symmetric : {true, false}) {
+    for (const std::int64_t group : {32, 64, 256}) {
+      const WeightSpec spec{.cols = 256,
+                            .kind = CodecKind::kUniform,
+                            .bits = 4,
+                            .group_size = group,
+                            .has_zero_points = !symmetric};
+      ThreadPool pool(2);
+      ThreadPool alone(1);
+      const auto weighted = QuantizeWeighted(pool, weights, spec, importance, DType::kF16);
+      const auto again = QuantizeWeighted(alone, weights, spec, importance, DType::kF16);
+      const auto plain =
+          QuantizeRtn(weights, 20, 256, {.bits = 4, .group_size = group, .symmetric = symmetric});
+      ASSERT_TRUE(weighted && again && plain);
+      ASSERT_TRUE(Validate(*weighted));
+      EXPECT_LT(error(*weighted), 0.9 * error(*plain));
+      EXPECT_EQ(weighted->codes, again->codes);
+      EXPECT_EQ(weighted->scales, again->scales);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble
