@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "checkpoint/checkpoint_base.h"
 #include "checkpoint/gguf_blocks.h"
+#include "checkpoint/gguf_names.h"
 #include "io/gguf.h"
 
 namespace nibble {
@@ -217,8 +218,8 @@ Result<void> GgufCheckpoint::ReadRope(const std::string& arch) {
     return {};
   }
   // Llama 3.x: the file has the divisors instead of the four numbers they come from. Published
-  // models use low 1, high 4 and 8192; the largest divisor is the factor. Anything else is refused
-  // rather than served slightly wrong.
+  // models use low 1, high 4 and 8192, our own files say what they use; the largest divisor is the
+  // factor. Anything else is refused rather than served slightly wrong.
   NIBBLE_TRY(divisors, WidenFloats(DType::kF32, file_->Bytes(*factors)));
   const std::int64_t half = config_.head_dim / 2;
   bool matches = factors->type == static_cast<std::uint32_t>(GgufType::kF32) &&
@@ -226,9 +227,13 @@ Result<void> GgufCheckpoint::ReadRope(const std::string& arch) {
   if (matches) {
     rope.type = RopeType::kLlama3;
     rope.factor = static_cast<double>(*std::ranges::max_element(divisors));
-    rope.low_freq_factor = 1.0;
-    rope.high_freq_factor = 4.0;
-    rope.original_max_position_embeddings = 8192.0;
+    const auto number = [&](const char* key, double usual) {
+      const double found = file_->Double(arch + ".rope.scaling." + key).value_or(usual);
+      return found > 0.0 ? found : usual;
+    };
+    rope.low_freq_factor = number("low_freq_factor", 1.0);
+    rope.high_freq_factor = number("high_freq_factor", 4.0);
+    rope.original_max_position_embeddings = number("original_context_length", 8192.0);
     for (std::int64_t i = 0; i < half && matches; ++i) {
       const double wave = 2.0 * std::numbers::pi *
                           std::pow(rope.theta, 2.0 * static_cast<double>(i) /
@@ -311,30 +316,6 @@ void GgufCheckpoint::ReadVocabulary() {
   vocabulary_ = std::move(out);
 }
 
-// "model.layers.3.mlp.up_proj.weight" -> "blk.3.ffn_up.weight"
-std::string FileName(const std::string& canonical) {
-  static const std::map<std::string, std::string> kTop = {
-      {"model.embed_tokens.weight", "token_embd.weight"},
-      {"model.norm.weight", "output_norm.weight"},
-      {"lm_head.weight", "output.weight"}};
-  static const std::map<std::string, std::string> kModules = {
-      {"input_layernorm", "attn_norm"},    {"self_attn.q_proj", "attn_q"},
-      {"self_attn.k_proj", "attn_k"},      {"self_attn.v_proj", "attn_v"},
-      {"self_attn.o_proj", "attn_output"}, {"self_attn.q_norm", "attn_q_norm"},
-      {"self_attn.k_norm", "attn_k_norm"}, {"post_attention_layernorm", "ffn_norm"},
-      {"mlp.gate_proj", "ffn_gate"},       {"mlp.up_proj", "ffn_up"},
-      {"mlp.down_proj", "ffn_down"}};
-  if (const auto top = kTop.find(canonical); top != kTop.end()) {
-    return top->second;
-  }
-  constexpr std::string_view kPrefix = "model.layers.";
-  const auto dot = canonical.find('.', kPrefix.size());
-  const auto last = canonical.rfind('.');
-  return fmt::format("blk.{}.{}{}", canonical.substr(kPrefix.size(), dot - kPrefix.size()),
-                     kModules.at(canonical.substr(dot + 1, last - dot - 1)),
-                     canonical.substr(last));
-}
-
 Result<void> GgufCheckpoint::MapWeights() {
   std::map<std::string, const GgufTensor*> by_name;
   for (const GgufTensor& tensor : file_->header().tensors) {
@@ -342,7 +323,7 @@ Result<void> GgufCheckpoint::MapWeights() {
   }
   by_name.erase("rope_freqs.weight");
   for (const ExpectedWeight& wanted : ExpectedWeights(config_)) {
-    const std::string name = FileName(wanted.name);
+    const std::string name = GgufNameOf(wanted.name);
     const auto found = by_name.find(name);
     if (found == by_name.end()) {
       return Fail(ErrorCode::kNotFound, fmt::format("{}: tensor {} is missing", Where(), name));
@@ -371,15 +352,8 @@ Result<void> GgufCheckpoint::MapWeights() {
                         .stored_as = GgufTypeName(tensor.type),
                         .size_bytes = tensor.size_bytes,
                         .file = path_.filename().string()});
-    Source source{.tensor = &tensor};
-    if (config_.architecture == Architecture::kLlama ||
-        config_.architecture == Architecture::kMistral) {
-      if (name.find(".attn_q.") != std::string::npos) {
-        source.permuted_heads = config_.num_heads;
-      } else if (name.find(".attn_k.") != std::string::npos) {
-        source.permuted_heads = config_.num_kv_heads;
-      }
-    }
+    const Source source{.tensor = &tensor,
+                        .permuted_heads = GgufInterleavedHeads(config_, wanted.name)};
     sources_[wanted.name] = source;
     by_name.erase(found);
   }
@@ -398,16 +372,10 @@ Result<QuantizedTensor> GgufCheckpoint::ReadRows(const WeightInfo& weight, std::
                "rows outside the weight");
   const auto bytes = file_->Bytes(*source.tensor);
   const std::size_t stride = bytes.size() / static_cast<std::size_t>(weight.spec.rows);
-  // Row r of a head's half-split order lies at 2r (first half) or 2(r - d/2) + 1 of the interleaved
-  // file order. A permuted bias is one row whose elements move instead.
+  // A permuted bias is one row whose elements move instead.
   const std::int64_t length = weight.spec.rows > 1 ? weight.spec.rows : weight.spec.cols;
   const auto file_index = [&](std::int64_t index) {
-    if (source.permuted_heads == 0) {
-      return index;
-    }
-    const std::int64_t d = length / source.permuted_heads;
-    const std::int64_t in_head = index % d;
-    return index - in_head + (in_head < d / 2 ? 2 * in_head : 2 * (in_head - d / 2) + 1);
+    return source.permuted_heads == 0 ? index : GgufRowOf(index, length / source.permuted_heads);
   };
   QuantizedTensor out;
   out.spec = weight.spec;

@@ -145,6 +145,7 @@ int Main(int argc, char** argv) {
   commands.push_back(MakeChatCommand());
   commands.push_back(MakeServeCommand());
   commands.push_back(MakeQuantizeCommand());
+  commands.push_back(MakeConvertCommand());
   commands.push_back(MakeEvalCommand());
   commands.push_back(MakeBenchCommand());
   commands.push_back(MakeInspectCommand());

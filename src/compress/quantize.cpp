@@ -11,6 +11,7 @@
 #include "checkpoint/bitsandbytes.h"
 #include "checkpoint/weight_writer.h"
 #include "compress/block_solver.h"
+#include "compress/side_files.h"
 #include "compress/solved_block.h"
 #include "compress/tensor_statistics.h"
 #include "eval/blockwise.h"
@@ -176,7 +177,7 @@ class Run {
     const std::uint64_t work_bytes = solve ? SolvedBlocks::SizeBytes(to_write_) : 0;
     NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(), expected_bytes + work_bytes));
     NIBBLE_TRY_VOID(WriteWeights(*writer, *device));
-    NIBBLE_TRY_VOID(WriteSideFiles(*writer));
+    NIBBLE_TRY_VOID(WriteFiles(*writer));
     NIBBLE_TRY_VOID(Certify(*writer));
     NIBBLE_TRY_VOID(writer->Commit());
     for (const WeightInfo& weight : source_.weights()) {
@@ -414,7 +415,7 @@ class Run {
                         .scale_dtype = float_dtype_});
   }
 
-  Result<void> WriteSideFiles(AtomicWriter& out) {
+  Result<void> WriteFiles(AtomicWriter& out) {
     ModelConfig config = source_.config();
     config.dtype = float_dtype_;
     json::Object config_json = ToHuggingFaceConfig(config);
@@ -423,58 +424,11 @@ class Run {
                          : CompressedTensorsConfig(options_.bits, group_size_, options_.symmetric,
                                                    {"lm_head"}));
     config_json.Set(kCertificateKey, kCertificateFile);
-    NIBBLE_TRY_VOID(WriteText(
-        out, "config.json", json::Dump(config_json, {.indent = 2, .key_separator = ": "}) + "\n"));
-    std::string tokenizer_json;
-    if (source_.tokenizer_json()) {
-      tokenizer_json = *source_.tokenizer_json();
-    } else {
-      NIBBLE_TRY(made, tokenizer_.ToTokenizerJson());
-      tokenizer_json = std::move(made);
-    }
-    NIBBLE_TRY_VOID(WriteText(out, "tokenizer.json", tokenizer_json));
-    NIBBLE_TRY_VOID(WriteText(out, "tokenizer_config.json", TokenizerConfig()));
-    if (source_.chat_template()) {
-      NIBBLE_TRY_VOID(WriteText(out, "chat_template.jinja", *source_.chat_template()));
-    }
-    if (source_.generation_config_json()) {
-      NIBBLE_TRY_VOID(WriteText(out, "generation_config.json", *source_.generation_config_json()));
-    } else {
-      json::Object generation;
-      for (const char* key : {"bos_token_id", "eos_token_id"}) {
-        if (const json::Value* value = config_json.Find(key)) {
-          generation.Set(key, *value);
-        }
-      }
-      NIBBLE_TRY_VOID(
-          WriteText(out, "generation_config.json",
-                    json::Dump(generation, {.indent = 2, .key_separator = ": "}) + "\n"));
-    }
-    return WriteText(out, kLogFile, json::Dump(log_, {.indent = 1, .key_separator = ": "}) + "\n");
-  }
-
-  static Result<void> WriteText(AtomicWriter& out, const char* name, const std::string& text) {
-    return out.IsDone(name) ? Result<void>{} : out.WriteWhole(name, text);
-  }
-
-  std::string TokenizerConfig() const {
-    if (source_.tokenizer_config_json()) {
-      return *source_.tokenizer_config_json();
-    }
-    json::Object out;
-    out.Set("tokenizer_class", "PreTrainedTokenizerFast");
-    const auto set = [&](const char* key, std::optional<TokenId> token) {
-      if (token) {
-        out.Set(key, tokenizer_.TokenName(*token));
-      }
-    };
-    set("bos_token", tokenizer_.bos());
-    set("eos_token", tokenizer_.eos());
-    set("unk_token", tokenizer_.unk());
-    set("pad_token", tokenizer_.pad());
-    out.Set("clean_up_tokenization_spaces", false);
-    out.Set("model_max_length", source_.config().max_position_embeddings);
-    return json::Dump(out, {.indent = 2, .key_separator = ": "}) + "\n";
+    NIBBLE_TRY_VOID(WriteSideFiles(source_, tokenizer_, config_json, out));
+    return out.IsDone(kLogFile)
+               ? Result<void>{}
+               : out.WriteWhole(kLogFile,
+                                json::Dump(log_, {.indent = 1, .key_separator = ": "}) + "\n");
   }
 
   Result<void> Certify(AtomicWriter& out) {

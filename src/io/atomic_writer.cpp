@@ -113,11 +113,14 @@ class FolderWriter final : public AtomicWriter {
   Result<void> Remove(std::string_view file_name) override;
   const fs::path& partial_path() const override { return partial_; }
   Result<void> Commit() override;
+  Result<void> CommitFile(std::string_view file_name) override;
 
   Result<void> Finished(const std::string& name, DoneFile file);
 
  private:
   Result<void> TakeFolder();
+  Result<void> CheckAllDone() const;
+  Result<void> Rename(const fs::path& from) const;
   Result<void> ReadJournal(const json::Value& fingerprint);
   Result<void> CheckSpace(std::uint64_t expected_bytes) const;
   Result<void> Append(const json::Object& line);
@@ -365,7 +368,7 @@ Result<void> FolderWriter::Remove(std::string_view file_name) {
   return {};
 }
 
-Result<void> FolderWriter::Commit() {
+Result<void> FolderWriter::CheckAllDone() const {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(partial_, error)) {
     if (!IsDone(entry.path().filename().string())) {
@@ -382,9 +385,14 @@ Result<void> FolderWriter::Commit() {
   if (fsync(folder_.get()) != 0) {
     return SystemError(partial_, "fsync the folder");
   }
-  int renamed = renameat2(AT_FDCWD, partial_.c_str(), AT_FDCWD, target_.c_str(), RENAME_NOREPLACE);
+  return {};
+}
+
+// To the target, replacing nothing.
+Result<void> FolderWriter::Rename(const fs::path& from) const {
+  int renamed = renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, target_.c_str(), RENAME_NOREPLACE);
   if (renamed != 0 && (errno == EINVAL || errno == ENOSYS) && !Exists(target_)) {
-    renamed = std::rename(partial_.c_str(), target_.c_str());  // a file system without the flag
+    renamed = std::rename(from.c_str(), target_.c_str());  // a file system without the flag
   }
   if (renamed != 0) {
     if (errno == EEXIST || errno == ENOTEMPTY) {
@@ -392,11 +400,26 @@ Result<void> FolderWriter::Commit() {
                   fmt::format("{} appeared meanwhile; the result stays in {}", target_.string(),
                               partial_.string()));
     }
-    return SystemError(target_, "rename the finished folder to");
+    return SystemError(target_, "rename the finished result to");
   }
-  NIBBLE_TRY_VOID(SyncFolder(target_.parent_path()));
+  return SyncFolder(target_.parent_path());
+}
+
+Result<void> FolderWriter::Commit() {
+  NIBBLE_TRY_VOID(CheckAllDone());
+  NIBBLE_TRY_VOID(Rename(partial_));
   unlink(journal_.c_str());  // a stale one would be harmless
   folder_ = Descriptor();
+  return {};
+}
+
+Result<void> FolderWriter::CommitFile(std::string_view file_name) {
+  NIBBLE_TRY_VOID(CheckAllDone());
+  NIBBLE_TRY_VOID(Rename(partial_ / file_name));
+  unlink(journal_.c_str());
+  folder_ = Descriptor();
+  std::error_code ignored;  // an empty folder that stays would be in nobody's way
+  fs::remove(partial_, ignored);
   return {};
 }
 

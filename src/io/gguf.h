@@ -66,6 +66,31 @@ struct GgufHeader {
 /// kCorruptFile with the offset, kUnsupported, kLimitExceeded.
 Result<GgufHeader> ParseGguf(std::span<const std::byte> file);
 
+/// Builds the header of a GGUF v3 file with an alignment of 32.
+class GgufHeaderBuilder {
+ public:
+  void SetString(std::string_view key, std::string_view value);
+  void SetU32(std::string_view key, std::uint32_t value);
+  void SetF32(std::string_view key, float value);
+  void SetBool(std::string_view key, bool value);
+  void SetStrings(std::string_view key, std::span<const std::string> values);
+  void SetInts(std::string_view key, std::span<const std::int32_t> values);
+  void SetFloats(std::string_view key, std::span<const float> values);
+  /// dims: contiguous dimension first. Data follows in this order, each padded to the alignment.
+  void AddTensor(std::string_view name, std::span<const std::int64_t> dims, GgufType type);
+
+  /// Bytes before the data of the first tensor, padding included.
+  std::string Build() const;
+  std::uint64_t data_bytes() const { return data_bytes_; }
+  /// Bytes that follow `size` bytes of a tensor.
+  static std::size_t PaddingAfter(std::uint64_t size);
+
+ private:
+  void Key(std::string_view key, std::uint32_t type);
+  std::string keys_, tensors_;
+  std::uint64_t num_keys_ = 0, num_tensors_ = 0, data_bytes_ = 0;
+};
+
 class GgufFile {
  public:
   static Result<std::unique_ptr<GgufFile>> Open(const std::filesystem::path& path);

@@ -358,6 +358,58 @@ Result<void> BuildLlama(const GgufVocabulary& vocabulary, TokenizerSpec& spec) {
 
 }  // namespace
 
+std::optional<std::string> GgufPreOf(const TokenizerSpec& spec) {
+  // The patterns that cut words, in order; nothing for a step that no `pre` has.
+  std::vector<std::string> patterns;
+  const auto read = [&](const json::Value& step) {
+    const json::Value* type = step.Find("type");
+    const std::string name = type == nullptr || !type->IsString() ? "" : *type->AsString();
+    const auto is = [&](const char* key, const json::Value& value, bool fallback) {
+      const json::Value* found = step.Find(key);
+      return found == nullptr ? fallback : *found == value;
+    };
+    if (name == "Digits") {
+      patterns.emplace_back(kDigit);
+      return is("individual_digits", true, false);
+    }
+    if (name == "ByteLevel") {
+      if (is("use_regex", true, true)) {
+        patterns.emplace_back(kGpt2);
+      }
+      return is("add_prefix_space", false, false);
+    }
+    const json::Value* pattern = step.Find("pattern");
+    const json::Value* regex = pattern == nullptr ? nullptr : pattern->Find("Regex");
+    if (name != "Split" || regex == nullptr || !regex->IsString()) {
+      return false;
+    }
+    patterns.push_back(*regex->AsString());
+    return is("behavior", "Isolated", false) && is("invert", false, true);
+  };
+  const json::Value* steps = spec.pre_tokenizer.Find("pretokenizers");
+  if (steps != nullptr && steps->AsArray() != nullptr) {
+    for (const json::Value& step : *steps->AsArray()) {
+      if (!read(step)) {
+        return std::nullopt;
+      }
+    }
+  } else if (!read(spec.pre_tokenizer)) {
+    return std::nullopt;
+  }
+  const json::Value* normalizer = spec.normalizer.Find("type");
+  const bool nfc = normalizer != nullptr && *normalizer == json::Value("NFC");
+  if (!nfc && !spec.normalizer.IsNull()) {
+    return std::nullopt;
+  }
+  for (const Pre& pre : KnownPres()) {
+    if (!pre.name.empty() && pre.nfc == nfc && pre.ignore_merges == spec.bpe.ignore_merges &&
+        std::ranges::equal(pre.patterns, patterns)) {
+      return std::string(pre.name);
+    }
+  }
+  return std::nullopt;
+}
+
 Result<TokenizerSpec> SpecFromGguf(const GgufVocabulary& vocabulary) {
   const bool llama = vocabulary.model == "llama";
   if (!llama && vocabulary.model != "gpt2") {

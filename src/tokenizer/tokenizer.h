@@ -72,6 +72,11 @@ class Tokenizer {
   /// A tokenizer.json that makes the `tokenizers` library give the same ids.
   Result<std::string> ToTokenizerJson() const;
 
+  /// The vocabulary as a GGUF file keeps it, with num_tokens entries: what the embedding has more
+  /// than the tokenizer is filled up as unused. Errors: kUnsupported for a tokenizer that llama.cpp
+  /// has no name for; kInvalidArgument for fewer entries than tokens.
+  Result<GgufVocabulary> ToGgufVocabulary(std::int64_t num_tokens) const;
+
   struct Impl;  // tokenizer/tokenizer_impl.h
 
  private:

@@ -43,6 +43,8 @@ Result<std::unique_ptr<const Tokenizer::Impl>> BuildTokenizer(TokenizerSpec spec
 /// Parses a tokenizer.json. Errors without the name of the file.
 Result<TokenizerSpec> SpecFromJson(std::string_view text);
 Result<TokenizerSpec> SpecFromGguf(const GgufVocabulary& vocabulary);
+/// The tokenizer.ggml.pre that cuts words as a byte-level tokenizer does; nullopt if none is known.
+std::optional<std::string> GgufPreOf(const TokenizerSpec& spec);
 
 }  // namespace text
 

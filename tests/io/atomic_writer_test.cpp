@@ -56,6 +56,24 @@ TEST(AtomicWriter, TheFolderAppearsWholeAtCommit) {
   EXPECT_EQ(entries, 1);  // no partial folder and no journal stay behind
 }
 
+TEST(AtomicWriter, ASingleFileAppearsUnderTheTargetsName) {
+  const TempFolder folder;
+  const fs::path target = folder.path() / "model.gguf";
+  auto writer = MustCreate(target, Recipe(1));
+  ASSERT_TRUE(writer->WriteWhole("data", "bytes"));
+  ASSERT_TRUE(writer->OpenFile("second"));
+  EXPECT_FALSE(writer->CommitFile("data"));  // the second is not finished
+  ASSERT_TRUE(writer->Remove("second"));
+  const auto committed = writer->CommitFile("data");
+  ASSERT_TRUE(committed) << committed.error().message;
+  EXPECT_EQ(TempFolder::Read(target), "bytes");
+  int entries = 0;
+  for ([[maybe_unused]] const auto& entry : fs::directory_iterator(folder.path())) {
+    ++entries;
+  }
+  EXPECT_EQ(entries, 1);
+}
+
 TEST(AtomicWriter, AnInterruptedRunGoesOn) {
   const TempFolder folder;
   const fs::path target = folder.path() / "out";

@@ -89,14 +89,22 @@ std::unique_ptr<Tokenizer> Load(const GgufVocabulary& vocabulary) {
   return tokenizer ? std::move(*tokenizer) : nullptr;
 }
 
-/// The vocabulary as loaded, and as written to a tokenizer.json and read back.
-std::vector<std::unique_ptr<Tokenizer>> BothWays(const GgufVocabulary& vocabulary) {
-  std::vector<std::unique_ptr<Tokenizer>> both;
-  both.push_back(Load(vocabulary));
-  auto written = Tokenizer::FromJson(*both[0]->ToTokenizerJson(), "written");
+/// The same tokenizer as a GGUF file would have it, with some unused entries.
+std::unique_ptr<Tokenizer> ThroughGguf(const Tokenizer& tokenizer) {
+  const auto vocabulary = tokenizer.ToGgufVocabulary(tokenizer.vocab_size() + 3);
+  EXPECT_TRUE(vocabulary) << vocabulary.error().message;
+  return vocabulary ? Load(*vocabulary) : nullptr;
+}
+
+/// The vocabulary as loaded, as written to a tokenizer.json and read back, and as made from that.
+std::vector<std::unique_ptr<Tokenizer>> EveryWay(const GgufVocabulary& vocabulary) {
+  std::vector<std::unique_ptr<Tokenizer>> ways;
+  ways.push_back(Load(vocabulary));
+  auto written = Tokenizer::FromJson(*ways[0]->ToTokenizerJson(), "written");
   EXPECT_TRUE(written) << written.error().message;
-  both.push_back(std::move(*written));
-  return both;
+  ways.push_back(std::move(*written));
+  ways.push_back(ThroughGguf(*ways[1]));
+  return ways;
 }
 
 struct PreCase {
@@ -109,7 +117,7 @@ class GgufPre : public ::testing::TestWithParam<PreCase> {};
 TEST_P(GgufPre, CutsLikeTheTokenizerOfItsModels) {
   GgufVocabulary vocabulary = FromBase("byte", "gpt2");
   vocabulary.pre = GetParam().pre;
-  for (const auto& tokenizer : BothWays(vocabulary)) {
+  for (const auto& tokenizer : EveryWay(vocabulary)) {
     for (const auto& [text, ids] : Cases(GetParam().variant)) {
       EXPECT_EQ(Plain(tokenizer->Encode(text, {.parse_special = true})), ids) << text;
       if (!std::string(GetParam().variant).starts_with("qwen")) {  // which normalise
@@ -137,7 +145,7 @@ TEST(Gguf, EveryNamedPreLoads) {
        {"", "default", "falcon", "deepseek-llm", "deepseek-coder", "tekken", "dbrx"}) {
     GgufVocabulary vocabulary = FromBase("byte", "gpt2");
     vocabulary.pre = pre;
-    for (const auto& tokenizer : BothWays(vocabulary)) {
+    for (const auto& tokenizer : EveryWay(vocabulary)) {
       const std::string text = "The 12345 kernels'll run\n\n  x=(1+2);  日本語テキスト ½!  \n";
       EXPECT_EQ(tokenizer->Decode(tokenizer->Encode(text)), text) << pre;
     }
@@ -152,7 +160,7 @@ TEST(Gguf, ScoresMergeLikeSentencePiece) {
   vocabulary.unk = TokenId{0};
   vocabulary.bos = TokenId{520};
   vocabulary.eos = TokenId{521};
-  for (const auto& tokenizer : BothWays(vocabulary)) {
+  for (const auto& tokenizer : EveryWay(vocabulary)) {
     for (const auto& [text, ids] : Cases("llama2")) {
       EXPECT_EQ(Plain(tokenizer->Encode(text, {.parse_special = true})), ids) << text;
       std::vector<std::int32_t> with_bos = ids;
@@ -169,7 +177,7 @@ TEST(Gguf, EqualScoresAreServedFromLeftToRight) {
   vocabulary.scores = {0, 0, 0, 0, -5, -5, -5};
   vocabulary.token_types = {2, 3, 3, 1, 1, 1, 1};
   vocabulary.add_space_prefix = false;
-  for (const auto& tokenizer : BothWays(vocabulary)) {
+  for (const auto& tokenizer : EveryWay(vocabulary)) {
     // aa, then it grows to aaa and aaaa before the next pair is looked at.
     EXPECT_EQ(Plain(tokenizer->Encode("aaaaaaa")), (std::vector<std::int32_t>{6, 5}));
   }
@@ -202,6 +210,25 @@ TEST(Gguf, FlagsOfTheFileDecideAboutBosAndEos) {
   EXPECT_EQ(Plain(Load(vocabulary)->Encode("", special)), (std::vector<std::int32_t>{420, 421}));
   EXPECT_EQ(Load(vocabulary)->bos(), TokenId{420});
   EXPECT_EQ(Load(vocabulary)->eos(), TokenId{421});
+}
+
+TEST(Gguf, ATokenizerWithoutANameInLlamaCppIsRefused) {
+  auto tokenizer = Load([] {
+    GgufVocabulary vocabulary = FromBase("byte", "gpt2");
+    vocabulary.pre = "gpt-2";
+    return vocabulary;
+  }());
+  EXPECT_FALSE(tokenizer->ToGgufVocabulary(tokenizer->vocab_size() - 1));
+  std::string text = *tokenizer->ToTokenizerJson();
+  const std::string from = "\"use_regex\":true";
+  const auto at = text.find(from);
+  ASSERT_NE(at, std::string::npos);
+  text.replace(at, from.size(), "\"use_regex\":false");
+  const auto other = Tokenizer::FromJson(text, "other");
+  ASSERT_TRUE(other) << other.error().message;
+  const auto refused = (*other)->ToGgufVocabulary((*other)->vocab_size());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
 }
 
 TEST(Gguf, DamagedVocabulariesAreRefused) {
@@ -345,7 +372,7 @@ TEST_P(LlamaCpp, VocabularyGivesTheSameIds) {
   }
   const auto cases = LlamaCppCases(name);
   ASSERT_GE(cases.size(), 40U);
-  for (const auto& tokenizer : BothWays(GgufMetadata(file).vocabulary)) {
+  for (const auto& tokenizer : EveryWay(GgufMetadata(file).vocabulary)) {
     for (const auto& [text, ids] : cases) {
       EXPECT_EQ(Plain(tokenizer->Encode(text)), ids) << text;
       std::vector<TokenId> typed;
@@ -374,8 +401,11 @@ TEST(LlamaCpp, CasesHoldForTheTokenizerJsonOfTheSameModel) {
     }
     const auto tokenizer = Tokenizer::FromJson(file, folder);
     ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+    const auto as_gguf = ThroughGguf(**tokenizer);
+    ASSERT_TRUE(as_gguf);
     for (const auto& [text, ids] : LlamaCppCases(name)) {
       EXPECT_EQ(Plain((*tokenizer)->Encode(text)), ids) << text;
+      EXPECT_EQ(Plain(as_gguf->Encode(text)), ids) << text;
     }
   }
 }

@@ -50,7 +50,7 @@ def nll_of(logits, ids):
 
 
 class Torch:
-    """A model of transformers, in float32 on the CPU."""
+    """A model of transformers on the CPU, in float32; gptqmodel has kernels for 16 bits only."""
 
     def __init__(self):
         import torch
@@ -62,7 +62,7 @@ class Torch:
             with open(os.path.join(args.model, "config.json"), encoding="utf-8") as file:
                 method = json.load(file)["quantization_config"]["quant_method"]
             backend = BACKEND.AWQ_TORCH if method == "awq" else BACKEND.GPTQ_TORCH
-            self.model = GPTQModel.load(args.model, backend=backend, device="cpu", dtype=torch.float32).model.eval()
+            self.model = GPTQModel.load(args.model, backend=backend, device="cpu", dtype=torch.float16).model.eval()
         else:
             from transformers import AutoModelForCausalLM
             self.model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, device_map="cpu").eval()

@@ -268,16 +268,15 @@ __device__ __forceinline__ void WriteGatedTile(const LinearArgs& linear, Place p
   float4* const ups = gates + kHalf / 4 * 128;
   place.Scale(total);
   MultipliersSync();  // what the last tile exchanged has been read
-  const auto put = [&]<bool kHasGates>() {
+  const auto exchange = [&]<bool kHasGates>() {
+    float mine[kHalf];
+    float other[kHalf];
 #pragma unroll
     for (int i = 0; i < kHalf; i += 4) {
       const float* const away = &total[kHasGates ? kHalf + i : i];
       (kHasGates ? gates : ups)[i / 4 * 128] = make_float4(away[0], away[1], away[2], away[3]);
     }
-  };
-  const auto take = [&]<bool kHasGates>() {
-    float mine[kHalf];
-    float other[kHalf];
+    MultipliersSync();
 #pragma unroll
     for (int i = 0; i < kHalf; i += 4) {
       const float4 v = (kHasGates ? ups : gates)[i / 4 * 128];
@@ -297,17 +296,10 @@ __device__ __forceinline__ void WriteGatedTile(const LinearArgs& linear, Place p
       place.WriteGated(linear, other, mine);
     }
   };
-  // Both warpgroups meet at one instruction: synccheck takes two for a divergent barrier.
   if (threadIdx.x < 128) {
-    put.template operator()<true>();
+    exchange.template operator()<true>();
   } else {
-    put.template operator()<false>();
-  }
-  MultipliersSync();
-  if (threadIdx.x < 128) {
-    take.template operator()<true>();
-  } else {
-    take.template operator()<false>();
+    exchange.template operator()<false>();
   }
 }
 
@@ -390,16 +382,6 @@ __global__ __launch_bounds__(kLargeThreads,
             phase ^= 1;
           }
         }
-      }
-    }
-    // The partner's last arrivals come to this block's memory, too: it stays until then.
-    for (int i = 0; i < args.num_stages; ++i) {
-      if (stage % 4 == producer) {
-        BarrierWait(empty + 8 * stage, phase);
-      }
-      if (++stage == args.num_stages) {
-        stage = 0;
-        phase ^= 1;
       }
     }
   } else {

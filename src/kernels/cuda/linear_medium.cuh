@@ -319,10 +319,9 @@ __global__ __launch_bounds__(kMediumThreads,
       }
       __syncwarp();
       if (ArrivesForWarp(lane)) {
-        if (writes && rank == 1) {  // nobody comes after it
+        BarrierArrive(passed + 8 * (slice * kTiles + tile));
+        if (writes && rank == 1) {
           ArriveAt(drained + 8 * tile, 0);
-        } else {
-          BarrierArrive(passed + 8 * (slice * kTiles + tile));
         }
       }
       if (!writes) {

@@ -1,0 +1,58 @@
+#include "checkpoint/gguf_names.h"
+
+#include <fmt/format.h>
+
+#include <string_view>
+#include <utility>
+
+#include "base/check.h"
+
+namespace nibble {
+namespace {
+
+using Pair = std::pair<std::string_view, std::string_view>;
+
+constexpr Pair kTop[] = {{"model.embed_tokens.weight", "token_embd.weight"},
+                         {"model.norm.weight", "output_norm.weight"},
+                         {"lm_head.weight", "output.weight"}};
+constexpr Pair kModules[] = {
+    {"input_layernorm", "attn_norm"},    {"self_attn.q_proj", "attn_q"},
+    {"self_attn.k_proj", "attn_k"},      {"self_attn.v_proj", "attn_v"},
+    {"self_attn.o_proj", "attn_output"}, {"self_attn.q_norm", "attn_q_norm"},
+    {"self_attn.k_norm", "attn_k_norm"}, {"post_attention_layernorm", "ffn_norm"},
+    {"mlp.gate_proj", "ffn_gate"},       {"mlp.up_proj", "ffn_up"},
+    {"mlp.down_proj", "ffn_down"}};
+
+}  // namespace
+
+std::string GgufNameOf(const std::string& canonical) {
+  for (const auto& [ours, theirs] : kTop) {
+    if (canonical == ours) {
+      return std::string(theirs);
+    }
+  }
+  constexpr std::string_view kPrefix = "model.layers.";
+  const auto dot = canonical.find('.', kPrefix.size());
+  const auto last = canonical.rfind('.');
+  const std::string module = canonical.substr(dot + 1, last - dot - 1);
+  for (const auto& [ours, theirs] : kModules) {
+    if (module == ours) {
+      return fmt::format("blk.{}.{}{}", canonical.substr(kPrefix.size(), dot - kPrefix.size()),
+                         theirs, canonical.substr(last));
+    }
+  }
+  NIBBLE_CHECK(false, "a weight without a name in GGUF");
+  return {};
+}
+
+std::int64_t GgufInterleavedHeads(const ModelConfig& config, const std::string& canonical) {
+  if (config.architecture != Architecture::kLlama &&
+      config.architecture != Architecture::kMistral) {
+    return 0;
+  }
+  return canonical.find(".q_proj.") != std::string::npos   ? config.num_heads
+         : canonical.find(".k_proj.") != std::string::npos ? config.num_kv_heads
+                                                           : 0;
+}
+
+}  // namespace nibble

@@ -1,0 +1,157 @@
+#include "compress/model_format.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+namespace nibble {
+namespace {
+
+constexpr struct {
+  ModelFormat format;
+  std::string_view name;
+  std::optional<FolderFormat> folder;
+} kFormats[] = {
+    {ModelFormat::kCompressedTensors, "compressed-tensors", FolderFormat::kCompressedTensors},
+    {ModelFormat::kGptq, "gptq", FolderFormat::kGptq},
+    {ModelFormat::kGptqV2, "gptq_v2", FolderFormat::kGptqV2},
+    {ModelFormat::kAwq, "awq", FolderFormat::kAwq},
+    {ModelFormat::kBitsandbytes, "bitsandbytes", FolderFormat::kBitsandbytes},
+    {ModelFormat::kBitsandbytesNested, "bitsandbytes-nested", FolderFormat::kBitsandbytesNested},
+    {ModelFormat::kGguf, "gguf", std::nullopt},
+    {ModelFormat::kSafetensors, "safetensors", std::nullopt},
+};
+
+// What the quantized weights of a model have in common.
+struct Traits {
+  std::set<int> bits;
+  bool zero_points = false;
+  bool fp8 = false;
+  bool whole_rows = false;
+  std::set<std::int64_t> groups;
+  std::size_t num_schemes = 0;
+};
+
+Traits TraitsOf(std::span<const WeightToWrite> weights) {
+  Traits out;
+  std::set<std::string> schemes;
+  for (const WeightToWrite& weight : weights) {
+    const WeightSpec& spec = weight.spec;
+    if (spec.kind == CodecKind::kFloat) {
+      continue;
+    }
+    const bool whole = spec.group_size >= spec.cols;
+    out.bits.insert(spec.bits);
+    out.zero_points = out.zero_points || spec.has_zero_points;
+    out.fp8 = out.fp8 || spec.codebook == Codebook::kFp8E4M3;
+    out.whole_rows = out.whole_rows || whole;
+    if (!whole) {
+      out.groups.insert(spec.group_size);
+    }
+    schemes.insert(
+        fmt::format("{} {} {}", spec.bits, whole ? 0 : spec.group_size, spec.has_zero_points));
+  }
+  out.num_schemes = schemes.size();
+  return out;
+}
+
+bool OnlyBits(const Traits& traits, std::initializer_list<int> allowed) {
+  return std::ranges::all_of(
+      traits.bits, [&](int bits) { return std::ranges::find(allowed, bits) != allowed.end(); });
+}
+
+Consumer Yes(std::string_view name, std::string how) { return {name, true, std::move(how)}; }
+Consumer No(std::string_view name, std::string why) { return {name, false, std::move(why)}; }
+
+std::vector<Consumer> OfGptq(const Traits& traits) {
+  const bool for_vllm = OnlyBits(traits, {4, 8}) && !traits.zero_points;
+  return {for_vllm
+              ? Yes("vLLM", "")
+              : No("vLLM",
+                   "it loads GPTQ of 4 or 8 bits without zero points only: use compressed-tensors "
+                   "(zero points at 4 and 8 bits, symmetric at 2 to 8) or awq (zero points at 4)"),
+          Yes("transformers", "with gptqmodel installed"),
+          OnlyBits(traits, {2, 4, 8})
+              ? Yes("llama.cpp",
+                    "its convert_hf_to_gguf.py decodes it to floats; --to gguf keeps codes")
+              : No("llama.cpp", "its converter does not read 3 bits: use --to gguf"),
+          No("onnxruntime", "it reads ONNX; MatMulNBits holds the same codes"),
+          No("TensorRT", "it reads graphs of QuantizeLinear pairs")};
+}
+
+std::vector<Consumer> OfCompressedTensors(const Traits& traits) {
+  if (traits.fp8) {
+    return {Yes("vLLM", "activations become FP8 too"), Yes("transformers", ""),
+            Yes("llama.cpp", "its convert_hf_to_gguf.py decodes it"),
+            No("onnxruntime", "it reads ONNX"),
+            No("TensorRT",
+               "it reads graphs of QuantizeLinear "
+               "pairs")};
+  }
+  const bool common = OnlyBits(traits, {4, 8});
+  const Consumer vllm =
+      common ? Yes("vLLM", "")
+      : traits.zero_points
+          ? No("vLLM", "it takes zero points at 4 and 8 bits only")
+          : Yes("vLLM", "with the Humming kernels installed, for widths other than 4 and 8 bits");
+  const Consumer llama =
+      !common ? No("llama.cpp", "its converter misreads 3, 5, 6 and 7 bits: use --to gguf")
+      : traits.whole_rows || traits.num_schemes != 1
+          ? No("llama.cpp", "its converter takes one scheme with groups: use --to gguf")
+          : Yes("llama.cpp",
+                "its convert_hf_to_gguf.py decodes it to floats; --to gguf keeps codes");
+  return {vllm, Yes("transformers", "with compressed-tensors installed"), llama,
+          No("onnxruntime", "it reads ONNX; MatMulNBits holds the same codes"),
+          No("TensorRT", traits.zero_points ? "it takes no zero points"
+                                            : "it reads graphs of QuantizeLinear pairs")};
+}
+
+}  // namespace
+
+std::string_view Name(ModelFormat format) {
+  return std::ranges::find(kFormats, format, [](const auto& row) { return row.format; })->name;
+}
+
+std::optional<ModelFormat> ParseModelFormat(std::string_view name) {
+  const auto* found = std::ranges::find(kFormats, name, [](const auto& row) { return row.name; });
+  return found == std::end(kFormats) ? std::nullopt : std::optional(found->format);
+}
+
+std::optional<FolderFormat> FolderFormatOf(ModelFormat format) {
+  return std::ranges::find(kFormats, format, [](const auto& row) { return row.format; })->folder;
+}
+
+std::vector<Consumer> ConsumersOf(ModelFormat format, std::span<const WeightToWrite> weights) {
+  const Traits traits = TraitsOf(weights);
+  switch (format) {
+    case ModelFormat::kCompressedTensors:
+      return OfCompressedTensors(traits);
+    case ModelFormat::kGptq:
+    case ModelFormat::kGptqV2:
+      return OfGptq(traits);
+    case ModelFormat::kAwq:
+      return {Yes("vLLM", ""), Yes("transformers", "with gptqmodel installed"),
+              No("llama.cpp", "its converter does not read AWQ: use --to gguf"),
+              No("onnxruntime", "it reads ONNX; MatMulNBits holds the same codes"),
+              No("TensorRT", "it takes no zero points")};
+    case ModelFormat::kBitsandbytes:
+    case ModelFormat::kBitsandbytesNested:
+      return {Yes("vLLM", "with vllm-bnb-plugin installed"),
+              Yes("transformers", "with bitsandbytes installed"),
+              No("llama.cpp", "its converter does not read bitsandbytes"),
+              No("onnxruntime", "it reads ONNX; MatMulBnb4 holds the same codes"),
+              No("TensorRT", "it has no such data type")};
+    case ModelFormat::kGguf:
+      return {Yes("vLLM", "with its GGUF plugin installed"),
+              Yes("transformers", "it decodes to floats"), Yes("llama.cpp", ""),
+              No("onnxruntime", "it reads ONNX"), No("TensorRT", "it reads ONNX")};
+    case ModelFormat::kSafetensors:
+      break;
+  }
+  return {Yes("vLLM", ""), Yes("transformers", ""),
+          Yes("llama.cpp", "through its convert_hf_to_gguf.py"), No("onnxruntime", "it reads ONNX"),
+          No("TensorRT", "it reads ONNX")};
+}
+
+}  // namespace nibble
