@@ -207,7 +207,7 @@ def measure_server():
         at_once = load(server, "--requests", 1000, "--concurrency", 1000, "--warm-up", 64)
         load(server, "--requests", 300, "--concurrency", 64, "--cancel-storm")
     # Shorter chunks of prefill: those who decode wait less.
-    with Server(args.model, *options, 512) as server:
+    with Server(args.model, *options, 256) as server:
         steady = load(server, "--requests", 320, "--rate", 16, "--warm-up", 64)
     report["saturation"] = at_once
     report["steady"] = steady

@@ -109,18 +109,11 @@ struct AttentionArgs {
 };
 /// Sequences of one row.
 int LaunchDecodeAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream);
-/// Sequences of many rows, by tiles of PrefillTokens. If these are few for the SMs, halves of tiles
-/// are what blocks take; the bits are the same.
-int LaunchPrefillAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream);
+/// Sequences of many rows, by tiles of PrefillTokens.
+int LaunchPrefillAttention(const AttentionArgs& args, CUstream_st* stream);
 constexpr int kPrefillRows = 128;  // of a tile: (token, query head) pairs that share a KV head
-/// Tokens of a tile, for `group` query heads a KV head: its halves have as many each, where half of
-/// the rows hold a token.
-constexpr int PrefillTokens(int group) {
-  constexpr int kHalf = kPrefillRows / 2;
-  return group <= kHalf ? kHalf / group * 2 : kPrefillRows / group;
-}
-/// Whether LaunchPrefillAttention takes halves of tiles.
-bool TakesHalfTiles(const AttentionArgs& args, int num_sms);
+/// Tokens of a tile, for `group` query heads a KV head.
+constexpr int PrefillTokens(int group) { return kPrefillRows / group; }
 
 bool HasAttention(int head_dim);
 

@@ -1,6 +1,6 @@
-// Attention of sequences with many queries. A block takes a tile of 128 rows or half of one,
-// (token, query head) pairs that share a KV head, 16 a warp, and walks the keys split by split;
-// 64-key blocks stream through a ring of shared memory. Per split all scores stay in registers
+// Attention of sequences with many queries. A block takes a tile of 128 rows, (token, query head)
+// pairs that share a KV head, 16 a warp, and walks the keys split by split; 64-key blocks stream
+// through a ring of shared memory. Per split all scores stay in registers
 // until its maximum is known: the arithmetic of attention.cuh, which knows no tile. 4 * rows * keys
 // * head_dim operations; judge by FLOP/s.
 
@@ -11,18 +11,10 @@ namespace nibble::cuda {
 namespace {
 
 // A block: warps with 16 rows each, and a warpgroup of which one lane copies and that gives its
-// registers to them (sm_90a; elsewhere its warps merely end). One block of whole tiles an SM, or
-// two of half tiles.
+// registers to them (sm_90a; elsewhere its warps merely end).
+constexpr int kWarps = kPrefillRows / 16;
 constexpr int kCopyWarps = 4;
-template <int kWarps>
 constexpr int kThreads = (kWarps + kCopyWarps) * 32;
-#if __CUDA_ARCH_FEAT_SM90_ALL
-template <int kWarps>
-constexpr int kBlocksOfSm = 8 / kWarps;
-#else
-template <int kWarps>  // half tiles: all the registers that a thread may have instead
-constexpr int kBlocksOfSm = 1;
-#endif
 constexpr int kStages = 4;
 constexpr int kBlocks = kKvSplit / kKvBlock;
 
@@ -37,12 +29,10 @@ __device__ __forceinline__ uint4 ToHalves(const float (&x)[8]) {
                     AsBits(__floats2half2_rn(x[4], x[5])), AsBits(__floats2half2_rn(x[6], x[7])));
 }
 
-template <int kWarps, int kHeadDim, KvType kType>
-__global__ __launch_bounds__(kThreads<kWarps>, kBlocksOfSm<kWarps>) void PrefillKernel(
-    const __grid_constant__ AttentionArgs args) {
+template <int kHeadDim, KvType kType>
+__global__ __launch_bounds__(kThreads,
+                             1) void PrefillKernel(const __grid_constant__ AttentionArgs args) {
 #if __CUDA_ARCH__ >= 900  // bulk copies
-  constexpr int kRows = kWarps * 16;
-  constexpr int kParts = kPrefillRows / kRows;  // of a tile
   constexpr int kTileBytes = KvTileBytes(kType, kHeadDim);
   constexpr int kSteps = kHeadDim / 16;
   constexpr int kDimTiles = kHeadDim / 8;
@@ -53,7 +43,7 @@ __global__ __launch_bounds__(kThreads<kWarps>, kBlocksOfSm<kWarps>) void Prefill
   const int g = lane / 4;
   const int t = lane % 4;
   const std::uint32_t queries = SmemAddress(smem);  // [rows][head_dim] fp16, chunks swapped
-  constexpr int kRing = kRows * kHeadDim * 2;
+  constexpr int kRing = kPrefillRows * kHeadDim * 2;
   const std::uint32_t ring = queries + kRing;
   // The merged units, each thread its own fragments: [warp][dims / 8][lane] of four floats.
   auto* const before =
@@ -73,16 +63,12 @@ __global__ __launch_bounds__(kThreads<kWarps>, kBlocksOfSm<kWarps>) void Prefill
 
   // What the host wrote for this step may be read before the kernel before this is done.
   // Long tiles first, of all heads: the last tiles of a prompt see the most keys.
-  const int part = args.num_tiles * kParts - 1 - static_cast<int>(blockIdx.y);
+  const int tile = args.num_tiles - 1 - static_cast<int>(blockIdx.y);
   const int kv_head = static_cast<int>(blockIdx.x);
-  const int sequence = args.tiles[part / kParts * 2];
+  const int sequence = args.tiles[tile * 2];
   const int group = args.num_heads / args.cache.num_kv_heads;
-  const int tokens_of_part = PrefillTokens(group) / kParts;
-  const int first_token = args.tiles[part / kParts * 2 + 1] + part % kParts * tokens_of_part;
-  const int num_tokens = min(tokens_of_part, args.sequences.num_rows[sequence] - first_token);
-  if (num_tokens <= 0) {  // a tile that its first half holds
-    return;
-  }
+  const int first_token = args.tiles[tile * 2 + 1];
+  const int num_tokens = min(PrefillTokens(group), args.sequences.num_rows[sequence] - first_token);
   const int first_row = args.sequences.first_row[sequence] + first_token;
   const int first_position = args.sequences.first_position[sequence] + first_token;
   const int last_position = first_position + num_tokens - 1;
@@ -99,7 +85,7 @@ __global__ __launch_bounds__(kThreads<kWarps>, kBlocksOfSm<kWarps>) void Prefill
   int stage = 0;
 
   if (warp >= kWarps) {  // copies
-    GiveRegisters<kWarps == 8 ? 56 : 40>();
+    GiveRegisters<56>();
     if (warp == kWarps && lane == 0) {
       const int first_new = args.sequences.first_position[sequence];  // key that this step writes
       bool waited = false;
@@ -129,7 +115,7 @@ __global__ __launch_bounds__(kThreads<kWarps>, kBlocksOfSm<kWarps>) void Prefill
     }
     return;
   }
-  TakeRegisters<kWarps == 8 ? 224 : 216>();
+  TakeRegisters<224>();
 
   // The warp's own 16 rows of the queries, as fp16: eights of the first half, and what they turn
   // with.
@@ -412,66 +398,52 @@ __global__ __launch_bounds__(kThreads<kWarps>, kBlocksOfSm<kWarps>) void Prefill
 #endif
 }
 
-template <int kWarps, int kHeadDim, KvType kType>
+template <int kHeadDim, KvType kType>
 int LaunchPrefill(const AttentionArgs& args, cudaStream_t stream) {
-  constexpr int kRows = kWarps * 16;
-  constexpr int kSmem = kRows * kHeadDim * 2 + kStages * KvTileBytes(kType, kHeadDim) +
-                        kStages * 16 + kRows * kHeadDim * 4;
-  auto* kernel = PrefillKernel<kWarps, kHeadDim, kType>;
+  constexpr int kSmem = kPrefillRows * kHeadDim * 2 + kStages * KvTileBytes(kType, kHeadDim) +
+                        kStages * 16 + kPrefillRows * kHeadDim * 4;
+  auto* kernel = PrefillKernel<kHeadDim, kType>;
   static const cudaError_t configured =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);
   if (configured != cudaSuccess) {
     return configured;
   }
-  return Launch(kernel,
-                dim3(static_cast<unsigned>(args.cache.num_kv_heads),
-                     static_cast<unsigned>(args.num_tiles * kPrefillRows / kRows)),
-                kThreads<kWarps>, kSmem, stream, args);
+  return Launch(
+      kernel,
+      dim3(static_cast<unsigned>(args.cache.num_kv_heads), static_cast<unsigned>(args.num_tiles)),
+      kThreads, kSmem, stream, args);
 }
 
-template <int kWarps, int kHeadDim>
+template <int kHeadDim>
 int LaunchPrefillOf(const AttentionArgs& args, cudaStream_t stream) {
   switch (args.cache.type) {
     case KvType::kF16:
-      return LaunchPrefill<kWarps, kHeadDim, KvType::kF16>(args, stream);
+      return LaunchPrefill<kHeadDim, KvType::kF16>(args, stream);
     case KvType::kBF16:
-      return LaunchPrefill<kWarps, kHeadDim, KvType::kBF16>(args, stream);
+      return LaunchPrefill<kHeadDim, KvType::kBF16>(args, stream);
     case KvType::kFp8:
-      return LaunchPrefill<kWarps, kHeadDim, KvType::kFp8>(args, stream);
+      return LaunchPrefill<kHeadDim, KvType::kFp8>(args, stream);
     case KvType::kInt8:
-      return LaunchPrefill<kWarps, kHeadDim, KvType::kInt8>(args, stream);
+      return LaunchPrefill<kHeadDim, KvType::kInt8>(args, stream);
   }
   return cudaErrorInvalidValue;
 }
 
-template <int kWarps>
-int LaunchPrefillOf(const AttentionArgs& args, cudaStream_t stream) {
+}  // namespace
+
+int LaunchPrefillAttention(const AttentionArgs& args, CUstream_st* stream) {
   switch (args.cache.head_dim) {
     case 16:
-      return LaunchPrefillOf<kWarps, 16>(args, stream);
+      return LaunchPrefillOf<16>(args, stream);
     case 32:
-      return LaunchPrefillOf<kWarps, 32>(args, stream);
+      return LaunchPrefillOf<32>(args, stream);
     case 64:
-      return LaunchPrefillOf<kWarps, 64>(args, stream);
+      return LaunchPrefillOf<64>(args, stream);
     case 128:
-      return LaunchPrefillOf<kWarps, 128>(args, stream);
+      return LaunchPrefillOf<128>(args, stream);
     default:
       return cudaErrorInvalidValue;
   }
-}
-
-}  // namespace
-
-bool TakesHalfTiles(const AttentionArgs& args, int num_sms) {
-  // Half tiles share an SM by twos: a long one beside a short one. They read the cache twice as
-  // often, so only where whole tiles would leave SMs idle or uneven.
-  return args.num_heads / args.cache.num_kv_heads <= kPrefillRows / 2 &&
-         args.num_tiles * args.cache.num_kv_heads <= 2 * num_sms;
-}
-
-int LaunchPrefillAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream) {
-  return TakesHalfTiles(args, num_sms) ? LaunchPrefillOf<4>(args, stream)
-                                       : LaunchPrefillOf<8>(args, stream);
 }
 
 }  // namespace nibble::cuda

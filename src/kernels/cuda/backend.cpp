@@ -100,9 +100,9 @@ struct State {
   StepLimits limits;
   InputLayout at;
   DeviceBuffer inputs, partial, arrived, shared, slot_tokens;  // on the device
-  DeviceBuffer staging, results;                       // pinned, one piece a slot
-  std::vector<cudaEvent_t> copied;                     // by slot
-  std::unique_ptr<WeightStream> weights;               // null: all weights lie on the card
+  DeviceBuffer staging, results;                               // pinned, one piece a slot
+  std::vector<cudaEvent_t> copied;                             // by slot
+  std::unique_ptr<WeightStream> weights;                       // null: all weights lie on the card
   int slot = -1;
   // Of the step begun last.
   const SampleRow* first_sample = nullptr;
@@ -607,8 +607,7 @@ void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t l
                      "decode attention");
   }
   if (state.num_tiles > 0) {
-    device.NoteError(LaunchPrefillAttention(launch, device.num_sms(), device.stream()),
-                     "prefill attention");
+    device.NoteError(LaunchPrefillAttention(launch, device.stream()), "prefill attention");
   }
 }
 

@@ -131,9 +131,9 @@ Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Mat
 }
 
 // Attention of `batch` sequences: decode of one token after `context` - 1 others, or prefill of all
-// `context` tokens, by the tiles that `num_sms` suggests.
+// `context` tokens.
 Result<KernelSpeed> MeasureAttention(CudaDevice& device, cuda::KvType type, bool decode, int batch,
-                                     int context, int num_sms) {
+                                     int context) {
   using namespace cuda;  // NOLINT(google-build-using-namespace): plain data of one family
   constexpr std::int64_t kWidth = std::int64_t{kHeads} * kHeadDim;
   const std::int64_t head_bytes = std::int64_t{2} * KvTileBytes(type, kHeadDim);
@@ -213,8 +213,8 @@ Result<KernelSpeed> MeasureAttention(CudaDevice& device, cuda::KvType type, bool
     int error = 0;
     for (int i = 0; i < launches && error == 0; ++i) {
       args.cache.data = cache.as<std::uint8_t>() + i % layers * layer_bytes;
-      error = decode ? LaunchDecodeAttention(args, num_sms, device.stream())
-                     : LaunchPrefillAttention(args, num_sms, device.stream());
+      error = decode ? LaunchDecodeAttention(args, device.num_sms(), device.stream())
+                     : LaunchPrefillAttention(args, device.stream());
     }
     return error;
   };
@@ -226,10 +226,7 @@ Result<KernelSpeed> MeasureAttention(CudaDevice& device, cuda::KvType type, bool
       decode ? static_cast<double>(context) * batch : 0.5 * context * (context + 1.0) * batch;
   KernelSpeed speed;
   speed.shape =
-      fmt::format("{} heads of {}, batch={} context={}{}", kHeads, kHeadDim, batch, context,
-                  decode                          ? ""
-                  : TakesHalfTiles(args, num_sms) ? " half tiles"
-                                                  : " whole tiles");
+      fmt::format("{} heads of {}, batch={} context={}", kHeads, kHeadDim, batch, context);
   speed.bytes = kv_bytes + 6.0 * static_cast<double>(rows * kWidth);
   speed.ops = 4.0 * pairs * static_cast<double>(kWidth);
   speed.seconds = timing.seconds / launches;
@@ -331,10 +328,9 @@ std::vector<KernelInfo> CudaKernelInfos() {
                      .accepts = "Llama-2-7B",
                      .bench = [type = cache.type](Device& device) {
                        std::vector<KernelSpeed> speeds;
-                       auto& cuda = static_cast<CudaDevice&>(device);
                        for (const int context : {128, 2048}) {
-                         Add(speeds,
-                             MeasureAttention(cuda, type, true, 32, context, cuda.num_sms()));
+                         Add(speeds, MeasureAttention(static_cast<CudaDevice&>(device), type, true,
+                                                      32, context));
                        }
                        return speeds;
                      }});
@@ -343,12 +339,9 @@ std::vector<KernelInfo> CudaKernelInfos() {
                      .accepts = "Llama-2-7B",
                      .bench = [type = cache.type](Device& device) {
                        std::vector<KernelSpeed> speeds;
-                       auto& cuda = static_cast<CudaDevice&>(device);
                        for (const int context : {256, 512, 1024, 2048}) {
-                         constexpr int kManySms =
-                             1 << 20;  // halves of tiles, and with none whole ones
-                         Add(speeds, MeasureAttention(cuda, type, false, 1, context, 0));
-                         Add(speeds, MeasureAttention(cuda, type, false, 1, context, kManySms));
+                         Add(speeds, MeasureAttention(static_cast<CudaDevice&>(device), type, false,
+                                                      1, context));
                        }
                        return speeds;
                      }});

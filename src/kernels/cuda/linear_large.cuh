@@ -268,15 +268,16 @@ __device__ __forceinline__ void WriteGatedTile(const LinearArgs& linear, Place p
   float4* const ups = gates + kHalf / 4 * 128;
   place.Scale(total);
   MultipliersSync();  // what the last tile exchanged has been read
-  const auto exchange = [&]<bool kHasGates>() {
-    float mine[kHalf];
-    float other[kHalf];
+  const auto put = [&]<bool kHasGates>() {
 #pragma unroll
     for (int i = 0; i < kHalf; i += 4) {
       const float* const away = &total[kHasGates ? kHalf + i : i];
       (kHasGates ? gates : ups)[i / 4 * 128] = make_float4(away[0], away[1], away[2], away[3]);
     }
-    MultipliersSync();
+  };
+  const auto take = [&]<bool kHasGates>() {
+    float mine[kHalf];
+    float other[kHalf];
 #pragma unroll
     for (int i = 0; i < kHalf; i += 4) {
       const float4 v = (kHasGates ? ups : gates)[i / 4 * 128];
@@ -296,10 +297,17 @@ __device__ __forceinline__ void WriteGatedTile(const LinearArgs& linear, Place p
       place.WriteGated(linear, other, mine);
     }
   };
+  // Both warpgroups meet at one instruction: synccheck takes two for a divergent barrier.
   if (threadIdx.x < 128) {
-    exchange.template operator()<true>();
+    put.template operator()<true>();
   } else {
-    exchange.template operator()<false>();
+    put.template operator()<false>();
+  }
+  MultipliersSync();
+  if (threadIdx.x < 128) {
+    take.template operator()<true>();
+  } else {
+    take.template operator()<false>();
   }
 }
 
@@ -382,6 +390,16 @@ __global__ __launch_bounds__(kLargeThreads,
             phase ^= 1;
           }
         }
+      }
+    }
+    // The partner's last arrivals come to this block's memory, too: it stays until then.
+    for (int i = 0; i < args.num_stages; ++i) {
+      if (stage % 4 == producer) {
+        BarrierWait(empty + 8 * stage, phase);
+      }
+      if (++stage == args.num_stages) {
+        stage = 0;
+        phase ^= 1;
       }
     }
   } else {

@@ -319,9 +319,10 @@ __global__ __launch_bounds__(kMediumThreads,
       }
       __syncwarp();
       if (ArrivesForWarp(lane)) {
-        BarrierArrive(passed + 8 * (slice * kTiles + tile));
-        if (writes && rank == 1) {
+        if (writes && rank == 1) {  // nobody comes after it
           ArriveAt(drained + 8 * tile, 0);
+        } else {
+          BarrierArrive(passed + 8 * (slice * kTiles + tile));
         }
       }
       if (!writes) {

@@ -32,8 +32,12 @@ __device__ __forceinline__ void WaitForPrevious() {
 
 // --- mbarrier ---
 
-// Of a barrier, up to 4 us each: about 2 s.
-constexpr std::uint32_t kBarrierTries = 1U << 19;
+// Of a barrier, up to 4 us each: about 8 s. Instrumented code does not sleep between them.
+#ifdef NIBBLE_RACECHECK
+constexpr std::uint32_t kBarrierTries = 1U << 28;
+#else
+constexpr std::uint32_t kBarrierTries = 1U << 21;
+#endif
 // Of a flag in memory, about 0.7 us each.
 constexpr std::uint32_t kFlagTries = 1U << 22;
 

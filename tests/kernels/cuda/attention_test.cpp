@@ -68,12 +68,8 @@ std::vector<double> Cached(const float* x, int head_dim, KvType type, bool is_va
 
 class CudaAttention : public CudaTest {};
 
-// Numbers of SMs that make LaunchPrefillAttention take whole tiles, and halves.
-constexpr int kWholeTiles = 0;
-constexpr int kHalfTiles = 1 << 20;
-
 // One sequence of `length` tokens: its keys and values go to the cache through RoPE (of angle
-// zero), then every position attends, alone, in tiles and in halves of tiles.
+// zero), then every position attends, alone and in tiles.
 TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
   const std::vector<Case> cases = {{128, 4, 4, 0, KvType::kBF16}, {128, 8, 2, 0, KvType::kF16},
                                    {64, 9, 3, 0, KvType::kBF16},  {64, 8, 1, 100, KvType::kF16},
@@ -185,7 +181,6 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
           Upload(std::vector<std::int32_t>(rows * static_cast<std::size_t>(c.num_heads)));
       const auto out_size = rows * static_cast<std::size_t>(q_width);
       const DeviceBuffer prefill_out = Poisoned<std::uint16_t>(out_size);
-      const DeviceBuffer halves_out = Poisoned<std::uint16_t>(out_size);
       const DeviceBuffer decode_out = Poisoned<std::uint16_t>(out_size);
       const float scale = 1.0F / std::sqrt(static_cast<float>(c.head_dim));
       AttentionArgs args{.q = q_buffer.as<float>(),
@@ -203,11 +198,7 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
                                        .table_stride = blocks},
                          .tiles = tiles_buffer.as<std::int32_t>(),
                          .num_tiles = static_cast<int>(tiles.size() / 2)};
-      EXPECT_EQ(TakesHalfTiles(args, kHalfTiles), group <= kPrefillRows / 2);
-      EXPECT_FALSE(TakesHalfTiles(args, kWholeTiles));
-      ASSERT_EQ(LaunchPrefillAttention(args, kWholeTiles, stream()), 0);
-      args.out = halves_out.as<std::uint16_t>();
-      ASSERT_EQ(LaunchPrefillAttention(args, kHalfTiles, stream()), 0);
+      ASSERT_EQ(LaunchPrefillAttention(args, stream()), 0);
       args.out = decode_out.as<std::uint16_t>();
       args.sequences.first_row = rows_buffer.as<std::int32_t>();
       args.sequences.num_rows = ones_buffer.as<std::int32_t>();
@@ -219,10 +210,6 @@ TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
       args.arrived = arrived.as<std::int32_t>();
       ASSERT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
       const auto prefill = Download<std::uint16_t>(prefill_out, out_size);
-      EXPECT_TRUE(prefill == Download<std::uint16_t>(halves_out, out_size))
-          << "halves of tiles, head_dim " << c.head_dim << " heads " << c.num_heads << "/"
-          << c.num_kv_heads << " window " << c.window << " length " << length << " "
-          << NameOf(c.type);
       const auto decode = Download<std::uint16_t>(decode_out, out_size);
       std::size_t different = 0;
       for (std::size_t i = 0; i < out_size; ++i) {
@@ -547,7 +534,7 @@ TEST_F(CudaAttention, AMixedStepRotatesQueriesLikeRopesKernel) {
         Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size())});
     const DeviceBuffer arrived =
         Upload(std::vector<std::int32_t>(num_sequences * static_cast<std::size_t>(c.num_heads)));
-    const auto run = [&](bool fused, int num_sms) {
+    const auto run = [&](bool fused) {
       const DeviceBuffer q_buffer = Upload(q);
       // NaN in every type where no token was written.
       const DeviceBuffer cache = Upload(std::vector<std::uint8_t>(cache_bytes, 0xff));
@@ -603,24 +590,22 @@ TEST_F(CudaAttention, AMixedStepRotatesQueriesLikeRopesKernel) {
           .tiles = tiles_buffer.as<std::int32_t>(),
           .num_tiles = static_cast<int>(tiles.size() / 2)};
       EXPECT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
-      EXPECT_EQ(LaunchPrefillAttention(args, num_sms, stream()), 0);
+      EXPECT_EQ(LaunchPrefillAttention(args, stream()), 0);
       if (fused) {
         EXPECT_TRUE(q == Download<float>(q_buffer, q.size())) << "queries are only read";
       }
       return std::pair(Download<std::uint16_t>(out, rows * q_width),
                        Download<std::uint8_t>(cache, cache_bytes));
     };
-    const auto expected = run(false, kWholeTiles);
+    const auto expected = run(false);
     for (const std::uint16_t bits : expected.first) {
       ASSERT_NE(bits & 0x7c00, 0x7c00) << "NaN or infinity, head_dim " << c.head_dim;
     }
-    for (const int num_sms : {kWholeTiles, kHalfTiles}) {
-      const auto found = run(true, num_sms);
-      EXPECT_TRUE(expected.first == found.first)
-          << "head_dim " << c.head_dim << " " << NameOf(c.type) << " num_sms " << num_sms;
-      EXPECT_TRUE(expected.second == found.second)
-          << "the cache, head_dim " << c.head_dim << " " << NameOf(c.type);
-    }
+    const auto found = run(true);
+    EXPECT_TRUE(expected.first == found.first)
+        << "head_dim " << c.head_dim << " " << NameOf(c.type);
+    EXPECT_TRUE(expected.second == found.second)
+        << "the cache, head_dim " << c.head_dim << " " << NameOf(c.type);
   }
 }
 
