@@ -50,19 +50,14 @@ def nll_of(logits, ids):
 
 
 class Torch:
-    """A model of transformers on the CPU, in float32; gptqmodel has kernels for 16 bits only."""
+    """A model of transformers on the CPU, in float32."""
 
     def __init__(self):
         import torch
         self.torch = torch
         torch.set_num_threads(2)
         if args.reader == "gptqmodel":
-            os.environ["GPTQMODEL_CPU_WORKERS"] = "2"
-            from gptqmodel import BACKEND, GPTQModel
-            with open(os.path.join(args.model, "config.json"), encoding="utf-8") as file:
-                method = json.load(file)["quantization_config"]["quant_method"]
-            backend = BACKEND.AWQ_TORCH if method == "awq" else BACKEND.GPTQ_TORCH
-            self.model = GPTQModel.load(args.model, backend=backend, device="cpu", dtype=torch.float16).model.eval()
+            self.model = self.load_gptqmodel()
         else:
             from transformers import AutoModelForCausalLM
             self.model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, device_map="cpu").eval()
@@ -73,6 +68,40 @@ class Torch:
                 if hasattr(layer, "compute_dtype"):
                     layer.compute_dtype = torch.float32
                     layer.weight.quant_state.dtype = torch.float32
+
+    def load_gptqmodel(self):
+        """Its kernels are for 16 bits only, so its layers are decoded, by its own code, to float32."""
+        os.environ["GPTQMODEL_CPU_WORKERS"] = "2"
+        from gptqmodel import BACKEND, GPTQModel
+        from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+        from safetensors.torch import load_file
+        torch = self.torch
+        with open(os.path.join(args.model, "config.json"), encoding="utf-8") as file:
+            awq = json.load(file)["quantization_config"]["quant_method"] == "awq"
+        backend = BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH
+        model = GPTQModel.load(args.model, backend=backend, device="cpu", dtype=torch.bfloat16).model.eval()
+        stored = load_file(os.path.join(args.model, "model.safetensors"))
+        for name, layer in list(model.named_modules()):
+            if not hasattr(layer, "qweight"):
+                continue
+            scales = stored[name + ".scales"].float()  # loading rounds them to bfloat16
+            if awq:
+                weight = dequantize_gemm(layer.qweight, layer.qzeros, scales, layer.bits, layer.group_size)
+            else:
+                layer.scales = scales
+                weight = layer.dequantize_weight()
+            linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            with torch.no_grad():
+                linear.weight.copy_(weight.float().T)
+                if layer.bias is not None:
+                    linear.bias.copy_(layer.bias)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, linear)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if value.dtype == torch.bfloat16:
+                    value.data = stored[name].float() if name in stored else value.data.float()
+        return model
 
     def serve_tables_as_nibble(self):
         """Embedding and head at 8 bits in groups of 32, if they are floats and the linears are not (docs/formats)."""
