@@ -115,7 +115,7 @@ class Checkpoint(unittest.TestCase):
     def test_exit_codes(self):
         cases = [
             (EXIT_USAGE, ["run", GOLDEN / "llama3", "--no-such-flag"]),
-            (EXIT_USAGE, ["quantize", GOLDEN / "llama3", "--out", self.root / "x", "--scheme", "int3"]),
+            (EXIT_USAGE, ["quantize", GOLDEN / "llama3", "--out", self.root / "x", "--scheme", "int9"]),
             (EXIT_MODEL, ["run", self.root / "no-such-folder", "--prompt", "a"]),
             (EXIT_MODEL, ["inspect", self.root / "no-such-folder", "--json"]),
             (0, ["--help"]),
@@ -159,9 +159,9 @@ class Checkpoint(unittest.TestCase):
         (self.root / "taken").mkdir(exist_ok=True)
         source, out = GOLDEN / "llama3", self.root / "never"
         cases = [
-            ([source, "--out", out, "--scheme", "int3"], ["--scheme", "int4", "int8"]),
+            ([source, "--out", out, "--scheme", "int9"], ["--scheme", "int4", "int8"]),
             ([source, "--scheme", "int4"], ["--out"]),
-            ([source, "--out", out, "--calibration", self.root / "no-text"], ["--calibration", "no-text"]),
+            ([source, "--out", out, "--calibration", self.root / "no-text", "--calibration-length", 64], ["--calibration", "no-text"]),
             ([source, "--out", out, "--group-size", 16], ["multiple of 32", "64, 32, or 0"]),
             ([source, "--out", out, "--group-size", -5], ["--group-size"]),
             ([source, "--out", self.root / "taken"], ["exists already", "another name"]),
