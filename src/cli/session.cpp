@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <map>
+#include <string_view>
 
 #include "base/clock.h"
 #include "base/text.h"
@@ -18,8 +20,9 @@ void ModelFlags::DeclareModel(OptionSet& options) {
                      /*required=*/false);
   options.Add("--model", &model_flag, "the same, as a flag");
   options.Choice(
-      "--activations", &activations, {"auto", "int16", "int8"},
-      "arithmetic of activations that meet integer weights; auto follows the certificate");
+      "--activations", &activations, {"auto", "int16", "int8", "fp8"},
+      "arithmetic of activations that meet integer weights; auto follows the certificate; a card "
+      "computes with fp16, or on Hopper with fp8 where weights have 4 bits in groups of 128");
   options.Choice("--device", &device, {"cpu", "cuda"}, "where to run");
 }
 
@@ -73,6 +76,9 @@ Result<ActivationChoice> ChooseActivations(const std::string& flag,
   if (flag == "int8") {
     return ActivationChoice{ActivationMode::kInt8, "asked for"};
   }
+  if (flag == "fp8") {
+    return ActivationChoice{ActivationMode::kFp8, "asked for"};
+  }
   if (!certificate) {
     return ActivationChoice{ActivationMode::kInt16, "no certificate"};
   }
@@ -83,6 +89,9 @@ Result<ActivationChoice> ChooseActivations(const std::string& flag,
 }
 
 const char* ActivationsName(ModelRunner& runner) {
+  if (runner.model().activations() == ActivationMode::kFp8) {
+    return "fp8";
+  }
   if (runner.device_kind() == DeviceKind::kCuda) {
     return "fp16";
   }
@@ -147,6 +156,27 @@ static std::string NoteOnKvScales(const Checkpoint& checkpoint, KvDType dtype) {
                     : "";
 }
 
+// Where activations are fp8: which matrices meet fp16 ones, those of all blocks in one.
+static std::string NoteOnFp16Matrices(const ModelRunner& runner) {
+  std::map<std::string, int> counts;
+  for (const ModelRunner::Fp16Matrix& matrix : runner.fp16_matrices()) {
+    std::string name = matrix.name;
+    constexpr std::string_view kLayers = "model.layers.";
+    if (name.starts_with(kLayers)) {
+      name.replace(kLayers.size(), name.find('.', kLayers.size()) - kLayers.size(), "*");
+    }
+    ++counts[fmt::format("{} ({})", name, matrix.spec.ToString())];
+  }
+  std::string note;
+  for (const auto& [name, count] : counts) {
+    note += note.empty() ? "fp8 activations are for weights of 4 bits in symmetric groups of 128; "
+                           "these meet fp16: "
+                         : ", ";
+    note += count > 1 ? fmt::format("{} x {}", count, name) : name;
+  }
+  return note;
+}
+
 // --kv-cache-memory-bytes and --gpu-memory-utilization.
 static Result<void> SetMemory(const ModelFlags& flags, RunnerConfig& runner) {
   if (!flags.kv_cache_memory_bytes.empty()) {
@@ -198,8 +228,8 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
     return tl::unexpected<Error>(tokenizer.error());
   }
   NIBBLE_TRY(activations, ChooseActivations(flags.activations, model.certificate));
-  if (flags.device == "cuda") {
-    activations.reason = "of a card, whatever --activations says";
+  if (flags.device == "cuda" && activations.mode != ActivationMode::kFp8) {
+    activations.reason = "of a card, unless --activations says fp8";
   }
   const ModelConfig& config = model.checkpoint->config();
   const std::int64_t limit = config.max_position_embeddings;
@@ -270,6 +300,9 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
     }
     if (const std::string note = NoteOnKvScales(*model.checkpoint, runner.kv_dtype);
         !note.empty()) {
+      fmt::print(stderr, "note: {}\n", note);
+    }
+    if (const std::string note = NoteOnFp16Matrices(*model.runner); !note.empty()) {
       fmt::print(stderr, "note: {}\n", note);
     }
     fmt::print(stderr, "{}: {} on {}, {} threads; activations {} ({}){}\n", path,

@@ -72,7 +72,7 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint);
 Result<std::unique_ptr<Engine>> MakeEngine(LoadedModel& model, const ModelFlags& flags,
                                            std::int32_t max_queued = 1024, bool plan_late = false);
 
-/// int16 or int8: what was asked for, or what the certificate says for auto, with the reason.
+/// What was asked for, or what the certificate says for auto, with the reason.
 struct ActivationChoice {
   ActivationMode mode = ActivationMode::kInt16;
   std::string reason;
@@ -80,8 +80,8 @@ struct ActivationChoice {
 Result<ActivationChoice> ChooseActivations(const std::string& flag,
                                            const std::optional<Certificate>& certificate);
 
-/// What activations are on the runner's device: "int16", "int8", or "fp16" on a card, whatever was
-/// chosen.
+/// What activations are on the runner's device: "int16", "int8"; on a card "fp8" if that was
+/// chosen, else "fp16".
 const char* ActivationsName(ModelRunner& runner);
 
 /// "5.42 GB of 71.3 GB (weights 4.12 GB, kv_cache 1.07 GB, ...)": one line for standard error.

@@ -77,7 +77,8 @@ Result<void> BlockWalk::Plan(const Checkpoint& checkpoint, std::int64_t num_toke
   const ModelConfig& config = checkpoint.config();
   NIBBLE_TRY(plan, PlanWeights(checkpoint, device, TableFormat::kAuto));
   const ModelLimits limits = LimitsOf(length);
-  NIBBLE_TRY_VOID(LlamaModel::Plan(checkpoint, OverlapParts(plan, config), limits, device));
+  NIBBLE_TRY_VOID(LlamaModel::Plan(checkpoint, OverlapParts(plan, config), limits,
+                                   ActivationMode::kInt16, device));
   NIBBLE_TRY(spec, CacheSpec(checkpoint, device));
   const auto blocks =
       static_cast<std::uint64_t>((length + spec.block_size_tokens - 1) / spec.block_size_tokens);

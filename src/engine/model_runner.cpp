@@ -79,10 +79,11 @@ std::uint64_t NumClasses(const RunnerConfig& config) {
 // All recorded steps.
 std::uint64_t CapturedBytes(const RunnerConfig& config, std::int64_t num_layers,
                             std::int64_t num_streamed) {
-  constexpr std::int64_t kKernelsPerLayer = 8;
+  // fp8 activations are rounded by kernels of their own.
+  const std::int64_t kernels_per_layer = config.activations == ActivationMode::kFp8 ? 12 : 8;
   constexpr std::int64_t kOtherKernels = 16;
   return NumClasses(config) *
-         (static_cast<std::uint64_t>(num_layers * kKernelsPerLayer + kOtherKernels) *
+         (static_cast<std::uint64_t>(num_layers * kernels_per_layer + kOtherKernels) *
               kCapturedKernelBytes +
           static_cast<std::uint64_t>(num_streamed) * kCapturedPieceBytes);
 }
@@ -130,6 +131,31 @@ std::vector<OffloadChoice> OffloadChoices(const WeightPlan& plan, const RunnerCo
   return choices;
 }
 
+// Errors: kInvalidArgument if all matrices are such.
+Result<std::vector<ModelRunner::Fp16Matrix>> Fp16Matrices(const WeightPlan& plan,
+                                                          const ModelConfig& model) {
+  std::vector<ModelRunner::Fp16Matrix> matrices;
+  bool any_fp8 = false;
+  for (const PlannedWeight& weight : plan.weights) {
+    const bool multiplies =
+        model.tie_word_embeddings || weight.stored->name != "model.embed_tokens.weight";
+    if (weight.is_vector || !multiplies) {
+      continue;
+    }
+    if (TakesFp8Activations(weight.packed)) {
+      any_fp8 = true;
+    } else {
+      matrices.push_back({.name = weight.stored->name, .spec = weight.packed});
+    }
+  }
+  if (!any_fp8) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "fp8 activations are for weights of 4 bits in symmetric groups of 128, and this "
+                "model has none: leave --activations out, or quantize it so (nibble quantize)");
+  }
+  return matrices;
+}
+
 // Parts that are alone in their slot are copied once and stay.
 std::uint64_t StreamedBytesPerStep(const WeightPlan& plan) {
   const SlotSchedule schedule(static_cast<int>(plan.parts.size()));
@@ -167,6 +193,7 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
                                                          const RunnerConfig& config, Device& device,
                                                          const ExpectedHashes& hashes,
                                                          const LoadProgress& progress) {
+  NIBBLE_TRY_VOID(ValidateActivations(device, config.activations));
   std::unique_ptr<ModelRunner> runner(new ModelRunner);
   runner->config_ = config;
   runner->device_ = &device;
@@ -193,7 +220,11 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
   NIBBLE_TRY(all_weights, PlanWeights(checkpoint, device, config.tables));
   NIBBLE_TRY(weights, PlanOffload(all_weights, config, model, device));
   runner->streamed_bytes_per_step_ = StreamedBytesPerStep(weights);
-  NIBBLE_TRY_VOID(LlamaModel::Plan(checkpoint, weights, limits, device));
+  if (config.activations == ActivationMode::kFp8) {
+    NIBBLE_TRY(fp16_matrices, Fp16Matrices(weights, model));
+    runner->fp16_matrices_ = std::move(fp16_matrices);
+  }
+  NIBBLE_TRY_VOID(LlamaModel::Plan(checkpoint, weights, limits, config.activations, device));
   PlanSteps(device, steps);
   MemoryLedger& ledger = device.ledger();
   const auto logits_bytes =

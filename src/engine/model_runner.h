@@ -50,7 +50,8 @@ class ModelRunner final : public StepExecutor {
   /// Plans all memory (weights, rope, workspace, scratch, step inputs, attention, sampler, logits,
   /// graphs, kv_scales, kv_cache, kv_spill), refuses what does not fit before a weight is read,
   /// then loads. Errors: kOutOfMemory with the bytes and the flag that would help;
-  /// kInvalidArgument for a cpu_offload_bytes that cannot be had; what loading gives.
+  /// kInvalidArgument for a cpu_offload_bytes that cannot be had, or fp8 activations that no weight
+  /// meets; kUnsupported for activations that the device does not have; what loading gives.
   static Result<std::unique_ptr<ModelRunner>> Create(const Checkpoint& checkpoint,
                                                      const RunnerConfig& config, Device& device,
                                                      const ExpectedHashes& hashes = {},
@@ -72,6 +73,12 @@ class ModelRunner final : public StepExecutor {
   }
   /// Weights that each step copies from host memory to the card.
   std::uint64_t streamed_bytes_per_step() const { return streamed_bytes_per_step_; }
+  /// Where activations are fp8: the matrices whose products meet fp16 ones instead.
+  struct Fp16Matrix {
+    std::string name;
+    WeightSpec spec;
+  };
+  const std::vector<Fp16Matrix>& fp16_matrices() const { return fp16_matrices_; }
   std::int64_t vocab_size() const { return model_->config().vocab_size; }
 
   /// Evaluation: runs tokens from an empty context over the first blocks of the pool (nothing else
@@ -136,6 +143,7 @@ class ModelRunner final : public StepExecutor {
   std::int64_t num_blocks_ = 0, num_host_blocks_ = 0;
   BlockId spare_block_{-1};  // behind the pool: where padding writes
   std::uint64_t streamed_bytes_per_step_ = 0;
+  std::vector<Fp16Matrix> fp16_matrices_;
   int depth_ = 0;
   std::uint64_t next_ticket_ = 1;
   std::deque<InFlight> in_flight_;

@@ -83,7 +83,8 @@ class BlockwiseEvaluation {
     for (PartialModel* partial : {&reference_, &model_}) {
       NIBBLE_TRY(plan, PlanWeights(*partial->checkpoint, device_, TableFormat::kAuto));
       partial->plan = OverlapParts(plan, config_);
-      NIBBLE_TRY_VOID(LlamaModel::Plan(*partial->checkpoint, partial->plan, limits, device_));
+      NIBBLE_TRY_VOID(LlamaModel::Plan(*partial->checkpoint, partial->plan, limits,
+                                       ActivationMode::kInt16, device_));
     }
     const auto logits_bytes =
         static_cast<std::size_t>(logit_rows_ * config_.vocab_size) * sizeof(float);

@@ -12,6 +12,9 @@ namespace nibble {
 enum class ActivationMode : std::uint8_t {
   kInt16,  // one scale a token, two int8 limbs
   kInt8,   // one scale per 64 values of a token
+  /// Hopper cards: e4m3, one scale a token, for weights of 4 bits in symmetric groups of 128; fp16
+  /// for all others (docs/adr/0010-fp8-activations.md). What other modes are there, too: fp16.
+  kFp8,
 };
 
 /// What every kernel call gets. Scratch belongs to the caller, is sized once at load

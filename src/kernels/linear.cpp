@@ -159,9 +159,9 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
 }
 
 std::size_t LinearScratchBytes(const Device& device, std::int64_t max_tokens,
-                               std::int64_t max_in_features) {
+                               std::int64_t max_in_features, ActivationMode mode) {
   if (device.kind() == DeviceKind::kCuda) {
-    return 0;
+    return mode == ActivationMode::kFp8 ? cuda::Fp8ScratchBytes(max_tokens, max_in_features) : 0;
   }
   // Asking for the number of workers changes nothing.
   const auto workers = static_cast<std::size_t>(const_cast<Device&>(device).pool().num_workers());
@@ -169,6 +169,20 @@ std::size_t LinearScratchBytes(const Device& device, std::int64_t max_tokens,
          std::max(workers * LargestActivationBytes(1, max_in_features),
                   LargestActivationBytes(max_tokens, max_in_features));
 }
+
+Result<void> ValidateActivations(const Device& device, ActivationMode mode) {
+  if (mode != ActivationMode::kFp8) {
+    return {};
+  }
+  if (device.kind() == DeviceKind::kCuda) {
+    return cuda::ValidateFp8Activations(device);
+  }
+  return Fail(ErrorCode::kUnsupported,
+              "fp8 activations: a CPU has no products of 8-bit floats; they are for Hopper cards "
+              "(--device cuda), and a CPU takes int16 or int8");
+}
+
+bool TakesFp8Activations(const WeightSpec& spec) { return cuda::TakesFp8Activations(spec); }
 
 void Embedding(KernelContext& context, const PackedWeight& table, std::span<const TokenId> ids,
                float* out) {

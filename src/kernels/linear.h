@@ -46,7 +46,13 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
 
 /// Scratch that Linear needs for up to max_tokens rows of up to max_in_features.
 std::size_t LinearScratchBytes(const Device& device, std::int64_t max_tokens,
-                               std::int64_t max_in_features);
+                               std::int64_t max_in_features,
+                               ActivationMode mode = ActivationMode::kInt16);
+
+/// Errors: kUnsupported, with the reason, if the device does not compute with such activations.
+Result<void> ValidateActivations(const Device& device, ActivationMode mode);
+/// Whether Linear of this weight meets e4m3 activations where the mode is kFp8.
+bool TakesFp8Activations(const WeightSpec& spec);
 
 /// out[i, :] = row ids[i] of the packed table, dequantized to fp32. Ids must be below
 /// table.spec.rows.

@@ -63,7 +63,7 @@ LlamaModel::Workspace LlamaModel::LayOut(const ModelConfig& config, const ModelL
 }
 
 std::size_t LlamaModel::ScratchBytes(const Device& device, const ModelConfig& config,
-                                     const ModelLimits& limits) {
+                                     const ModelLimits& limits, ActivationMode activations) {
   const std::int64_t widest =
       std::max({config.hidden_size, config.intermediate_size, QSize(config)});
   const KvCacheSpec kv{.num_layers = config.num_layers,
@@ -71,13 +71,14 @@ std::size_t LlamaModel::ScratchBytes(const Device& device, const ModelConfig& co
                        .head_dim = config.head_dim,
                        .block_size_tokens = BlockSizeTokens(device)};
   return std::max(
-      {LinearScratchBytes(device, limits.max_tokens, widest),
+      {LinearScratchBytes(device, limits.max_tokens, widest, activations),
        AttentionScratchBytes(device, kv, config.num_heads, limits.max_tokens, limits.max_sequences),
        SamplingScratchBytes(device, config.vocab_size)});
 }
 
 Result<void> LlamaModel::Plan(const Checkpoint& checkpoint, const WeightPlan& weights,
-                              const ModelLimits& limits, Device& device) {
+                              const ModelLimits& limits, ActivationMode activations,
+                              Device& device) {
   const ModelConfig& config = checkpoint.config();
   MemoryLedger& ledger = device.ledger();
   ledger.Plan("weights", weights.arena_bytes);
@@ -89,7 +90,7 @@ Result<void> LlamaModel::Plan(const Checkpoint& checkpoint, const WeightPlan& we
               static_cast<std::uint64_t>(limits.max_positions * config.head_dim) * sizeof(float));
   ledger.Plan("workspace",
               static_cast<std::uint64_t>(LayOut(config, limits).total) * sizeof(float));
-  ledger.Plan("scratch", ScratchBytes(device, config, limits));
+  ledger.Plan("scratch", ScratchBytes(device, config, limits, activations));
   return {};
 }
 
@@ -123,7 +124,8 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Allocate(const Checkpoint& check
                                                sizeof(float)));
   NIBBLE_TRY(workspace, device.Allocate("workspace", static_cast<std::size_t>(model->at_.total) *
                                                          sizeof(float)));
-  NIBBLE_TRY(scratch, device.Allocate("scratch", ScratchBytes(device, model->config_, limits)));
+  NIBBLE_TRY(scratch,
+             device.Allocate("scratch", ScratchBytes(device, model->config_, limits, activations)));
   model->weights_ = std::move(arena);
   model->weight_slots_ = std::move(slots);
   model->host_weights_ = std::move(host_weights);

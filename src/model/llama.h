@@ -46,7 +46,7 @@ class LlamaModel {
   /// Adds the lines of weights, "rope", "workspace" and "scratch" to the device's ledger without
   /// allocating.
   static Result<void> Plan(const Checkpoint& checkpoint, const WeightPlan& weights,
-                           const ModelLimits& limits, Device& device);
+                           const ModelLimits& limits, ActivationMode activations, Device& device);
 
   /// Allocates what Plan announced. The weights, or a part of them, are still to be loaded to
   /// weight_places() by LoadWeights. A plan with streamed weights needs PrepareSteps before.
@@ -142,7 +142,7 @@ class LlamaModel {
   LlamaModel() = default;
   static Workspace LayOut(const ModelConfig& config, const ModelLimits& limits);
   static std::size_t ScratchBytes(const Device& device, const ModelConfig& config,
-                                  const ModelLimits& limits);
+                                  const ModelLimits& limits, ActivationMode activations);
   void Bind(const WeightPlan& plan);
   void Attend(std::int64_t layer, std::int64_t cache_layer, std::int64_t rows,
               const ForwardBatch& batch, KvCache& cache, const LinearObserver* observer);

@@ -23,6 +23,9 @@ void Linear(KernelContext&, const float*, std::int64_t, std::int64_t,
             std::span<const LinearOutput>) {
   Absent();
 }
+std::size_t Fp8ScratchBytes(std::int64_t, std::int64_t) { Absent(); }
+Result<void> ValidateFp8Activations(const Device&) { Absent(); }
+bool TakesFp8Activations(const WeightSpec&) { return false; }
 void Embedding(KernelContext&, const PackedWeight&, std::span<const TokenId>, float*) { Absent(); }
 void AddRmsNorm(KernelContext&, float*, const float*, const float*, float, float*, std::int64_t,
                 std::int64_t) {

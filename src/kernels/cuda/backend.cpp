@@ -15,6 +15,7 @@
 #include "base/check.h"
 #include "device/cuda_device.h"
 #include "kernels/cuda/attention_kernel.h"
+#include "kernels/cuda/linear_a8.h"
 #include "kernels/cuda/linear_choice.h"
 #include "kernels/cuda/ops_kernel.h"
 #include "kernels/cuda/sampling_kernel.h"
@@ -90,10 +91,12 @@ std::size_t ResultBytes(const InputLayout& at) {
   return RoundUp(static_cast<std::size_t>(at.max_samples) * sizeof(SampleRecordResult));
 }
 
-// A product to launch, and the part of the streamed weights that it reads; -1: none.
+// A product to launch, the part of the streamed weights that it reads (-1: none), and its
+// activations of 8 bits, if it has such.
 struct Product {
   LinearArgs args;
   int part = -1;
+  E4M3Rows fp8;
 };
 
 struct State {
@@ -193,6 +196,11 @@ void UseWeights(State& state, int part) {
 
 void Run(CudaDevice& device, State& state, Product product) {
   UseWeights(state, product.part);
+  if (product.fp8.x != nullptr) {
+    device.NoteError(LaunchLinearA8(product.args, product.fp8, device.num_sms(), device.stream()),
+                     "a linear kernel");
+    return;
+  }
   product.args.shared = state.shared.data();
   device.NoteError(LaunchLinear(device, product.args), "a linear kernel");
 }
@@ -215,6 +223,26 @@ void Flush(CudaDevice& device, State& state) {
   if (state.rope) {
     device.NoteError(LaunchRopeAndCache(*std::exchange(state.rope, {}), device.stream()), "RoPE");
   }
+}
+
+// x as e4m3 in the context's scratch, for one Linear.
+void QuantizeTo(KernelContext& context, CudaDevice& device, Product& product) {
+  const LinearArgs& args = product.args;
+  const std::size_t bytes = Fp8ScratchBytes(args.num_tokens, args.layout.cols);
+  NIBBLE_CHECK(context.scratch_bytes >= bytes, "Linear needs LinearScratchBytes of scratch");
+  auto* const x = reinterpret_cast<std::uint8_t*>(context.scratch);
+  auto* const scales = reinterpret_cast<float*>(
+      context.scratch + RoundUp(static_cast<std::size_t>(args.num_tokens) *
+                                static_cast<std::size_t>(args.layout.cols)));
+  device.NoteError(LaunchQuantizeE4M3({.x = args.x,
+                                       .x_stride = args.x_stride,
+                                       .out = x,
+                                       .scales = scales,
+                                       .cols = args.layout.cols,
+                                       .num_tokens = args.num_tokens},
+                                      device.stream()),
+                   "rounding activations");
+  product.fp8 = {.x = x, .scales = scales};
 }
 
 KvType TypeOf(KvDType dtype) {
@@ -366,6 +394,27 @@ Result<void> PackRows(Device& device, const QuantizedTensor& rows, std::int64_t 
   return {};
 }
 
+std::size_t Fp8ScratchBytes(std::int64_t max_tokens, std::int64_t max_in_features) {
+  return RoundUp(static_cast<std::size_t>(max_tokens * max_in_features)) +
+         RoundUp(static_cast<std::size_t>(max_tokens) * sizeof(float));
+}
+
+Result<void> ValidateFp8Activations(const Device& device) {
+  const int capability = static_cast<const CudaDevice&>(device).compute_capability();
+  if (capability != 90) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("fp8 activations need the FP8 tensor cores of Hopper (compute "
+                            "capability 9.0); this card has {}.{}",
+                            capability / 10, capability % 10));
+  }
+  return {};
+}
+
+bool TakesFp8Activations(const WeightSpec& spec) {
+  const auto layout = LayoutOf(spec);
+  return layout && TakesE4M3(*layout);
+}
+
 void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::int64_t num_tokens,
             std::span<const LinearOutput> outputs) {
   CudaDevice& device = DeviceOf(context);
@@ -375,6 +424,8 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
     norm = std::exchange(state.norm, {});
   }
   Flush(device, state);
+  const bool fp8 = context.activations == ActivationMode::kFp8;
+  Product quantized;  // the first product whose activations are
   for (std::size_t begin = 0; begin < outputs.size();) {
     Product product{.args = {.layout = MustLayOut(outputs[begin].weight->spec),
                              .x = Half(x),
@@ -396,12 +447,20 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
       ++end;
     }
     const bool all = begin == 0 && end == outputs.size();
-    if (norm && all) {
+    const bool quantizes = fp8 && TakesE4M3(args.layout);
+    if (norm && all && !quantizes) {
       args.residual = norm->residual;
       args.norm_weight = norm->weight;
       args.norm_eps = norm->eps;
     } else if (norm) {
       device.NoteError(LaunchAddRmsNorm(*std::exchange(norm, {}), device.stream()), "a norm");
+    }
+    if (quantizes) {
+      if (quantized.fp8.x == nullptr) {
+        quantized = product;
+        QuantizeTo(context, device, quantized);
+      }
+      product.fp8 = quantized.fp8;
     }
     if (all) {
       state.linear = product;

@@ -27,6 +27,11 @@ Result<void> PackRows(Device& device, const QuantizedTensor& rows, std::int64_t 
 
 void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::int64_t num_tokens,
             std::span<const LinearOutput> outputs);
+/// Activations of 8 bits: what Linear keeps them in (KernelContext::scratch), whether the card has
+/// products of them, and whether a weight's are.
+std::size_t Fp8ScratchBytes(std::int64_t max_tokens, std::int64_t max_in_features);
+Result<void> ValidateFp8Activations(const Device& device);
+bool TakesFp8Activations(const WeightSpec& spec);
 void Embedding(KernelContext& context, const PackedWeight& table, std::span<const TokenId> ids,
                float* out);
 void AddRmsNorm(KernelContext& context, float* residual, const float* delta, const float* weight,

@@ -12,6 +12,7 @@
 #include "kernels/cuda/attention_kernel.h"
 #include "kernels/cuda/launch_timer.h"
 #include "kernels/cuda/limits_kernel.h"
+#include "kernels/cuda/linear_a8.h"
 #include "kernels/cuda/linear_choice.h"
 #include "kernels/kernel_table.h"
 
@@ -64,16 +65,19 @@ constexpr int kTokens[] = {1, 8, 32, 256, 2048};
 struct LinearFormatBench {
   const char* name;
   WeightSpec spec;  // but for rows and columns; group_size 0: whole rows
+  bool fp8_activations = false;
 };
 const LinearFormatBench kFormats[] = {
     {"w4.g128", {.kind = CodecKind::kUniform, .bits = 4, .group_size = 128}},
+    {"w4a8.g128", {.kind = CodecKind::kUniform, .bits = 4, .group_size = 128}, true},
     {"nf4.g64",
      {.kind = CodecKind::kCodebook, .bits = 4, .group_size = 64, .codebook = Codebook::kNf4}},
     {"fp8.row", {.kind = CodecKind::kCodebook, .bits = 8, .codebook = Codebook::kFp8E4M3}},
 };
 
-Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Matrix& matrix,
-                                  int tokens) {
+Result<KernelSpeed> MeasureLinear(CudaDevice& device, const LinearFormatBench& format,
+                                  const Matrix& matrix, int tokens) {
+  WeightSpec spec = format.spec;
   const std::int64_t part_rows = matrix.rows / matrix.num_parts;
   spec.rows = part_rows;
   spec.cols = matrix.cols;
@@ -97,6 +101,8 @@ Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Mat
                   .product = y.as<std::uint16_t>(),
                   .product_stride = part_rows,
                   .shared = shared.data()};
+  NIBBLE_TRY(scales, Take(device, 4 * tokens));
+  const cuda::E4M3Rows rows{.x = x.as<std::uint8_t>(), .scales = scales.as<float>()};
   const auto run = [&] {
     int error = 0;
     for (int i = 0; i < launches && error == 0; ++i) {
@@ -109,7 +115,9 @@ Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Mat
                          .rows = layout.rows,
                          .num_tiles = layout.num_tiles};
       }
-      error = cuda::LaunchLinear(device, args);
+      error = format.fp8_activations
+                  ? cuda::LaunchLinearA8(args, rows, device.num_sms(), device.stream())
+                  : cuda::LaunchLinear(device, args);
     }
     return error;
   };
@@ -118,15 +126,47 @@ Result<KernelSpeed> MeasureLinear(CudaDevice& device, WeightSpec spec, const Mat
                                  : matrix.epilogue == cuda::Epilogue::kAdd  ? 8 * matrix.rows
                                                                             : 4 * matrix.rows;
   KernelSpeed speed;
-  speed.shape = fmt::format("{} out={} in={} rows={} {}", matrix.name, matrix.rows, matrix.cols,
-                            tokens, Name(cuda::ChooseLinear(device, args)));
+  speed.shape = fmt::format(
+      "{} out={} in={} rows={} {}", matrix.name, matrix.rows, matrix.cols, tokens,
+      format.fp8_activations ? fmt::format("tiles of {}", ShapeOfA8(args, device.num_sms()).tokens)
+                             : Name(cuda::ChooseLinear(device, args)));
   speed.bytes =
       static_cast<double>(static_cast<std::int64_t>(layout.size_bytes()) * matrix.num_parts +
-                          tokens * (2 * matrix.cols + out_bytes));
+                          tokens * ((format.fp8_activations ? 1 : 2) * matrix.cols + out_bytes));
   speed.ops = 2.0 * static_cast<double>(matrix.rows * matrix.cols * tokens);
   speed.seconds = timing.seconds / launches;
   speed.num_runs = timing.num_runs;
   speed.limit = tokens > 64 ? KernelSpeed::Limit::kF16 : KernelSpeed::Limit::kRead;
+  return speed;
+}
+
+// Rounding activations of 8 bits.
+Result<KernelSpeed> MeasureQuantize(CudaDevice& device, int tokens, std::int64_t cols) {
+  const std::int64_t values = tokens * cols;
+  const auto copies = static_cast<int>(std::max<std::int64_t>(2, kColdBytes / (3 * values) + 1));
+  const int launches = std::max(kLeastLaunches, copies);
+  NIBBLE_TRY(x, Take(device, 2 * values * copies));
+  NIBBLE_TRY(out, Take(device, values * copies));
+  NIBBLE_TRY(scales, Take(device, 4 * tokens));
+  const auto run = [&] {
+    int error = 0;
+    for (int i = 0; i < launches && error == 0; ++i) {
+      error = cuda::LaunchQuantizeE4M3({.x = x.as<std::uint16_t>() + i % copies * values,
+                                        .x_stride = cols,
+                                        .out = out.as<std::uint8_t>() + i % copies * values,
+                                        .scales = scales.as<float>(),
+                                        .cols = static_cast<int>(cols),
+                                        .num_tokens = tokens},
+                                       device.stream());
+    }
+    return error;
+  };
+  NIBBLE_TRY(timing, cuda::TimeLaunches(device, run));
+  KernelSpeed speed;
+  speed.shape = fmt::format("in={} rows={}", cols, tokens);
+  speed.bytes = 3.0 * static_cast<double>(values);
+  speed.seconds = timing.seconds / launches;
+  speed.num_runs = timing.num_runs;
   return speed;
 }
 
@@ -308,15 +348,28 @@ std::vector<KernelInfo> CudaKernelInfos() {
           {.name = fmt::format("cuda.linear.{}.rows{}", format.name, tokens),
            .family = "linear",
            .accepts = "Llama-2-7B",
-           .bench = [spec = format.spec, tokens](Device& device) {
+           .bench = [format, tokens](Device& device) {
              std::vector<KernelSpeed> speeds;
              for (const Matrix& matrix : kMatrices) {
-               Add(speeds, MeasureLinear(static_cast<CudaDevice&>(device), spec, matrix, tokens));
+               Add(speeds, MeasureLinear(static_cast<CudaDevice&>(device), format, matrix, tokens));
              }
              return speeds;
            }});
     }
   }
+  infos.push_back({.name = "cuda.quantize.w4a8",
+                   .family = "linear",
+                   .accepts = "Llama-2-7B",
+                   .bench = [](Device& device) {
+                     std::vector<KernelSpeed> speeds;
+                     for (const int tokens : {1, 256, 2048}) {
+                       for (const std::int64_t cols : {kHidden, kInner}) {
+                         Add(speeds,
+                             MeasureQuantize(static_cast<CudaDevice&>(device), tokens, cols));
+                       }
+                     }
+                     return speeds;
+                   }});
   struct Cache {
     const char* name;
     cuda::KvType type;

@@ -1,8 +1,10 @@
 #include "kernels/cuda/linear_choice.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
+#include "kernels/cuda/linear_a8.h"
 
 namespace nibble::cuda {
 
@@ -36,7 +38,7 @@ LargeShape ShapeOfLarge(const LinearArgs& args, int num_sms) {
     const int whole = (shape.tiles - 1) / shape.pairs + 1;
     const double equal = static_cast<double>(shape.tiles) / shape.pairs;
     constexpr double kHandingOver = 0.12;  // of a round
-    constexpr double kWorthIt = 0.95;  // tiles in turn share weights and tokens in the L2 cache
+    constexpr double kWorthIt = 0.95;      // tiles in turn share weights and tokens in the L2 cache
     shape.splits = args.shared != nullptr && equal + kHandingOver < kWorthIt * whole;
     shape.rounds = shape.splits ? equal + kHandingOver : whole;
     return shape;
@@ -45,6 +47,27 @@ LargeShape ShapeOfLarge(const LinearArgs& args, int num_sms) {
   const LargeShape wide = with(128);
   const LargeShape narrow = with(64);
   return 1.46 * wide.rounds <= narrow.rounds ? wide : narrow;
+}
+
+A8Shape ShapeOfA8(const LinearArgs& args, int num_sms, int tile_tokens) {
+  int blocks = 0;
+  for (int p = 0; p < (args.epilogue == Epilogue::kSwiGlu ? 1 : args.num_parts); ++p) {
+    blocks += LargeBlocks(args, p);
+  }
+  A8Shape best;
+  double best_time = 0.0;
+  // Of a round, in those of 128 tokens: a block decodes its weights whatever its tokens are.
+  for (const auto& [tokens, time] : {std::pair{16, 0.4}, {32, 0.42}, {64, 0.6}, {128, 1.0}}) {
+    A8Shape shape{.tokens = tokens};
+    shape.tiles = (blocks + 1) / 2 * ((args.num_tokens + tokens - 1) / tokens);
+    shape.pairs = std::min(shape.tiles, num_sms / 2);
+    const double all = time * ((shape.tiles - 1) / shape.pairs + 1);
+    if (tile_tokens == 0 ? best_time == 0.0 || all <= best_time : tile_tokens == tokens) {
+      best = shape;
+      best_time = all;
+    }
+  }
+  return best;
 }
 
 std::size_t LinearSharedBytes(int num_sms) {
