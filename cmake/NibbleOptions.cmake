@@ -7,7 +7,9 @@ set(NIBBLE_CXX_OPTIONS
   $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Werror>
   -Wno-missing-field-initializers  # every field has a default: {.rows = 3} is complete
   $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>  # GCC 12 reports it inside std::variant, falsely
-  -ffp-contract=off -fno-strict-aliasing -fstack-protector-strong $<$<CXX_COMPILER_ID:GNU>:-ftrivial-auto-var-init=zero>)
+  -ffp-contract=off -fno-strict-aliasing -fstack-protector-strong
+  # GCC 12 clears values, not just padding, of temporaries that hold an array of structs: it once cleared pointers.
+  $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_GREATER_EQUAL:$<CXX_COMPILER_VERSION>,13>>:-ftrivial-auto-var-init=zero>)
 target_compile_options(nibble_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${NIBBLE_CXX_OPTIONS}>")
 
 if(NIBBLE_CUDA)
