@@ -16,6 +16,16 @@
 namespace nibble::cli {
 namespace {
 
+QuantizeMethod MethodOf(const std::string& word) {
+  for (const QuantizeMethod method : {QuantizeMethod::kRtn, QuantizeMethod::kGptq,
+                                      QuantizeMethod::kAwq, QuantizeMethod::kAwqGptq}) {
+    if (word == Name(method)) {
+      return method;
+    }
+  }
+  return QuantizeMethod::kAuto;
+}
+
 class QuantizeCommand final : public Command {
  public:
   std::string name() const override { return "quantize"; }
@@ -43,9 +53,11 @@ class QuantizeCommand final : public Command {
     options.Add("--out,-o", &out_, "folder to write; must not exist");
     options.Choice("--scheme", &scheme_, {"int2", "int3", "int4", "int5", "int6", "int8", "nf4"},
                    "bits of a uniform grid, or the NF4 of bitsandbytes");
-    options.Choice("--method", &method_, {"auto", "rtn", "gptq"},
-                   "how codes are chosen: rounding, or GPTQ on calibration data; auto takes GPTQ "
-                   "below 8 bits if there is such data");
+    options.Choice(
+        "--method", &method_, {"auto", "rtn", "gptq", "awq", "awq+gptq"},
+        "how codes are chosen: rounding (with calibration data: for what flows in), GPTQ, "
+        "AWQ's scales and rounding, or AWQ's scales and GPTQ; auto takes GPTQ below 8 "
+        "bits if there is calibration data");
     options.Add("--group-size", &group_size_,
                 "columns that share a scale; 0: a whole row (default: the largest of 128, 64, 32 "
                 "that divides every width)");
@@ -90,9 +102,7 @@ class QuantizeCommand final : public Command {
     CatchInterrupts();
     NIBBLE_TRY(source, Checkpoint::Open(source_, environment.hub_cache));
     NIBBLE_TRY(tokenizer, LoadTokenizer(*source));
-    QuantizeOptions options{.method = method_ == "rtn"    ? QuantizeMethod::kRtn
-                                      : method_ == "gptq" ? QuantizeMethod::kGptq
-                                                          : QuantizeMethod::kAuto,
+    QuantizeOptions options{.method = MethodOf(method_),
                             .damping = damping_,
                             .correct_inputs = correct_inputs_,
                             .bits = nf4 ? 4 : scheme_.back() - '0',

@@ -3,14 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
+#include <optional>
 #include <utility>
 
 #include "base/sha256.h"
 #include "base/text.h"
 #include "checkpoint/bitsandbytes.h"
 #include "checkpoint/weight_writer.h"
+#include "compress/awq.h"
 #include "compress/block_solver.h"
+#include "compress/fold.h"
 #include "compress/side_files.h"
 #include "compress/solved_block.h"
 #include "compress/tensor_statistics.h"
@@ -28,6 +30,8 @@ constexpr std::int64_t kChunkRows =
     256;  // rows that one worker rounds at a time; a multiple of 8 for packing
 constexpr std::int64_t kGoldenPromptTokens = 16;
 constexpr std::int64_t kUsualGroups[] = {128, 64, 32};
+constexpr const char* kScalesFile = "scales.json";  // while it runs
+constexpr std::size_t kMaxScalesBytes = std::size_t{1} << 30;
 constexpr const char* kLogFile = "quantization_log.json";
 constexpr const char* kVersion = "0.1.0";
 
@@ -166,7 +170,7 @@ class Run {
     const auto device = MakeCpuDevice(num_threads_);
     const bool solve = Calibrates();
     if (solve) {
-      NIBBLE_TRY_VOID(Solver(*device).Plan());
+      NIBBLE_TRY_VOID(PlanSolver(*device));
       if (options_.notice) {
         options_.notice(Describe(*device));
       }
@@ -176,7 +180,11 @@ class Run {
     const std::uint64_t expected_bytes = WeightWriter::SizeBytes(to_write_, WriterOptions());
     const std::uint64_t work_bytes = solve ? SolvedBlocks::SizeBytes(to_write_) : 0;
     NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(), expected_bytes + work_bytes));
+    if (Folds()) {
+      NIBBLE_TRY_VOID(Fold(*writer, *device));
+    }
     NIBBLE_TRY_VOID(WriteWeights(*writer, *device));
+    NIBBLE_TRY_VOID(writer->Remove(kScalesFile));
     NIBBLE_TRY_VOID(WriteFiles(*writer));
     NIBBLE_TRY_VOID(Certify(*writer));
     NIBBLE_TRY_VOID(writer->Commit());
@@ -213,6 +221,49 @@ class Run {
     return {};
   }
 
+  bool Folds() const {
+    return method_ == QuantizeMethod::kAwq || method_ == QuantizeMethod::kAwqGptq;
+  }
+  bool Propagates() const {
+    return method_ == QuantizeMethod::kGptq || method_ == QuantizeMethod::kAwqGptq;
+  }
+  // What is quantized: the source, or the source with scales folded in.
+  const Checkpoint& Weights() const { return folded_ ? *folded_ : source_; }
+
+  Result<void> PlanSolver(Device& device) {
+    if (Folds()) {  // with whatever scales
+      FoldedScales ones;
+      ones.blocks.resize(static_cast<std::size_t>(source_.config().num_layers));
+      for (auto& block : ones.blocks) {
+        for (const LinearGroup group : kLinearGroups) {
+          block[static_cast<std::size_t>(group)].assign(
+              static_cast<std::size_t>(InputWidth(source_.config(), group)), 1.0F);
+        }
+      }
+      folded_.emplace(source_, ones);
+    }
+    return Solver(device).Plan();
+  }
+
+  // Finds the scales, or takes those of an earlier run.
+  Result<void> Fold(AtomicWriter& out, Device& device) {
+    if (out.IsDone(kScalesFile)) {
+      NIBBLE_TRY(text, ReadFile(out.partial_path() / kScalesFile, kMaxScalesBytes));
+      NIBBLE_TRY(value, json::Parse(text, {.max_bytes = kMaxScalesBytes}));
+      NIBBLE_TRY(scales, FoldedScales::FromJson(value, source_.config()));
+      folded_.emplace(source_, scales);
+      return {};
+    }
+    NIBBLE_TRY(scales, SearchAwqScales(
+                           source_, to_write_, *options_.calibration, float_dtype_, device,
+                           [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
+                             return !progress_ || progress_("scaling", done, total, detail);
+                           }));
+    NIBBLE_TRY_VOID(out.WriteWhole(kScalesFile, json::Dump(scales.ToJson())));
+    folded_.emplace(source_, scales);
+    return {};
+  }
+
   bool Calibrates() const { return options_.calibration != nullptr; }
 
   // What the solver will see and take.
@@ -229,16 +280,15 @@ class Run {
   }
 
   BlockSolver Solver(Device& device) const {
-    return {
-        source_,
-        to_write_,
-        *options_.calibration,
-        {.method = method_ == QuantizeMethod::kGptq ? BlockMethod::kGptq : BlockMethod::kWeighted,
-         .scale_dtype = float_dtype_,
-         .search_scale = options_.search_scale,
-         .damping = options_.damping,
-         .correct_inputs = options_.correct_inputs},
-        device};
+    return {Weights(),
+            to_write_,
+            *options_.calibration,
+            {.method = Propagates() ? BlockMethod::kGptq : BlockMethod::kWeighted,
+             .scale_dtype = float_dtype_,
+             .search_scale = options_.search_scale,
+             .damping = options_.damping,
+             .correct_inputs = options_.correct_inputs},
+            device};
   }
 
   json::Object Recipe() const {
@@ -255,7 +305,10 @@ class Run {
       recipe.Set("symmetric", options_.symmetric);
       recipe.Set("scale_dtype", std::string(Name(float_dtype_)));
     }
-    if (method_ == QuantizeMethod::kGptq) {
+    if (Folds()) {
+      recipe.Set("input_scales", "rms(x)^a, a by the output's error");
+    }
+    if (Propagates()) {
       recipe.Set("search_scale", options_.search_scale ? "sweep curvature" : "none");
       recipe.Set("column_order", Name(ColumnOrder::kGroups));
       recipe.Set("damping", options_.damping);
@@ -357,7 +410,7 @@ class Run {
 
   // One tensor, a batch of row chunks at a time: rounded on all workers, written in order.
   Result<void> WriteWeight(WeightWriter& writer, const WeightToWrite& weight, ThreadPool& pool) {
-    const WeightInfo* stored = source_.Find(weight.name);
+    const WeightInfo* stored = Weights().Find(weight.name);
     NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
     TensorStatistics statistics;
     const std::int64_t batch_rows = kChunkRows * pool.num_workers();
@@ -390,14 +443,14 @@ class Run {
         NIBBLE_TRY_VOID(writer.Write(weight.name, *rounded[i], facts));
       }
     }
-    source_.Release(*stored);
+    Weights().Release(*stored);
     return {};
   }
 
   Result<QuantizedTensor> Round(const WeightInfo& stored, const WeightSpec& spec,
                                 std::int64_t begin, std::int64_t end,
                                 std::vector<float>& weights) const {
-    NIBBLE_TRY(rows, source_.ReadRows(stored, begin, end));
+    NIBBLE_TRY(rows, Weights().ReadRows(stored, begin, end));
     weights = Dequantize(rows);
     if (spec.kind == CodecKind::kFloat) {
       QuantizedTensor out{.spec = spec, .values = std::move(weights)};
@@ -486,6 +539,7 @@ class Run {
   std::int64_t group_size_ = 0;
   bool nf4_ = false;
   QuantizeMethod method_ = QuantizeMethod::kRtn;
+  std::optional<FoldedCheckpoint> folded_;
   std::vector<SolvedWeight> block_;  // whose weights are being written
   DType float_dtype_ = DType::kF16;
   std::string source_digest_;
@@ -503,16 +557,22 @@ const char* Name(QuantizeMethod method) {
       return "rtn";
     case QuantizeMethod::kGptq:
       return "gptq";
+    case QuantizeMethod::kAwq:
+      return "awq";
+    case QuantizeMethod::kAwqGptq:
+      return "awq+gptq";
   }
   return "";
 }
 
 Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
   const bool calibrated = options.calibration != nullptr;
-  if (options.method == QuantizeMethod::kGptq && !calibrated) {
+  if (!calibrated && options.method != QuantizeMethod::kAuto &&
+      options.method != QuantizeMethod::kRtn) {
     return Fail(ErrorCode::kInvalidArgument,
-                "--method gptq needs --calibration FILE: text (or .jsonl rows) like what the model "
-                "will read");
+                fmt::format("--method {} needs --calibration FILE: text (or .jsonl rows) like what "
+                            "the model will read",
+                            Name(options.method)));
   }
   if (options.method != QuantizeMethod::kAuto) {
     return MethodChoice{options.method, "asked for"};

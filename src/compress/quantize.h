@@ -19,9 +19,11 @@ namespace nibble {
 constexpr std::int64_t kNf4Group = 64;  // bitsandbytes' block
 
 enum class QuantizeMethod : std::uint8_t {
-  kAuto,  // ChooseMethod
-  kRtn,   // round to nearest; with calibration data scales are searched for what flows in
-  kGptq   // block by block on calibration data
+  kAuto,    // ChooseMethod
+  kRtn,     // round to nearest; with calibration data scales are searched for what flows in
+  kGptq,    // block by block on calibration data
+  kAwq,     // scales folded into what makes the inputs, then as kRtn with calibration data
+  kAwqGptq  // the same scales, then GPTQ
 };
 const char* Name(QuantizeMethod method);
 

@@ -15,8 +15,14 @@ struct InputShift {
   std::vector<float> panels;  // panel p: [padded][16], (G - H)_ji at position j and column i
   static std::uint64_t SizeBytes(std::int64_t width);
 };
+/// strength: the shift counts so much of what was measured.
 InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const Hessian& hessian,
-                   const CrossGram& cross);
+                   const CrossGram& cross, double strength);
+
+/// Part of a shift measured on num_tokens that is worth following: tokens / (tokens + 10 width). A
+/// correction has width parameters a row, and what it fits to chance costs quality elsewhere; the
+/// tokens of a text are no independent samples, hence the factor (docs/quantization.md: measured).
+double CorrectionStrength(std::int64_t num_tokens, std::int64_t width);
 
 /// The weights to quantize in place of W, [rows, factor.width], row-major:
 ///   W* = W (G + lambda I) (H + lambda I)^-1  minimizes  sum |W* y - W x|^2 + lambda |W* - W|^2

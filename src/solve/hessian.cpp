@@ -201,6 +201,26 @@ void CrossGram::Add(ThreadPool& pool, const float* x, const float* y, std::int64
           sum_.data());
 }
 
+double QuadraticForm(ThreadPool& pool, std::span<const float> e, const Hessian& hessian) {
+  // tr(E H E^T) = sum over i, j of (E^T E)_ij H_ij.
+  constexpr std::int64_t kRowsAtATime = 512;
+  const std::int64_t width = hessian.width();
+  const auto rows = static_cast<std::int64_t>(e.size()) / width;
+  Hessian square(width, std::min(rows, kRowsAtATime));
+  for (std::int64_t row = 0; row < rows; row += kRowsAtATime) {
+    square.Add(pool, e.data() + row * width, std::min(kRowsAtATime, rows - row));
+  }
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < width; ++i) {
+    double off_diagonal = 0.0;
+    for (std::int64_t j = i + 1; j < width; ++j) {
+      off_diagonal += square.At(i, j) * hessian.At(i, j);
+    }
+    sum += square.At(i, i) * hessian.At(i, i) + 2.0 * off_diagonal;
+  }
+  return sum;
+}
+
 std::uint64_t HessianFactor::SizeBytes(std::int64_t width) {
   const std::int64_t padded = PadToPanel(width);
   // The matrix in double with the panels that eliminate it, then two triangles of floats.

@@ -55,6 +55,9 @@ class CrossGram {
   std::vector<float> x_, y_;  // panels
 };
 
+/// tr(E H E^T) of E [rows, hessian.width], row-major.
+double QuadraticForm(ThreadPool& pool, std::span<const float> e, const Hessian& hessian);
+
 /// In which order a sweep visits columns.
 enum class ColumnOrder : std::uint8_t {
   kNatural,

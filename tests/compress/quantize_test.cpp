@@ -387,6 +387,42 @@ TEST_F(QuantizeGptqModel, RoundingFollowsTheInputsIfItIsToldThem) {
   EXPECT_LT(weighted->certificate.int16.kl_mean, plain->certificate.int16.kl_mean);
 }
 
+TEST_F(QuantizeGptqModel, ScalesOfAwqAreFoldedInAndSurviveAStop) {
+  for (const QuantizeMethod method : {QuantizeMethod::kAwq, QuantizeMethod::kAwqGptq}) {
+    options_.method = method;
+    options_.bits = 8;  // so that a scale that is folded in on one side only would show
+    const fs::path out = temp_.path() / Name(method);
+    const auto summary = Run(out);
+    ASSERT_TRUE(summary) << summary.error().message;
+    EXPECT_LT(summary->certificate.int16.kl_mean, 0.03);
+    EXPECT_TRUE(Serve(out, ActivationMode::kInt16));
+    const fs::path again = temp_.path() / (std::string(Name(method)) + "-again");
+    for (const std::string_view phase : {"scaling", "calibrating"}) {
+      const auto stopped =
+          Run(again, [&](std::string_view now, std::uint64_t done, std::uint64_t total,
+                         const std::string&) { return now != phase || done < total / 2; });
+      ASSERT_FALSE(stopped);
+      EXPECT_EQ(stopped.error().code, ErrorCode::kCancelled);
+    }
+    ASSERT_TRUE(Run(again));
+    ExpectSameFolder(out, again);
+    // The norms carry the scales.
+    const auto quantized = Checkpoint::Open(out.string());
+    ASSERT_TRUE(quantized);
+    const auto norm = [](const Checkpoint& checkpoint) {
+      const WeightInfo* info = checkpoint.Find("model.layers.0.input_layernorm.weight");
+      return checkpoint.ReadRows(*info, 0, 1)->values;
+    };
+    const std::vector<float> before = norm(*source_);
+    const std::vector<float> after = norm(**quantized);
+    float change = 0.0F;
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      change = std::max(change, std::abs(after[i] / before[i] - 1.0F));
+    }
+    EXPECT_GT(change, 0.02F);
+  }
+}
+
 TEST_F(QuantizeGptqModel, EveryNumberOfBitsIsWrittenAndServed) {
   double last = 1e9;
   for (const int bits : {2, 3, 4, 5, 6, 8}) {

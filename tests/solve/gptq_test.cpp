@@ -381,7 +381,7 @@ TEST(Correction, IsTheClosedForm) {
   const auto factor = Factorize(pool, hessian, {.group_size = 16});
   ASSERT_TRUE(factor);
   const auto corrected =
-      CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, hessian, cross));
+      CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, hessian, cross, 1.0));
   double mean = 0.0;
   for (std::int64_t i = 0; i < p.width; ++i) {
     mean += hessian.At(i, i) / static_cast<double>(p.width);
@@ -411,7 +411,7 @@ TEST(Correction, AnInputThatHasNotMovedChangesNothing) {
   cross.Add(pool, p.inputs.data(), p.inputs.data(), p.tokens);
   const auto factor = Factorize(pool, hessian, {});
   ASSERT_TRUE(factor);
-  EXPECT_EQ(CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, hessian, cross)),
+  EXPECT_EQ(CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, hessian, cross, 1.0)),
             p.weights);
 }
 
@@ -444,7 +444,7 @@ TEST(Correction, BringsTheOutputCloserToWhatItShouldBe) {
     return sum;
   };
   const auto corrected =
-      CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, hessian, cross));
+      CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, hessian, cross, 1.0));
   EXPECT_LT(distance(corrected), 0.9 * distance(p.weights));
 }
 
