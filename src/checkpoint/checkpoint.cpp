@@ -136,6 +136,9 @@ Result<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& path,
     where = found;
   }
   if (fs::is_directory(where, ignored)) {
+    if (!fs::exists(where / "config.json", ignored) && fs::exists(where / kGgufFileName, ignored)) {
+      return OpenGgufCheckpoint(where / kGgufFileName);
+    }
     return OpenHuggingFaceFolder(where);
   }
   if (where.extension() == ".gguf") {

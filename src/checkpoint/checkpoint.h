@@ -18,6 +18,9 @@ namespace nibble {
 
 enum class CheckpointFormat : std::uint8_t { kSafetensors, kGguf };
 
+/// The name of a GGUF file that fills a folder of its own, with what belongs to it beside it.
+inline constexpr const char* kGgufFileName = "model.gguf";
+
 /// One weight under its canonical Hugging Face module name, e.g.
 /// "model.layers.0.self_attn.q_proj.weight" (or ".bias"). Quantized layouts of several tensors
 /// (weight_packed, weight_scale, ...) are one entry.
@@ -43,7 +46,7 @@ class Checkpoint {
  public:
   virtual ~Checkpoint() = default;
 
-  /// path: a folder (config.json + *.safetensors), a .gguf file, or a name in the Hugging Face hub
+  /// path: a folder (config.json + *.safetensors, or model.gguf), a .gguf file, or a name in the Hugging Face hub
   /// cache
   /// ("org/name[@revision]", looked up below `hub_cache`). Structure is checked strictly: every
   /// tensor that the config asks for exists once with the right shape, and none is left over

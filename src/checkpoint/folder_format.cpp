@@ -118,7 +118,7 @@ json::Object CompressedTensorsGroup(const Scheme& scheme, json::Array targets) {
   group.Set("weights", std::move(weights));
   group.Set("input_activations", std::move(activations));
   group.Set("output_activations", nullptr);
-  group.Set("format", fp8 ? json::Value("float-quantized") : json::Value("pack-quantized"));
+  group.Set("format", nullptr);
   return group;
 }
 
@@ -138,6 +138,12 @@ json::Object CompressedTensorsConfigOf(std::span<const WeightToWrite> weights) {
     groups.Set(fmt::format("group_{}", number++),
                CompressedTensorsGroup(scheme, std::move(targets)));
     (scheme.codebook == Codebook::kNone ? packed : floats) = true;
+  }
+  for (std::size_t i = 0; packed && floats && i < schemes.size(); ++i) {
+    const bool fp8 = schemes[i].first.codebook == Codebook::kFp8E4M3;
+    groups.Find(fmt::format("group_{}", i))
+        ->AsObject()
+        ->Set("format", fp8 ? "float-quantized" : "pack-quantized");
   }
   // Tied or not, libraries make a linear of the head.
   if (std::ranges::find(ignored, "lm_head") == ignored.end() &&

@@ -26,6 +26,32 @@ QuantizeMethod MethodOf(const std::string& word) {
   return QuantizeMethod::kAuto;
 }
 
+// What a word of --scheme stands for.
+struct SchemeGrid {
+  int bits = 4;
+  std::int64_t group_size = -1;
+  Codebook codebook = Codebook::kNone;
+  std::optional<GgufType> block_type;
+};
+SchemeGrid GridOf(std::string_view scheme) {
+  if (scheme == "nf4" || scheme == "fp4") {
+    return {.group_size = kNf4Group, .codebook = scheme == "nf4" ? Codebook::kNf4 : Codebook::kFp4};
+  }
+  constexpr std::pair<std::string_view, GgufType> kBlocks[] = {
+      {"q4_1", GgufType::kQ4_1}, {"q5_1", GgufType::kQ5_1}, {"q2_k", GgufType::kQ2_K},
+      {"q3_k", GgufType::kQ3_K}, {"q4_k", GgufType::kQ4_K}, {"q5_k", GgufType::kQ5_K},
+      {"q6_k", GgufType::kQ6_K}};
+  for (const auto& [name, type] : kBlocks) {
+    if (scheme == name) {
+      return {.block_type = type};
+    }
+  }
+  if (scheme.front() == 'q') {  // q4_0, q5_0, q8_0: uniform grids, which every method knows
+    return {.bits = scheme[1] - '0', .group_size = 32};
+  }
+  return {.bits = scheme.back() - '0'};
+}
+
 class QuantizeCommand final : public Command {
  public:
   std::string name() const override { return "quantize"; }
@@ -33,12 +59,10 @@ class QuantizeCommand final : public Command {
     return "make a model smaller, and certify what that cost";
   }
   std::string description() const override {
-    return "Writes a compressed-tensors folder (nf4: a bitsandbytes one) that transformers reads "
-           "as "
-           "well, with a quality\n"
+    return "Writes a folder that vLLM, transformers or llama.cpp read as well (--format), with a "
+           "quality\n"
            "certificate: perplexity, KL divergence and top-1 agreement against the source, hashes "
-           "of "
-           "every tensor, golden\n"
+           "of every tensor, golden\n"
            "logits. An interrupted run goes on where it stopped when started again.\n\n"
            "  nibble quantize SmolLM2.gguf --out smol-int4 --scheme int4\n"
            "  nibble quantize Llama-3.2-1B/ --out llama-int4 --scheme int4 --method gptq "
@@ -51,8 +75,15 @@ class QuantizeCommand final : public Command {
   void Declare(OptionSet& options) override {
     options.Positional("SRC", &source_, "a folder, a .gguf file, or a name in the hub cache");
     options.Add("--out,-o", &out_, "folder to write; must not exist");
-    options.Choice("--scheme", &scheme_, {"int2", "int3", "int4", "int5", "int6", "int8", "nf4"},
-                   "bits of a uniform grid, or the NF4 of bitsandbytes");
+    options.Choice("--scheme", &scheme_,
+                   {"int2", "int3", "int4", "int5", "int6", "int8", "nf4", "fp4", "q4_0", "q4_1",
+                    "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"},
+                   "bits of a uniform grid, a table of bitsandbytes, or blocks of GGUF");
+    options.Choice("--format", &format_,
+                   {"auto", "compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes",
+                    "bitsandbytes-nested", "gguf"},
+                   "what to write; auto: compressed-tensors for int, bitsandbytes for nf4 and fp4, "
+                   "gguf for its blocks");
     options.Choice(
         "--method", &method_, {"auto", "rtn", "gptq", "awq", "awq+gptq"},
         "how codes are chosen: rounding (with calibration data: for what flows in), GPTQ, "
@@ -92,12 +123,13 @@ class QuantizeCommand final : public Command {
     if (group_size_ && *group_size_ < 0) {
       return Fail(ErrorCode::kInvalidArgument, "--group-size takes 0 (a whole row) or more");
     }
-    const bool nf4 = scheme_ == "nf4";
-    if (nf4 && (!symmetric_ || group_size_.value_or(kNf4Group) != kNf4Group)) {
+    const auto grid = GridOf(scheme_);
+    const bool own_groups = grid.codebook != Codebook::kNone || scheme_.front() == 'q';
+    if (own_groups && (!symmetric_ || group_size_.value_or(grid.group_size) != grid.group_size)) {
       return Fail(ErrorCode::kInvalidArgument,
-                  fmt::format("--scheme nf4 has blocks of {} without zero points; leave out "
+                  fmt::format("--scheme {} has groups of its own and no zero points; leave out "
                               "--group-size and --no-symmetric, or use --scheme int4",
-                              kNf4Group));
+                              scheme_));
     }
     CatchInterrupts();
     NIBBLE_TRY(source, Checkpoint::Open(source_, environment.hub_cache));
@@ -105,9 +137,13 @@ class QuantizeCommand final : public Command {
     QuantizeOptions options{.method = MethodOf(method_),
                             .damping = damping_,
                             .correct_inputs = correct_inputs_,
-                            .bits = nf4 ? 4 : scheme_.back() - '0',
-                            .group_size = group_size_.value_or(-1),
-                            .codebook = nf4 ? Codebook::kNf4 : Codebook::kNone,
+                            .bits = grid.bits,
+                            .group_size = group_size_.value_or(grid.group_size),
+                            .codebook = grid.codebook,
+                            .block_type = grid.block_type,
+                            .format = format_ == "auto" && scheme_.front() == 'q'
+                                          ? std::optional(ModelFormat::kGguf)
+                                          : ParseModelFormat(format_),
                             .symmetric = symmetric_,
                             .search_scale = search_,
                             .allow_requantize = allow_requantize_,
@@ -200,7 +236,7 @@ class QuantizeCommand final : public Command {
   }
 
   std::string source_, out_, text_file_, calibration_file_;
-  std::string scheme_ = "int4";
+  std::string scheme_ = "int4", format_ = "auto";
   std::string method_ = "auto";
   CalibrationOptions calibration_;
   std::int64_t seed_ = 0;

@@ -169,6 +169,14 @@ bool IsCovered(const fs::path& path) {
           path.extension() == ".safetensors");
 }
 
+// Where a certificate lies: in the folder, or beside a model.gguf.
+fs::path FolderOf(const Checkpoint& checkpoint) {
+  const fs::path& path = checkpoint.path();
+  return checkpoint.format() == CheckpointFormat::kGguf && path.filename() == kGgufFileName
+             ? path.parent_path()
+             : path;
+}
+
 }  // namespace
 
 ActivationMode Certificate::auto_activations() const {
@@ -288,7 +296,7 @@ Result<Certificate> ParseCertificate(std::string_view text, const std::string& s
 }
 
 Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint) {
-  const fs::path folder = checkpoint.path();
+  const fs::path folder = FolderOf(checkpoint);
   const fs::path path = folder / kCertificateFile;
   std::error_code ignored;
   const bool exists = fs::is_directory(folder, ignored) && fs::exists(path, ignored);
@@ -466,7 +474,7 @@ Result<void> HashCheckpoint(const Checkpoint& checkpoint, Certificate& certifica
     }));
     certificate.tensors[weight.name] = hash.Hex();
   }
-  for (const auto& entry : fs::directory_iterator(checkpoint.path())) {
+  for (const auto& entry : fs::directory_iterator(FolderOf(checkpoint))) {
     if (entry.is_regular_file() && IsCovered(entry.path())) {
       NIBBLE_TRY(hash, FileHash(entry.path()));
       certificate.files[entry.path().filename().string()] = hash;

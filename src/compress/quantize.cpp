@@ -8,18 +8,19 @@
 
 #include "base/sha256.h"
 #include "base/text.h"
-#include "checkpoint/bitsandbytes.h"
 #include "checkpoint/weight_writer.h"
+#include "codec/encode.h"
 #include "compress/awq.h"
 #include "compress/block_solver.h"
 #include "compress/fold.h"
-#include "compress/side_files.h"
+#include "compress/output_plan.h"
 #include "compress/solved_block.h"
 #include "compress/tensor_statistics.h"
 #include "eval/blockwise.h"
 #include "io/atomic_writer.h"
 #include "io/file.h"
 #include "solve/rtn.h"
+#include "solve/super_blocks.h"
 
 namespace nibble {
 namespace {
@@ -64,13 +65,14 @@ Result<void> CheckGroup(const std::vector<ExpectedWeight>& weights, std::int64_t
   return {};
 }
 
-Result<void> CheckNf4(const std::vector<ExpectedWeight>& weights) {
+Result<void> CheckTable(const std::vector<ExpectedWeight>& weights, Codebook codebook) {
   for (const ExpectedWeight& weight : weights) {
     if (weight.is_linear && weight.cols % kNf4Group != 0) {
-      return Fail(ErrorCode::kInvalidArgument,
-                  fmt::format("--scheme nf4 has blocks of {}, which do not divide the width {} of "
-                              "{}; use --scheme int4",
-                              kNf4Group, weight.cols, weight.name));
+      return Fail(
+          ErrorCode::kInvalidArgument,
+          fmt::format("--scheme {} has blocks of {}, which do not divide the width {} of {}; "
+                      "use --scheme int4",
+                      Name(codebook), kNf4Group, weight.cols, weight.name));
     }
   }
   return {};
@@ -133,13 +135,16 @@ class Run {
         expected_(ExpectedWeights(source.config())) {}
 
   Result<QuantizeSummary> Go() {
-    nf4_ = options_.codebook == Codebook::kNf4;
+    table_ = options_.codebook != Codebook::kNone;
     NIBBLE_TRY_VOID(ChooseMethod());
-    group_size_ = nf4_                      ? kNf4Group
+    group_size_ = table_                    ? kNf4Group
                   : options_.group_size < 0 ? DefaultGroupSize(source_.config())
                                             : options_.group_size;
     // What is wrong with the command is said before any work; AtomicWriter looks at `out` again.
-    NIBBLE_TRY_VOID(nf4_ ? CheckNf4(expected_) : CheckGroup(expected_, group_size_));
+    if (!options_.block_type) {
+      NIBBLE_TRY_VOID(table_ ? CheckTable(expected_, options_.codebook)
+                             : CheckGroup(expected_, group_size_));
+    }
     NIBBLE_TRY_VOID(CheckSource(source_, expected_, options_.allow_requantize));
     std::error_code ignored;
     if (fs::exists(out_, ignored)) {
@@ -148,24 +153,21 @@ class Run {
           fmt::format("{} exists already; remove it or choose another name", out_.string()));
     }
     NIBBLE_TRY_VOID(Tokenize());
-    float_dtype_ = SixteenBitType(source_.config());
-    for (const ExpectedWeight& weight : expected_) {
-      WeightSpec spec{.rows = weight.rows, .cols = weight.cols};
-      if (!weight.is_linear) {
-        spec.float_dtype = float_dtype_;
-      } else if (nf4_) {
-        spec.kind = CodecKind::kCodebook;
-        spec.codebook = options_.codebook;
-        spec.bits = BitsOf(options_.codebook);
-        spec.group_size = group_size_;
-        spec.has_f32_scales = true;
-      } else {
-        spec.kind = CodecKind::kUniform;
-        spec.bits = options_.bits;
-        spec.group_size = group_size_ == 0 ? weight.cols : group_size_;
-        spec.has_zero_points = !options_.symmetric;
+    NIBBLE_TRY(plan, PlanOutput(source_, options_, group_size_));
+    plan_ = std::move(plan);
+    if (options_.block_type && Calibrates()) {
+      return Fail(
+          ErrorCode::kInvalidArgument,
+          fmt::format("{} blocks are rounded without calibration data: leave it out, or use "
+                      "--scheme int4 --group-size 32 --format gguf, which GPTQ solves",
+                      GgufTypeName(static_cast<std::uint32_t>(*options_.block_type))));
+    }
+    solved_ = plan_.weights;
+    for (WeightToWrite& weight : solved_) {
+      if (!BlockOfWeight(weight.name)) {  // solvers see tables as floats
+        weight.spec = {
+            .rows = weight.spec.rows, .cols = weight.spec.cols, .float_dtype = plan_.float_dtype};
       }
-      to_write_.push_back({weight.name, spec});
     }
     const auto device = MakeCpuDevice(num_threads_);
     const bool solve = Calibrates();
@@ -177,8 +179,8 @@ class Run {
     }
     NIBBLE_TRY(digest, DigestOf(source_, progress_));
     source_digest_ = digest;
-    const std::uint64_t expected_bytes = WeightWriter::SizeBytes(to_write_, WriterOptions());
-    const std::uint64_t work_bytes = solve ? SolvedBlocks::SizeBytes(to_write_) : 0;
+    const std::uint64_t expected_bytes = SizeBytes(plan_, options_.shard_bytes);
+    const std::uint64_t work_bytes = solve ? SolvedBlocks::SizeBytes(solved_) : 0;
     NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(), expected_bytes + work_bytes));
     if (Folds()) {
       NIBBLE_TRY_VOID(Fold(*writer, *device));
@@ -255,7 +257,7 @@ class Run {
       return {};
     }
     NIBBLE_TRY(scales, SearchAwqScales(
-                           source_, to_write_, *options_.calibration, float_dtype_, device,
+                           source_, solved_, *options_.calibration, plan_.scale_dtype, device,
                            [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
                              return !progress_ || progress_("scaling", done, total, detail);
                            }));
@@ -281,10 +283,10 @@ class Run {
 
   BlockSolver Solver(Device& device) const {
     return {Weights(),
-            to_write_,
+            solved_,
             *options_.calibration,
             {.method = Propagates() ? BlockMethod::kGptq : BlockMethod::kWeighted,
-             .scale_dtype = float_dtype_,
+             .scale_dtype = plan_.scale_dtype,
              .search_scale = options_.search_scale,
              .damping = options_.damping,
              .correct_inputs = options_.correct_inputs},
@@ -294,7 +296,10 @@ class Run {
   json::Object Recipe() const {
     json::Object recipe;
     recipe.Set("method", Name(method_));
-    if (nf4_) {
+    recipe.Set("format", std::string(Name(plan_.format)));
+    if (options_.block_type) {
+      recipe.Set("blocks", GgufTypeName(static_cast<std::uint32_t>(*options_.block_type)));
+    } else if (table_) {
       recipe.Set("codebook", Name(options_.codebook));
       recipe.Set("bits", BitsOf(options_.codebook));
       recipe.Set("group_size", group_size_);
@@ -303,7 +308,7 @@ class Run {
       recipe.Set("bits", options_.bits);
       recipe.Set("group_size", group_size_);
       recipe.Set("symmetric", options_.symmetric);
-      recipe.Set("scale_dtype", std::string(Name(float_dtype_)));
+      recipe.Set("scale_dtype", std::string(Name(plan_.scale_dtype)));
     }
     if (Folds()) {
       recipe.Set("input_scales", "rms(x)^a, a by the output's error");
@@ -315,7 +320,7 @@ class Run {
       recipe.Set("correct_inputs", options_.correct_inputs);
     } else if (Calibrates()) {
       recipe.Set("search_scale", "mean(x^2)");
-    } else if (!nf4_) {
+    } else if (!table_ && !options_.block_type) {
       recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
     }
     if (Calibrates()) {
@@ -336,18 +341,11 @@ class Run {
     return out;
   }
 
-  WeightWriter::Options WriterOptions() const {
-    return {.format = nf4_ ? FolderFormat::kBitsandbytes : FolderFormat::kCompressedTensors,
-            .scale_dtype = float_dtype_,
-            .model_dtype = float_dtype_,
-            .shard_bytes = options_.shard_bytes};
-  }
-
   Result<void> WriteWeights(AtomicWriter& out, Device& device) {
-    NIBBLE_TRY(writer, WeightWriter::Create(out, to_write_, WriterOptions()));
-    SolvedBlocks solved(out, to_write_);
+    NIBBLE_TRY(writer, CreateWriter(plan_, source_, tokenizer_, options_.shard_bytes, out));
+    SolvedBlocks solved(out, solved_);
     const bool all_done = std::ranges::all_of(
-        to_write_, [&](const WeightToWrite& weight) { return writer->IsDone(weight.name); });
+        plan_.weights, [&](const WeightToWrite& weight) { return writer->IsDone(weight.name); });
     if (Calibrates() && !all_done) {
       NIBBLE_TRY_VOID(Solver(device).Run(
           solved, [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
@@ -355,27 +353,25 @@ class Run {
           }));
     }
     std::uint64_t done = 0, total = 0;
-    for (const WeightToWrite& weight : to_write_) {
+    for (const WeightToWrite& weight : plan_.weights) {
       total += static_cast<std::uint64_t>(weight.spec.rows * weight.spec.cols);
     }
     std::uint64_t bits = 0, quantized = 0;
-    for (const WeightToWrite& weight : to_write_) {
+    for (const WeightToWrite& weight : plan_.weights) {
       const auto elements = static_cast<std::uint64_t>(weight.spec.rows * weight.spec.cols);
       if (writer->IsDone(weight.name)) {
         if (const auto facts = writer->DoneFacts(weight.name); facts && facts->IsObject()) {
           log_.Set(weight.name, *facts);
         }
-      } else if (weight.spec.kind != CodecKind::kFloat && Calibrates()) {
+      } else if (BlockOfWeight(weight.name) && weight.spec.kind != CodecKind::kFloat &&
+                 Calibrates()) {
         NIBBLE_TRY_VOID(WriteSolved(*writer, weight, solved));
       } else {
         NIBBLE_TRY_VOID(WriteWeight(*writer, weight, device.pool()));
       }
-      if (weight.spec.kind != CodecKind::kFloat) {
-        const auto groups = static_cast<std::uint64_t>(weight.spec.rows * weight.spec.num_groups());
+      if (BlockOfWeight(weight.name) && weight.spec.kind != CodecKind::kFloat) {
         quantized += elements;
-        const auto code_bits = static_cast<std::uint64_t>(weight.spec.bits);
-        bits += elements * code_bits + groups * ((weight.spec.has_f32_scales ? 32U : 16U) +
-                                                 (weight.spec.has_zero_points ? code_bits : 0U));
+        bits += StoredBits(plan_, weight.spec);
       }
       done += elements;
       if (progress_ && !progress_("quantizing", done, total, weight.name)) {
@@ -460,24 +456,25 @@ class Run {
     if (spec.kind == CodecKind::kCodebook) {
       return QuantizeToCodebook(weights, end - begin, spec.cols, spec.codebook, spec.group_size);
     }
+    if (!BlockOfWeight(stored.name)) {  // a table, at 8 bits
+      return EncodeAbsmax(weights, end - begin, spec.cols, spec.bits, spec.group_size);
+    }
+    if (spec.has_f32_scales) {
+      return QuantizeSuperBlocks(weights, end - begin, spec.cols, spec);
+    }
+    if (spec.kind == CodecKind::kMinimum) {
+      return QuantizeMinima(weights, end - begin, spec.cols, spec.bits, spec.group_size);
+    }
     return QuantizeRtn(weights, end - begin, spec.cols,
                        {.bits = spec.bits,
                         .group_size = spec.group_size,
                         .symmetric = !spec.has_zero_points,
                         .search_scale = options_.search_scale,
-                        .scale_dtype = float_dtype_});
+                        .scale_dtype = plan_.scale_dtype});
   }
 
   Result<void> WriteFiles(AtomicWriter& out) {
-    ModelConfig config = source_.config();
-    config.dtype = float_dtype_;
-    json::Object config_json = ToHuggingFaceConfig(config);
-    config_json.Set("quantization_config",
-                    nf4_ ? BitsandbytesConfig({.codebook = options_.codebook}, float_dtype_)
-                         : CompressedTensorsConfig(options_.bits, group_size_, options_.symmetric,
-                                                   {"lm_head"}));
-    config_json.Set(kCertificateKey, kCertificateFile);
-    NIBBLE_TRY_VOID(WriteSideFiles(source_, tokenizer_, config_json, out));
+    NIBBLE_TRY_VOID(WriteOutputFiles(plan_, source_, tokenizer_, out));
     return out.IsDone(kLogFile)
                ? Result<void>{}
                : out.WriteWhole(kLogFile,
@@ -533,15 +530,15 @@ class Run {
   int num_threads_;
   const QuantizeProgress& progress_;
   std::vector<ExpectedWeight> expected_;
-  std::vector<WeightToWrite> to_write_;
+  OutputPlan plan_;
+  std::vector<WeightToWrite> solved_;  // the same as the solver sees them
   std::vector<TokenId> tokens_;
   std::int64_t context_ = 0;
   std::int64_t group_size_ = 0;
-  bool nf4_ = false;
+  bool table_ = false;
   QuantizeMethod method_ = QuantizeMethod::kRtn;
   std::optional<FoldedCheckpoint> folded_;
   std::vector<SolvedWeight> block_;  // whose weights are being written
-  DType float_dtype_ = DType::kF16;
   std::string source_digest_;
   json::Object log_;
   QuantizeSummary summary_;

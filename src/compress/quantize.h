@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -10,7 +11,9 @@
 #include "checkpoint/checkpoint.h"
 #include "compress/calibration.h"
 #include "compress/certificate.h"
+#include "compress/model_format.h"
 #include "device/device.h"
+#include "io/gguf.h"
 #include "json/value.h"
 #include "tokenizer/tokenizer.h"
 
@@ -35,8 +38,10 @@ struct QuantizeOptions {
   int bits = 4;                                 // 4 or 8
   std::int64_t group_size = -1;  // columns that share a scale; 0: a whole row; -1: the largest of
                                  // 128, 64, 32 that divides every width
-  Codebook codebook = Codebook::kNone;  // kNf4: in groups of kNf4Group, as bitsandbytes; the
+  Codebook codebook = Codebook::kNone;  // kNf4, kFp4: in groups of kNf4Group, as bitsandbytes; the
                                         // grid's options say nothing then
+  std::optional<GgufType> block_type;   // blocks of GGUF, where they are no uniform grid; nor then
+  std::optional<ModelFormat> format;    // absent: compressed-tensors; bitsandbytes for a codebook
   bool symmetric = true;
   bool search_scale = true;       // off: plain absmax
   bool allow_requantize = false;  // of a folder whose linears are quantized already
@@ -69,14 +74,14 @@ struct MethodChoice {
 /// What kAuto becomes. Errors: kInvalidArgument for a method that lacks its calibration data.
 Result<MethodChoice> ChooseMethod(const QuantizeOptions& options);
 
-/// Quantizes every linear of the decoder blocks, block by block, and writes a compressed-tensors
-/// folder (pack-quantized), or a bitsandbytes one (NF4), with config, tokenizer, template, log and
-/// certificate. Atomic and resumable: nothing appears under `out` before the certificate is
-/// measured, and a second run takes finished blocks and shards over. Memory: one tensor's codes and
-/// a chunk of rows a worker, or with calibration data what BlockSolver::Plan says; then, for the
-/// certificate, what EvaluateBlockwise takes. Errors: kInvalidArgument (`out` exists; a group that
-/// does not divide a width, naming the tensor; no calibration data), kOutOfMemory, kCancelled, and
-/// what reading and writing give.
+/// Quantizes every linear of the decoder blocks, block by block, and writes a folder in the format
+/// that the options name, with config, tokenizer, template, log and certificate (GGUF: model.gguf
+/// with log and certificate beside it). Atomic and resumable: nothing appears under `out` before
+/// the certificate is measured, and a second run takes finished blocks and shards over. Memory: one
+/// tensor's codes and a chunk of rows a worker, or with calibration data what BlockSolver::Plan
+/// says; then, for the certificate, what EvaluateBlockwise takes. Errors: kInvalidArgument (`out`
+/// exists; a group that does not divide a width, naming the tensor; no calibration data),
+/// kOutOfMemory, kCancelled, and what reading and writing give.
 Result<QuantizeSummary> QuantizeCheckpoint(const Checkpoint& source, const Tokenizer& tokenizer,
                                            const std::filesystem::path& out,
                                            const QuantizeOptions& options, int num_threads,

@@ -19,6 +19,7 @@ struct SuperGrid {
   int bits = 0;
   std::size_t group = 0;
   int lowest = 0, highest = 0;  // whole multiples that scales may be; minima: 0 to highest
+  bool free_minima = false;     // minima may be above zero
 };
 constexpr SuperGrid kShapes[] = {{true, 2, 16, 0, 15},
                                  {false, 3, 16, -32, 31},
@@ -78,7 +79,7 @@ Fit Refine(const SuperGrid& shape, const Group& group, float scale, float minimu
   if (shape.minima && determinant > 0.0) {
     double best_scale = (sw * scx - sc * sx) / determinant;
     double best_minimum = (scc * sx - sc * scx) / determinant;
-    if (best_minimum > 0.0) {
+    if (best_minimum > 0.0 && !shape.free_minima) {
       best_minimum = 0.0;
       best_scale = scc > 0.0 ? scx / scc : 0.0;
     }
@@ -97,7 +98,7 @@ Fit FitGroup(const SuperGrid& shape, const Group& group) {
   const int top = (1 << shape.bits) - 1;
   Fit best;
   if (shape.minima) {
-    const float minimum = std::min(low, 0.0F);
+    const float minimum = shape.free_minima ? low : std::min(low, 0.0F);
     const float range = high - minimum;
     if (!(range > 0.0F)) {
       return {.scale = 0.0F, .minimum = minimum};
@@ -126,6 +127,30 @@ Fit FitGroup(const SuperGrid& shape, const Group& group) {
     }
   }
   return best;
+}
+
+// How much an error of each value counts.
+void Weigh(std::span<const float> x, std::span<const float> importance, std::span<float> weight) {
+  double square = 0.0;
+  for (const float value : x) {
+    square += static_cast<double>(value) * static_cast<double>(value);
+  }
+  const auto mean = static_cast<float>(square / static_cast<double>(x.size()));
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    weight[i] = importance.empty() ? std::sqrt(mean) + std::fabs(x[i])
+                                   : importance[i] * std::sqrt(mean + x[i] * x[i]);
+  }
+}
+
+Result<void> CheckFinite(std::span<const float> weights, std::int64_t cols) {
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    if (!std::isfinite(weights[i])) {
+      const auto at = static_cast<std::int64_t>(i);
+      return Fail(ErrorCode::kCorruptFile, fmt::format("the weight at row {}, column {} is {}",
+                                                       at / cols, at % cols, weights[i]));
+    }
+  }
+  return {};
 }
 
 // The f16 number whose multiples up to `highest` reach the largest magnitude.
@@ -157,17 +182,10 @@ void QuantizeBlock(const SuperGrid& shape, std::span<const float> x,
                  std::span<const float>(weight).subspan(g * shape.group, shape.group)};
   };
   for (std::size_t g = 0; g < groups; ++g) {
-    const auto values = x.subspan(g * shape.group, shape.group);
-    double square = 0.0;
-    for (const float value : values) {
-      square += static_cast<double>(value) * static_cast<double>(value);
-    }
-    const auto mean = static_cast<float>(square / static_cast<double>(shape.group));
-    for (std::size_t i = 0; i < shape.group; ++i) {
-      const std::size_t at = g * shape.group + i;
-      weight[at] = importance.empty() ? std::sqrt(mean) + std::fabs(values[i])
-                                      : importance[at] * std::sqrt(mean + values[i] * values[i]);
-    }
+    const std::size_t at = g * shape.group;
+    Weigh(x.subspan(at, shape.group),
+          importance.empty() ? importance : importance.subspan(at, shape.group),
+          std::span(weight).subspan(at, shape.group));
     fits[g] = FitGroup(shape, part(g));
     fit_scales[g] = fits[g].scale;
     fit_minima[g] = fits[g].minimum;
@@ -221,13 +239,7 @@ Result<QuantizedTensor> QuantizeSuperBlocks(std::span<const float> weights, std:
     return Fail(ErrorCode::kInvalidArgument,
                 fmt::format("{} in rows of {} is no grid of blocks of 256", grid.ToString(), cols));
   }
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    if (!std::isfinite(weights[i])) {
-      const auto at = static_cast<std::int64_t>(i);
-      return Fail(ErrorCode::kCorruptFile, fmt::format("the weight at row {}, column {} is {}",
-                                                       at / cols, at % cols, weights[i]));
-    }
-  }
+  NIBBLE_TRY_VOID(CheckFinite(weights, cols));
   QuantizedTensor out;
   out.spec = grid;
   out.spec.rows = rows;
@@ -243,6 +255,40 @@ Result<QuantizedTensor> QuantizeSuperBlocks(std::span<const float> weights, std:
                   importance.empty() ? importance : importance.subspan(col, kSuper),
                   out.codes.data() + at, out.scales.data() + group,
                   shape->minima ? out.minima.data() + group : nullptr);
+  }
+  return out;
+}
+
+Result<QuantizedTensor> QuantizeMinima(std::span<const float> weights, std::int64_t rows,
+                                       std::int64_t cols, int bits, std::int64_t group_size) {
+  if (bits < 2 || bits > 8 || group_size < 1 || cols % group_size != 0 ||
+      weights.size() != static_cast<std::size_t>(rows * cols)) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("{} bits in groups of {} and rows of {}", bits, group_size, cols));
+  }
+  NIBBLE_TRY_VOID(CheckFinite(weights, cols));
+  const SuperGrid shape{.minima = true,
+                        .bits = bits,
+                        .group = static_cast<std::size_t>(group_size),
+                        .free_minima = true};
+  QuantizedTensor out;
+  out.spec = {.rows = rows,
+              .cols = cols,
+              .kind = CodecKind::kMinimum,
+              .bits = bits,
+              .group_size = group_size};
+  std::vector<float> weight(shape.group);
+  for (std::size_t at = 0; at < weights.size(); at += shape.group) {
+    const auto x = weights.subspan(at, shape.group);
+    Weigh(x, {}, weight);
+    const Fit fit = FitGroup(shape, {x, weight});
+    const float scale = RoundToDType(fit.scale, DType::kF16);
+    const float minimum = RoundToDType(fit.minimum, DType::kF16);
+    out.scales.push_back(scale);
+    out.minima.push_back(minimum);
+    for (const float value : x) {
+      out.codes.push_back(static_cast<std::uint8_t>(CodeOf(shape, value, scale, minimum)));
+    }
   }
   return out;
 }

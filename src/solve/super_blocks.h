@@ -25,4 +25,10 @@ Result<QuantizedTensor> QuantizeSuperBlocks(std::span<const float> weights, std:
                                             std::int64_t cols, const WeightSpec& grid,
                                             std::span<const float> importance = {});
 
+/// Rounding onto groups with a minimum, scale and minimum being f16 numbers (GGUF's Q4_1 and Q5_1):
+/// w = code * scale + minimum. The search is the same, and the minimum may have either sign.
+/// Errors: kInvalidArgument for a group that does not divide cols; kCorruptFile.
+Result<QuantizedTensor> QuantizeMinima(std::span<const float> weights, std::int64_t rows,
+                                       std::int64_t cols, int bits, std::int64_t group_size);
+
 }  // namespace nibble

@@ -71,6 +71,81 @@ class Quantize : public ::testing::Test {
   testing::TempFolder temp_;
 };
 
+TEST_F(Quantize, EveryFormatIsVerifiedAndServed) {
+  const struct {
+    ModelFormat format;
+    int bits;
+    std::int64_t group_size;
+    bool symmetric;
+    Codebook codebook;
+    std::optional<GgufType> block_type;
+    const char* stored_as;
+  } kCases[] = {
+      {ModelFormat::kGptq, 4, 32, true, Codebook::kNone, {}, "gptq int4"},
+      {ModelFormat::kGptqV2, 3, 32, false, Codebook::kNone, {}, "gptq_v2 int3"},
+      {ModelFormat::kAwq, 4, 64, false, Codebook::kNone, {}, "awq int4"},
+      {ModelFormat::kBitsandbytes, 4, 0, true, Codebook::kFp4, {}, "bitsandbytes fp4"},
+      {ModelFormat::kBitsandbytesNested,
+       4,
+       0,
+       true,
+       Codebook::kNf4,
+       {},
+       "bitsandbytes nf4, nested"},
+      {ModelFormat::kBitsandbytes, 8, 0, true, Codebook::kNone, {}, "bitsandbytes int8"},
+      {ModelFormat::kGguf, 4, 32, true, Codebook::kNone, {}, "Q4_0"},
+      {ModelFormat::kGguf, 4, 32, true, Codebook::kNone, GgufType::kQ5_1, "Q5_1"},
+      // Rows of 64 are no block of 256: llama.cpp's stand-in.
+      {ModelFormat::kGguf, 4, 32, true, Codebook::kNone, GgufType::kQ4_K, "Q5_0"},
+  };
+  int number = 0;
+  for (const auto& one : kCases) {
+    options_.format = one.format;
+    options_.bits = one.bits;
+    options_.group_size = one.group_size;
+    options_.symmetric = one.symmetric;
+    options_.codebook = one.codebook;
+    options_.block_type = one.block_type;
+    const fs::path out = temp_.path() / fmt::format("out{}", ++number);
+    const auto summary = Run(out);
+    ASSERT_TRUE(summary) << one.stored_as << ": " << summary.error().message;
+    const auto served = Serve(out, ActivationMode::kInt16);
+    ASSERT_TRUE(served) << one.stored_as << ": " << served.error().message;
+    const auto back = Checkpoint::Open(out.string());
+    ASSERT_TRUE(back);
+    EXPECT_EQ((*back)->Find("model.layers.0.mlp.up_proj.weight")->stored_as, one.stored_as);
+  }
+}
+
+TEST_F(Quantize, AFormatThatCannotHoldTheGridIsRefusedBeforeTheWork) {
+  const struct {
+    ModelFormat format;
+    int bits;
+    bool symmetric;
+    Codebook codebook;
+    const char* says;
+  } kCases[] = {
+      {ModelFormat::kGptq, 4, false, Codebook::kNone, "gptq_v2"},
+      {ModelFormat::kGptqV2, 5, true, Codebook::kNone, "2, 3, 4 or 8"},
+      {ModelFormat::kAwq, 8, true, Codebook::kNone, "AWQ"},
+      {ModelFormat::kGptq, 4, true, Codebook::kNf4, "GPTQ"},
+      {ModelFormat::kBitsandbytes, 4, true, Codebook::kNone, "bitsandbytes"},
+      {ModelFormat::kGguf, 6, true, Codebook::kNone, "q6_k"},
+      {ModelFormat::kSafetensors, 4, true, Codebook::kNone, "nibble convert"},
+  };
+  for (const auto& one : kCases) {
+    options_.format = one.format;
+    options_.bits = one.bits;
+    options_.symmetric = one.symmetric;
+    options_.codebook = one.codebook;
+    const auto refused = Run(temp_.path() / "out");
+    ASSERT_FALSE(refused) << one.says;
+    EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_NE(refused.error().message.find(one.says), std::string::npos) << refused.error().message;
+    EXPECT_FALSE(fs::exists(temp_.path() / ".out.partial"));
+  }
+}
+
 TEST_F(Quantize, TheResultIsVerifiedAndReplaysItsLogitsInBothModes) {
   const auto summary = Run(temp_.path() / "out");
   ASSERT_TRUE(summary) << summary.error().message;

@@ -55,6 +55,23 @@ TEST(SuperBlocks, AreAsGoodAsThoseOfGgmlOnTheReferenceVector) {
   }
 }
 
+TEST(SuperBlocks, MinimaAreNoWorseThanThoseOfGgml) {
+  std::vector<float> x(256);
+  for (int i = 0; i < 256; ++i) {
+    x[static_cast<std::size_t>(i)] = static_cast<float>(37 * i % 101 - 50) / 16.0F;
+  }
+  for (const auto& [bits, nmse] : {std::pair{4, 4.215e-3}, std::pair{5, 8.939e-4}}) {
+    const auto tensor = QuantizeMinima(x, 1, 256, bits, 32);
+    ASSERT_TRUE(tensor);
+    EXPECT_TRUE(Validate(*tensor));
+    EXPECT_LE(Nmse(x, *tensor), nmse);
+    EXPECT_TRUE(EncodeGgufRows(bits == 4 ? GgufType::kQ4_1 : GgufType::kQ5_1, *tensor));
+  }
+  // What is above zero all the time keeps its minimum.
+  const std::vector<float> high(32, 7.0F);
+  EXPECT_EQ(Dequantize(*QuantizeMinima(high, 1, 32, 4, 32)), high);
+}
+
 TEST(SuperBlocks, AreBlocksOfTheirType) {
   const std::vector<float> x = Normal(3 * 512);
   for (const GgufType type : kTypes) {
