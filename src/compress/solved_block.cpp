@@ -52,7 +52,9 @@ void AppendCodes(const QuantizedTensor& tensor, std::vector<std::byte>& out) {
 template <typename T>
 void Take(std::span<const std::byte>& bytes, std::size_t count, std::vector<T>& out) {
   out.resize(count);
-  std::memcpy(out.data(), bytes.data(), count * sizeof(T));
+  if (count > 0) {  // memcpy takes no null pointer
+    std::memcpy(out.data(), bytes.data(), count * sizeof(T));
+  }
   bytes = bytes.subspan(count * sizeof(T));
 }
 
