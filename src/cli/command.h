@@ -76,5 +76,6 @@ std::unique_ptr<Command> MakeRenderCommand();
 std::unique_ptr<Command> MakeRunCommand();
 std::unique_ptr<Command> MakeServeCommand();
 std::unique_ptr<Command> MakeTokenizeCommand();
+std::unique_ptr<Command> MakeVerifyCommand();
 
 }  // namespace nibble::cli

@@ -149,6 +149,7 @@ int Main(int argc, char** argv) {
   commands.push_back(MakeEvalCommand());
   commands.push_back(MakeBenchCommand());
   commands.push_back(MakeInspectCommand());
+  commands.push_back(MakeVerifyCommand());
   commands.push_back(MakeTokenizeCommand());
   commands.push_back(MakeRenderCommand());
   commands.push_back(MakeKernelsCommand());

@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <numeric>
 #include <set>
 
 #include "base/limits.h"
 #include "base/sha256.h"
+#include "compress/file_hashes.h"
 #include "io/file.h"
 
 namespace nibble {
@@ -139,44 +139,6 @@ class Reader {
   std::string missing_;
 };
 
-// The header of a safetensors file: its length field and its JSON.
-Result<std::string> SafetensorsHeaderHash(const fs::path& path) {
-  NIBBLE_TRY(file, MappedFile::Open(path));
-  const auto bytes = file->bytes();
-  std::uint64_t length = 0;
-  if (bytes.size() < sizeof length) {
-    return Fail(ErrorCode::kCorruptFile, fmt::format("{}: too short for a header", path.string()));
-  }
-  std::memcpy(&length, bytes.data(), sizeof length);
-  if (length > bytes.size() - sizeof length) {
-    return Fail(ErrorCode::kCorruptFile,
-                fmt::format("{}: the header is longer than the file", path.string()));
-  }
-  return Sha256Hex(bytes.first(sizeof length + static_cast<std::size_t>(length)));
-}
-
-Result<std::string> FileHash(const fs::path& path) {
-  if (path.extension() == ".safetensors") {
-    return SafetensorsHeaderHash(path);
-  }
-  NIBBLE_TRY(text, ReadFile(path, limits::kTokenizerJsonBytes));
-  return Sha256Hex(std::as_bytes(std::span(text)));
-}
-
-bool IsCovered(const fs::path& path) {
-  return path.filename() != kCertificateFile &&
-         (path.extension() == ".json" || path.extension() == ".jinja" ||
-          path.extension() == ".safetensors");
-}
-
-// Where a certificate lies: in the folder, or beside a model.gguf.
-fs::path FolderOf(const Checkpoint& checkpoint) {
-  const fs::path& path = checkpoint.path();
-  return checkpoint.format() == CheckpointFormat::kGguf && path.filename() == kGgufFileName
-             ? path.parent_path()
-             : path;
-}
-
 }  // namespace
 
 ActivationMode Certificate::auto_activations() const {
@@ -295,39 +257,55 @@ Result<Certificate> ParseCertificate(std::string_view text, const std::string& s
   return out;
 }
 
-Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint) {
-  const fs::path folder = FolderOf(checkpoint);
+fs::path CertificateFolder(const fs::path& model) {
+  return model.filename() == kGgufFileName ? model.parent_path() : model;
+}
+
+Result<std::optional<Certificate>> ReadCertificate(const fs::path& folder) {
   const fs::path path = folder / kCertificateFile;
   std::error_code ignored;
-  const bool exists = fs::is_directory(folder, ignored) && fs::exists(path, ignored);
-  if (!exists) {
-    const fs::path config_path = folder / "config.json";
-    if (fs::exists(config_path, ignored)) {
-      NIBBLE_TRY(config, json::ParseFile(config_path.string()));
-      if (config.Find(kCertificateKey) != nullptr) {
-        return Fail(ErrorCode::kCorruptFile,
-                    fmt::format("{}: config.json promises a certificate, but {} is not there",
-                                folder.string(), kCertificateFile));
-      }
-    }
-    return std::optional<Certificate>();
+  if (fs::is_directory(folder, ignored) && fs::exists(path, ignored)) {
+    NIBBLE_TRY(text, ReadFile(path, limits::kConfigJsonBytes));
+    NIBBLE_TRY(certificate, ParseCertificate(text, path.string()));
+    return std::optional<Certificate>(std::move(certificate));
   }
-  NIBBLE_TRY(text, ReadFile(path, limits::kConfigJsonBytes));
-  NIBBLE_TRY(certificate, ParseCertificate(text, path.string()));
-  for (const auto& [name, expected] : certificate.files) {
-    if (name.find('/') != std::string::npos) {
+  const fs::path config_path = folder / "config.json";
+  if (fs::exists(config_path, ignored)) {
+    NIBBLE_TRY(config, json::ParseFile(config_path.string()));
+    if (config.Find(kCertificateKey) != nullptr) {
       return Fail(ErrorCode::kCorruptFile,
-                  fmt::format("{}: names a file outside the folder", path.string()));
-    }
-    NIBBLE_TRY(hash, FileHash(folder / name));
-    if (hash != expected) {
-      return Fail(ErrorCode::kCorruptFile, fmt::format("{}: differs from its certificate: the file "
-                                                       "was damaged or changed; quantize the model "
-                                                       "again or restore the file",
-                                                       (folder / name).string()));
+                  fmt::format("{}: config.json promises a certificate, but {} is not there",
+                              folder.string(), kCertificateFile));
     }
   }
-  return std::optional<Certificate>(std::move(certificate));
+  return std::optional<Certificate>();
+}
+
+Result<void> CheckFile(const fs::path& folder, const std::string& name,
+                       const std::string& expected) {
+  if (name.find('/') != std::string::npos) {
+    return Fail(ErrorCode::kCorruptFile,
+                fmt::format("{}: names a file outside the folder", folder.string()));
+  }
+  NIBBLE_TRY(hash, FileHash(folder / name));
+  if (hash != expected) {
+    return Fail(ErrorCode::kCorruptFile,
+                fmt::format("{}: differs from its certificate: the file was damaged or changed; "
+                            "quantize the model again or restore the file",
+                            (folder / name).string()));
+  }
+  return {};
+}
+
+Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint) {
+  const fs::path folder = CertificateFolder(checkpoint.path());
+  NIBBLE_TRY(certificate, ReadCertificate(folder));
+  if (certificate) {
+    for (const auto& [name, expected] : certificate->files) {
+      NIBBLE_TRY_VOID(CheckFile(folder, name, expected));
+    }
+  }
+  return certificate;
 }
 
 Certificate::GoldenLogits DescribeGoldenLogits(std::span<const float> logits) {
@@ -462,20 +440,25 @@ ExpectedHashes TensorHashes(const Certificate& certificate) {
   };
 }
 
+Result<std::string> TensorHash(const Checkpoint& checkpoint, const WeightInfo& weight) {
+  NIBBLE_TRY(parts, checkpoint.RawParts(weight));
+  Sha256 hash;
+  NIBBLE_TRY_VOID(GuardMappedReads(weight.file, [&]() -> Result<void> {
+    for (const auto part : parts) {
+      hash.Update(part);
+    }
+    return {};
+  }));
+  return hash.Hex();
+}
+
 Result<void> HashCheckpoint(const Checkpoint& checkpoint, Certificate& certificate) {
   for (const WeightInfo& weight : checkpoint.weights()) {
-    NIBBLE_TRY(parts, checkpoint.RawParts(weight));
-    Sha256 hash;
-    NIBBLE_TRY_VOID(GuardMappedReads(weight.file, [&]() -> Result<void> {
-      for (const auto part : parts) {
-        hash.Update(part);
-      }
-      return {};
-    }));
-    certificate.tensors[weight.name] = hash.Hex();
+    NIBBLE_TRY(hash, TensorHash(checkpoint, weight));
+    certificate.tensors[weight.name] = hash;
   }
-  for (const auto& entry : fs::directory_iterator(FolderOf(checkpoint))) {
-    if (entry.is_regular_file() && IsCovered(entry.path())) {
+  for (const auto& entry : fs::directory_iterator(CertificateFolder(checkpoint.path()))) {
+    if (IsCertified(entry)) {
       NIBBLE_TRY(hash, FileHash(entry.path()));
       certificate.files[entry.path().filename().string()] = hash;
     }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <span>
@@ -38,7 +39,7 @@ struct Certificate {
   std::vector<TokenId> golden_prompt;
   GoldenLogits golden_int16, golden_int8;
   std::map<std::string, std::string> tensors;  // canonical weight name -> SHA-256 of its parts
-  std::map<std::string, std::string> files;  // small file -> SHA-256; safetensors: of their headers
+  std::map<std::string, std::string> files;    // file name -> FileHash
 
   /// What `--activations auto` takes: int8 where the KL it adds is below 5 % of what the weights
   /// cost anyway.
@@ -55,9 +56,17 @@ std::string ToJson(const Certificate& certificate);
 /// Reads the text back and checks its own hash. Errors: kCorruptFile.
 Result<Certificate> ParseCertificate(std::string_view text, const std::string& source);
 
-/// Reads a checkpoint's certificate, if it has one, and checks every small file and header against
-/// it (tensors are checked while they are packed). A checkpoint whose config.json promises a
-/// certificate must have it. Errors: kCorruptFile naming the file.
+/// Where the certificate of a model lies: in its folder, or beside a model.gguf.
+std::filesystem::path CertificateFolder(const std::filesystem::path& model);
+/// The certificate of a folder, if it has one. Where config.json promises one it must be there.
+/// Errors: kCorruptFile naming the file.
+Result<std::optional<Certificate>> ReadCertificate(const std::filesystem::path& folder);
+/// Compares a file with the hash that its certificate has of it (FileHash). Errors: kCorruptFile
+/// naming the file, and what reading it gives.
+Result<void> CheckFile(const std::filesystem::path& folder, const std::string& name,
+                       const std::string& expected);
+/// Reads a checkpoint's certificate, if it has one, and checks every file and header against it
+/// (tensors are checked while they are packed). Errors: those of the above.
 Result<std::optional<Certificate>> LoadCertificate(const Checkpoint& checkpoint);
 
 /// How far a card's logits may lie from those that a CPU recorded, as a share of the largest logit:
@@ -86,8 +95,10 @@ Result<float> CompareGoldenLogits(const Certificate::GoldenLogits& expected,
 /// Hashes for LoadWeights.
 ExpectedHashes TensorHashes(const Certificate& certificate);
 
-/// SHA-256 of every weight's parts and of every small file and safetensors header, read from an
-/// opened checkpoint.
+/// SHA-256 of a weight's parts.
+Result<std::string> TensorHash(const Checkpoint& checkpoint, const WeightInfo& weight);
+/// The hashes of an opened checkpoint: TensorHash of every weight, FileHash of every file of the
+/// folder.
 Result<void> HashCheckpoint(const Checkpoint& checkpoint, Certificate& certificate);
 
 }  // namespace nibble
