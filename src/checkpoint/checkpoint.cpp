@@ -53,6 +53,14 @@ Result<std::vector<float>> WidenFloats(DType dtype, std::span<const std::byte> b
   return values;
 }
 
+std::string PickledMessage(const std::string& file) {
+  return fmt::format(
+      "{}: the weights are pickled, a format that can run code when it is read; convert them where "
+      "you trust them: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT) in "
+      "transformers writes safetensors",
+      file);
+}
+
 Result<void> CheckFinite(const QuantizedTensor& rows, const std::string& file,
                          const std::string& name) {
   const auto finite = [](const std::vector<float>& values) {
@@ -148,6 +156,11 @@ Result<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& path,
     return Fail(
         ErrorCode::kInvalidArgument,
         fmt::format("{}: give the folder with config.json, not the weights file", where.string()));
+  }
+  for (const char* extension : {".bin", ".pt", ".pth", ".pkl"}) {
+    if (where.extension() == extension) {
+      return Fail(ErrorCode::kUnsupported, PickledMessage(where.string()));
+    }
   }
   return Fail(
       ErrorCode::kUnsupported,

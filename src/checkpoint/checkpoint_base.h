@@ -58,6 +58,9 @@ Result<std::unique_ptr<Checkpoint>> OpenGgufCheckpoint(const std::filesystem::pa
 /// Values of `count` elements of a float dtype, widened exactly.
 Result<std::vector<float>> WidenFloats(DType dtype, std::span<const std::byte> bytes);
 
+/// Why a pickled file is not read, and what to do.
+std::string PickledMessage(const std::string& file);
+
 /// kCorruptFile naming the tensor if a value, scale or minimum is infinite or not a number.
 Result<void> CheckFinite(const QuantizedTensor& rows, const std::string& file,
                          const std::string& name);

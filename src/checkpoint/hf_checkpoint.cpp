@@ -271,11 +271,7 @@ Result<void> HuggingFaceCheckpoint::OpenWeightFiles() {
     names = {"model.safetensors"};
   } else if (fs::exists(path_ / "pytorch_model.bin", ignored) ||
              fs::exists(path_ / "pytorch_model.bin.index.json", ignored)) {
-    return Fail(ErrorCode::kUnsupported,
-                fmt::format("{}: the weights are pickled (pytorch_model.bin), a format that can "
-                            "run code; convert them "
-                            "to safetensors",
-                            path_.string()));
+    return Fail(ErrorCode::kUnsupported, PickledMessage(At("pytorch_model.bin")));
   } else {
     return Fail(ErrorCode::kNotFound, fmt::format("{}: there is no model.safetensors and no "
                                                   "model.safetensors.index.json",

@@ -24,6 +24,14 @@ void ModelFlags::DeclareModel(OptionSet& options) {
       "arithmetic of activations that meet integer weights; auto follows the certificate; a card "
       "computes with fp16, or on Hopper with fp8 where weights have 4 bits in groups of 128");
   options.Choice("--device", &device, {"cpu", "cuda"}, "where to run");
+  options.Choice("--quantization,-q", &quantization,
+                 {"auto", "awq", "awq_marlin", "bitsandbytes", "compressed-tensors", "fp8", "gguf",
+                  "gptq", "gptq_marlin"},
+                 "what the model is taken for, as in vLLM; its content decides, and a warning says "
+                 "so where they differ");
+  options.Choice("--dtype", &dtype, {"auto", "half", "float16", "bfloat16", "float", "float32"},
+                 "as in vLLM: the type of keys and values where --kv-cache-dtype is auto; "
+                 "activations are set by --activations");
 }
 
 void ModelFlags::DeclareEngine(OptionSet& options) {
@@ -123,8 +131,21 @@ std::string DescribePlan(const Device& device, const MemoryBudget& budget) {
                      DescribeLines(ledger));
 }
 
-// auto: bfloat16 on a CPU, float16 on CUDA, whose products take fp16 (docs/adr/0007).
+// --kv-cache-dtype auto. A CPU's cache has no fp16, a card's no F32, and neither rounds more than
+// the type that takes its place. Without --dtype: bfloat16 on a CPU, float16 on CUDA, whose
+// products take fp16 (docs/adr/0007).
+static KvDType AutoKvDType(const ModelFlags& flags) {
+  const bool is_card = flags.device == "cuda";
+  if (flags.dtype == "float" || flags.dtype == "float32") {
+    return is_card ? KvDType::kF16 : KvDType::kF32;
+  }
+  return is_card && flags.dtype != "bfloat16" ? KvDType::kF16 : KvDType::kBF16;
+}
+
 static KvDType KvDTypeOf(const ModelFlags& flags) {
+  if (flags.kv_cache_dtype == "auto") {
+    return AutoKvDType(flags);
+  }
   if (flags.kv_cache_dtype == "int8") {
     return KvDType::kInt8;
   }
@@ -134,11 +155,43 @@ static KvDType KvDTypeOf(const ModelFlags& flags) {
   if (flags.kv_cache_dtype == "float32") {
     return KvDType::kF32;
   }
-  if (flags.kv_cache_dtype == "float16" ||
-      (flags.kv_cache_dtype == "auto" && flags.device == "cuda")) {
-    return KvDType::kF16;
+  return flags.kv_cache_dtype == "float16" ? KvDType::kF16 : KvDType::kBF16;
+}
+
+// "gptq" as people write it.
+static std::string SpelledOut(const std::string& method) {
+  return method == "gptq" ? "GPTQ" : method == "awq" ? "AWQ" : method == "fp8" ? "FP8" : method;
+}
+
+// What --quantization and the folder say of each other; empty where they agree.
+static std::string NoteOnQuantization(const ModelFlags& flags, const Checkpoint& checkpoint) {
+  if (flags.quantization == "auto") {
+    return "";
   }
-  return KvDType::kBF16;
+  constexpr std::string_view kKernels = "_marlin";  // vLLM's, of the same files
+  std::string asked = flags.quantization;
+  if (asked.ends_with(kKernels)) {
+    asked.resize(asked.size() - kKernels.size());
+  }
+  const std::string path = checkpoint.path().string();
+  if (checkpoint.format() == CheckpointFormat::kGguf) {
+    return asked == "gguf" ? ""
+                           : fmt::format("--quantization {}: {} is GGUF, and is loaded as that",
+                                         flags.quantization, path);
+  }
+  const json::Value* method = checkpoint.quantization_config()
+                                  ? checkpoint.quantization_config()->Find("quant_method")
+                                  : nullptr;
+  if (method == nullptr || method->AsString() == nullptr) {
+    return fmt::format(
+        "--quantization {}: {} is not quantized, and is served as it is; nibble "
+        "quantize makes a smaller one",
+        flags.quantization, path);
+  }
+  return *method->AsString() == asked
+             ? ""
+             : fmt::format("--quantization {}: {} is {}, and is loaded as that", flags.quantization,
+                           path, SpelledOut(*method->AsString()));
 }
 
 // What becomes of the checkpoint's k_scale and v_scale; empty where there is nothing to say.
@@ -297,6 +350,9 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
   if (options.show_progress) {
     for (const std::string& warning : model.checkpoint->warnings()) {
       fmt::print(stderr, "warning: {}\n", warning);
+    }
+    if (const std::string note = NoteOnQuantization(flags, *model.checkpoint); !note.empty()) {
+      fmt::print(stderr, "warning: {}\n", note);
     }
     if (const std::string note = NoteOnKvScales(*model.checkpoint, runner.kv_dtype);
         !note.empty()) {

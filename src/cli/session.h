@@ -22,6 +22,8 @@ struct ModelFlags {
   std::string model_flag;  // --model PATH beside the positional form
   std::string activations = "auto";
   std::string kv_cache_dtype = "auto";
+  std::string quantization = "auto";  // what the user takes the model for; its content decides
+  std::string dtype = "auto";
   std::string device = "cpu";
   std::optional<std::int64_t> max_model_len;
   std::int64_t max_num_seqs = 64;

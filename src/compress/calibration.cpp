@@ -186,15 +186,22 @@ Result<CalibrationSet> LoadCalibration(const std::filesystem::path& file, const 
     return Fail(ErrorCode::kInvalidArgument,
                 "--calibration-samples takes 1 or more, --calibration-length 2 or more");
   }
-  const std::int64_t longest = model.config().max_position_embeddings;
-  if (options.length > longest) {
-    return Fail(ErrorCode::kInvalidArgument,
-                fmt::format("--calibration-length {}: the model has {} positions", options.length,
-                            longest));
-  }
   NIBBLE_TRY(text, ReadFile(file, kMaxFileBytes));
   std::int64_t num_rows = 0;
   NIBBLE_TRY(tokens, TokensOf(file, text, model, tokenizer, num_rows));
+  if (tokens.empty() || text.find_first_not_of(" \t\r\n") == std::string::npos) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("{}: there is no text in it; give text like what the model will read, "
+                            "or leave --calibration out to round without it",
+                            file.string()));
+  }
+  const std::int64_t longest = model.config().max_position_embeddings;
+  if (options.length > longest) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--calibration-length {}: the model has {} positions; give that or "
+                            "less",
+                            options.length, longest));
+  }
   const std::int64_t windows = static_cast<std::int64_t>(tokens.size()) / options.length;
   if (windows == 0) {
     return Fail(ErrorCode::kInvalidArgument,

@@ -45,6 +45,19 @@ WeightSpec Shaped(WeightSpec spec, const ExpectedWeight& weight) {
   return spec;
 }
 
+// What to ask for, where a format cannot hold the grid.
+std::string InsteadOf(const QuantizeOptions& options, ModelFormat format) {
+  if (options.codebook != Codebook::kNone) {
+    return fmt::format(": use --format bitsandbytes, or --scheme int4 with --format {}",
+                       Name(format));
+  }
+  if (format == ModelFormat::kBitsandbytes || format == ModelFormat::kBitsandbytesNested) {
+    return ": use --scheme nf4, or --scheme int8 --group-size 0";
+  }
+  const bool says_itself = format == ModelFormat::kGptq && !options.symmetric;
+  return says_itself ? "" : ": use --format compressed-tensors";
+}
+
 WeightWriter::Options WriterOptions(const OutputPlan& plan, std::uint64_t shard_bytes) {
   return {.format = FolderFormatOf(plan.format).value_or(FolderFormat::kCompressedTensors),
           .scale_dtype = plan.scale_dtype,
@@ -111,9 +124,11 @@ Result<OutputPlan> PlanOutput(const Checkpoint& source, const QuantizeOptions& o
       return Fail(ErrorCode::kInvalidArgument,
                   fmt::format("--format {} holds floats: use nibble convert", Name(plan.format)));
     }
-    NIBBLE_TRY(encoder, MakeWeightEncoder(
-                            *folder, written,
-                            {.scale_dtype = plan.scale_dtype, .model_dtype = plan.float_dtype}));
+    const auto encoder = MakeWeightEncoder(
+        *folder, written, {.scale_dtype = plan.scale_dtype, .model_dtype = plan.float_dtype});
+    if (!encoder) {
+      return Fail(encoder.error().code, encoder.error().message + InsteadOf(options, plan.format));
+    }
   }
   return plan;
 }

@@ -185,7 +185,12 @@ Result<void> FolderWriter::Start(const json::Value& fingerprint, std::uint64_t e
   }
   NIBBLE_TRY_VOID(TakeFolder());
   NIBBLE_TRY_VOID(ReadJournal(fingerprint));
-  return CheckSpace(expected_bytes);
+  auto space = CheckSpace(expected_bytes);
+  if (!space && fresh_) {  // nothing was done: nothing is left
+    unlink(journal_.c_str());
+    rmdir(partial_.c_str());
+  }
+  return space;
 }
 
 // Makes or finds the partial folder and takes its lock; the kernel drops the lock with the process.
@@ -287,8 +292,8 @@ Result<void> FolderWriter::CheckSpace(std::uint64_t expected_bytes) const {
   const double free = static_cast<double>(volume.f_bavail) * static_cast<double>(volume.f_frsize);
   if (free < needed) {
     return Fail(ErrorCode::kIo,
-                fmt::format("{}: {} are needed, {} are free", partial_.parent_path().string(),
-                            HumanBytes(needed), HumanBytes(free)));
+                fmt::format("{}: {} are needed, {} are free: make room, or choose another place",
+                            partial_.parent_path().string(), HumanBytes(needed), HumanBytes(free)));
   }
   return {};
 }

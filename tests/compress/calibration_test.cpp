@@ -107,8 +107,13 @@ TEST_F(Calibration, EveryKindOfRowIsRead) {
 }
 
 TEST_F(Calibration, ErrorsNameFileLineAndWhatIsExpected) {
-  EXPECT_NE(ErrorOf("empty.txt", "").find("0 tokens are less than one sample of 4"),
-            std::string::npos);
+  for (const char* nothing : {"", " \n\n"}) {
+    EXPECT_NE(ErrorOf("empty.txt", nothing).find("empty.txt: there is no text in it"),
+              std::string::npos);
+    EXPECT_NE(ErrorOf("empty.jsonl", nothing).find("empty.jsonl: there is no text in it"),
+              std::string::npos);
+  }
+  EXPECT_NE(ErrorOf("short.txt", "The").find("less than one sample of 4"), std::string::npos);
   const std::string good = R"({"text":"The house on the hill."})";
   EXPECT_NE(ErrorOf("a.jsonl", good + "\n{\"text\":\n").find("a.jsonl, line 2"), std::string::npos);
   EXPECT_NE(ErrorOf("b.jsonl", good + "\n[1]\n").find("line 2: expected an object"),

@@ -5,8 +5,10 @@ Standard library only. NIBBLE is the binary, GOLDEN the folder of tiny models (t
 
 import http.client
 import json
+import math
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -60,6 +62,31 @@ def long_context_model(folder, max_positions=4096):
     config["max_position_embeddings"] = max_positions
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_random_llama(file, config, seed):
+    """F32 weights of a Llama of this config, its embedding tied."""
+    draw = random.Random(seed)
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    heads, kv_heads = (config[key] * config["head_dim"] for key in ("num_attention_heads", "num_key_value_heads"))
+    shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}."
+        shapes |= {block + "input_layernorm.weight": (hidden,), block + "post_attention_layernorm.weight": (hidden,),
+                   block + "self_attn.q_proj.weight": (heads, hidden), block + "self_attn.o_proj.weight": (hidden, heads),
+                   block + "mlp.gate_proj.weight": (inner, hidden), block + "mlp.up_proj.weight": (inner, hidden),
+                   block + "mlp.down_proj.weight": (hidden, inner)}
+        shapes |= {block + f"self_attn.{kind}_proj.weight": (kv_heads, hidden) for kind in "kv"}
+    header, body = {}, bytearray()
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        spread = 1.5 / math.sqrt(hidden)
+        values = [1.0] * size if len(shape) == 1 else [draw.gauss(0.0, spread) for _ in range(size)]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(body), len(body) + 4 * size]}
+        body += struct.pack(f"<{size}f", *values)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
 def golden(name):

@@ -209,6 +209,7 @@ TEST(AtomicWriter, TooLittleSpaceIsSaidBeforeTheWork) {
   ASSERT_FALSE(writer);
   EXPECT_EQ(writer.error().code, ErrorCode::kIo);
   EXPECT_NE(writer.error().message.find("needed"), std::string::npos);
+  EXPECT_TRUE(fs::is_empty(folder.path())) << "nothing was done, but something is left";
 }
 
 TEST(AtomicWriter, NamesStayInsideTheFolder) {
