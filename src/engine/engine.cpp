@@ -254,8 +254,8 @@ void EngineImpl::Start(const std::shared_ptr<Request>& request) {
                                                 text_->Start(params.sampling.skip_special_tokens));
     }
     if (sequence.WantsPromptLogprobs()) {
-      sequence.prompt_logprobs.emplace_back();  // the first token has no left context
-      sequence.num_scored = 1;
+      sequence.num_scored = params.sampling.first_prompt_logprob;
+      sequence.prompt_logprobs.resize(static_cast<std::size_t>(sequence.num_scored));
     }
     sequences_.emplace(sequence.id, std::move(owned));
     ++num_live_;

@@ -34,6 +34,8 @@ struct SamplingParams {
   std::vector<std::pair<TokenId, float>> logit_bias;
   std::int32_t num_logprobs = -1;         // -1: none; 0: the sampled token's; k: and the k best
   std::int32_t num_prompt_logprobs = -1;  // the same for the prompt's tokens
+  std::int32_t first_prompt_logprob = 1;  // ... from this position on; what comes before may be
+                                          // taken from the prefix cache
 };
 
 /// One client request: n choices over one prompt.
@@ -76,7 +78,8 @@ struct OutputEvent {
   std::vector<TokenId> tokens;  // new ones, the end token included
   std::vector<TokenLogprob> logprobs;  // one a token, if asked for
   std::vector<TokenLogprob>
-      prompt_logprobs;  // once, on choice 0's first event; [0] is unused (no left context)
+      prompt_logprobs;  // once, on choice 0's first event, one a prompt token; unused before
+                        // first_prompt_logprob (the first token has no left context)
   std::optional<FinishReason> finish;
   std::variant<std::monostate, TokenId, std::string>
       stop_reason;    // the stop token or stop string that matched

@@ -131,9 +131,11 @@ bool Scheduler::TryAdmit(Clock::TimePoint now, Sequence& sequence) {
   BlockManager::Prefix prefix;
   if (config_.enable_prefix_caching) {
     blocks_.ExtendHashes(sequence.block_hashes, params.prompt, sequence.output, params.cache_salt);
-    if (sequence.PromptScored()) {
-      // At least the last token is computed, for its logits.
-      const std::int32_t max_blocks = blocks_.BlocksFor(num_tokens) - 1;
+    // At least the last token is computed, for its logits, or else the one before the first that
+    // is still to be scored.
+    const std::int32_t end = sequence.PromptScored() ? num_tokens : sequence.num_scored;
+    const std::int32_t max_blocks = blocks_.BlocksFor(end) - 1;
+    if (max_blocks > 0) {
       prefix = blocks_.FindPrefix(sequence.block_hashes, params.prompt, sequence.output,
                                   params.cache_salt, max_blocks);
     }
@@ -163,7 +165,7 @@ bool Scheduler::TryAdmit(Clock::TimePoint now, Sequence& sequence) {
   if (!sequence.first_scheduled) {
     sequence.first_scheduled = now;
     sequence.num_cached_tokens = std::min(sequence.num_planned, sequence.prompt_size());
-    if (config_.enable_prefix_caching && sequence.PromptScored()) {
+    if (config_.enable_prefix_caching && sequence.MayReusePrefix()) {
       const std::int32_t in_pool = prefix.num_in_pool * blocks_.block_size_tokens();
       prefix_cache_queries_ += static_cast<std::uint64_t>(num_tokens);
       prefix_cache_hits_ += static_cast<std::uint64_t>(in_pool);

@@ -76,7 +76,8 @@ struct Sequence {
   bool chain_ended = false;            // a collision: later blocks cannot be registered
   std::int32_t num_cached_tokens = 0;  // of the prompt, at the first admission
 
-  // Prompt logprobs, of choice 0 only: entry t scores prompt token t; [0] is unused.
+  // Prompt logprobs, of choice 0 only: entry t scores prompt token t; unused before
+  // first_prompt_logprob.
   std::vector<TokenLogprob> prompt_logprobs;  // until they are sent
   std::int32_t num_scored = 0;                // entries that have arrived
   std::int32_t num_targets_planned = 0;       // and those on their way
@@ -120,6 +121,8 @@ struct Sequence {
     return choice == 0 && request->params.sampling.num_prompt_logprobs >= 0;
   }
   bool PromptScored() const { return !WantsPromptLogprobs() || num_scored >= prompt_size(); }
+  /// A prompt that is scored from its beginning has all of its positions computed.
+  bool MayReusePrefix() const { return PromptScored() || num_scored > 1; }
 
  private:
   SequenceState state_ = SequenceState::kNew;

@@ -90,6 +90,8 @@ Result<void> Validate(const GenerationRequest& request, const EngineConfig& conf
   NIBBLE_TRY_VOID(in_range("min_tokens", s.min_tokens, 0, s.max_tokens));
   NIBBLE_TRY_VOID(in_range("logprobs", s.num_logprobs, -1, limits::kTopLogprobs));
   NIBBLE_TRY_VOID(in_range("prompt_logprobs", s.num_prompt_logprobs, -1, limits::kTopLogprobs));
+  NIBBLE_TRY_VOID(in_range("first_prompt_logprob", s.first_prompt_logprob, 1,
+                           static_cast<std::int32_t>(prompt_size)));
   if (std::ssize(s.stop) > limits::kStopStrings) {
     return Invalid(fmt::format("stop: {} strings, at most {} are allowed", s.stop.size(),
                                limits::kStopStrings));

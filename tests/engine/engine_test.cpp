@@ -147,6 +147,8 @@ TEST(Validation, EveryParameterIsRefusedByItsName) {
       {"min_tokens", [](auto& r) { r.sampling.min_tokens = 13; }},
       {"logprobs", [](auto& r) { r.sampling.num_logprobs = 21; }},
       {"prompt_logprobs", [](auto& r) { r.sampling.num_prompt_logprobs = 21; }},
+      {"first_prompt_logprob", [](auto& r) { r.sampling.first_prompt_logprob = 0; }},
+      {"first_prompt_logprob must", [](auto& r) { r.sampling.first_prompt_logprob = 11; }},
       {"stop", [](auto& r) { r.sampling.stop = {""}; }},
       {"stop:", [](auto& r) { r.sampling.stop = {std::string(257, 'x')}; }},
       {"stop: 65", [](auto& r) { r.sampling.stop.assign(65, "x"); }},
@@ -284,6 +286,31 @@ TEST(Engine, PromptLogprobsComeOnceAndReadNoCache) {
     EXPECT_EQ(events[0].prompt_logprobs[t].token, request.prompt[t]);
     EXPECT_EQ(events[0].prompt_logprobs[t].logprob, expected.prompt_scores[t - 1].logprob);
     EXPECT_EQ(events[0].prompt_logprobs[t].top.size(), 1U);
+  }
+}
+
+TEST(Engine, PromptLogprobsOfAPromptsEndReadTheCacheBeforeThem) {
+  Fixture fixture;
+  fixture.Submit(MakeRequest(40));
+  fixture.RunDry();
+  // Blocks of 4: what scores the tokens 37, 38 and 39 begins at position 36, which a block begins
+  // with; for the token 36 the block before it has to be computed as well.
+  for (const auto& [first, cached] : {std::pair(37, 36), std::pair(36, 32), std::pair(2, 0)}) {
+    GenerationRequest request = MakeRequest(40, 0);
+    request.sampling.num_prompt_logprobs = 1;
+    request.sampling.first_prompt_logprob = first;
+    const auto sink = fixture.Submit(request);
+    fixture.RunDry();
+    const auto events = sink->events();
+    ASSERT_EQ(events.size(), 1U);
+    EXPECT_EQ(events[0].num_cached_tokens, cached);
+    ASSERT_EQ(events[0].prompt_logprobs.size(), 40U);
+    const auto expected = sim::Predict(request, 0, fixture.engine->config());
+    for (std::size_t t = static_cast<std::size_t>(first); t < 40; ++t) {
+      EXPECT_EQ(events[0].prompt_logprobs[t].token, request.prompt[t]);
+      EXPECT_EQ(events[0].prompt_logprobs[t].logprob, expected.prompt_scores[t - 1].logprob);
+    }
+    EXPECT_TRUE(events[0].prompt_logprobs[static_cast<std::size_t>(first) - 1].top.empty());
   }
 }
 

@@ -217,6 +217,8 @@ class World {
       s.ignore_eos = dice_.Chance(0.2);
       if (dice_.Chance(p_scores)) {
         s.num_prompt_logprobs = dice_.Int(0, 2);
+        s.first_prompt_logprob =
+            dice_.Chance(0.5) ? 1 : dice_.Int(1, static_cast<std::int32_t>(request.prompt.size()));
         s.max_tokens = dice_.Chance(0.4) ? 0 : s.max_tokens;
       }
       if (dice_.Chance(p_stop)) {
@@ -418,14 +420,17 @@ class World {
     }
     choice.text += event.text;
     if (!event.prompt_logprobs.empty()) {
-      CheckPromptLogprobs(choice, event);
+      CheckPromptLogprobs(choice, event, params.first_prompt_logprob);
     }
     if (event.num_output_tokens != std::ssize(choice.tokens)) {
       return Break("num_output_tokens is not what was sent");
     }
     if (event.num_cached_tokens < 0 || event.num_cached_tokens >= event.num_prompt_tokens ||
-        (event.num_cached_tokens > 0 && (!config_.enable_prefix_caching ||
-                                         (params.num_prompt_logprobs >= 0 && event.choice == 0)))) {
+        (event.num_cached_tokens > 0 &&
+         (!config_.enable_prefix_caching ||
+          (params.num_prompt_logprobs >= 0 && event.choice == 0 &&
+           params.first_prompt_logprob < event.num_prompt_tokens &&
+           event.num_cached_tokens >= params.first_prompt_logprob)))) {
       return Break("num_cached_tokens is impossible");
     }
     if (event.finish) {
@@ -434,7 +439,7 @@ class World {
     }
   }
 
-  void CheckPromptLogprobs(Client::Choice& choice, const OutputEvent& event) {
+  void CheckPromptLogprobs(Client::Choice& choice, const OutputEvent& event, std::int32_t first) {
     ++report_.num_prompt_logprobs;
     if (choice.num_events != 1 || event.choice != 0) {
       return Break("prompt logprobs come once, with the first event of choice 0");
@@ -444,7 +449,7 @@ class World {
     if (event.prompt_logprobs.size() != expected.size() + 1) {
       return Break("not one logprob a prompt token");
     }
-    for (std::size_t t = 0; t < expected.size(); ++t) {
+    for (auto t = static_cast<std::size_t>(first - 1); t < expected.size(); ++t) {
       if (!Same(event.prompt_logprobs[t + 1], expected[t])) {
         return Break(fmt::format("prompt logprob {} is wrong", t + 1));
       }
