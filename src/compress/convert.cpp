@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <mutex>
 
-#include "base/sha256.h"
+#include "checkpoint/digest.h"
 #include "checkpoint/gguf_blocks.h"
 #include "checkpoint/gguf_writer.h"
 #include "checkpoint/weight_writer.h"
@@ -377,20 +377,9 @@ WeightWriter::Options WriterOptions(const Conversion& conversion, const ConvertO
 // What tells one run from another: the source's names and bytes, and the target.
 Result<json::Value> FingerprintOf(const Checkpoint& source, const Conversion& conversion,
                                   const ConvertOptions& options) {
-  Sha256 hash;
-  for (const WeightInfo& weight : source.weights()) {
-    hash.Update(std::as_bytes(std::span(weight.name)));
-    NIBBLE_TRY(parts, source.RawParts(weight));
-    NIBBLE_TRY_VOID(GuardMappedReads(weight.file, [&]() -> Result<void> {
-      for (const auto part : parts) {
-        hash.Update(part);
-      }
-      return {};
-    }));
-    source.Release(weight);
-  }
+  NIBBLE_TRY(digest, WeightsDigest(source));
   json::Object out;
-  out.Set("source_sha256", hash.Hex());
+  out.Set("source_sha256", digest);
   out.Set("to", std::string(Name(options.to)));
   out.Set("dtype", std::string(Name(conversion.model_dtype)));
   out.Set("shard_bytes", options.shard_bytes);

@@ -8,6 +8,7 @@
 
 #include "base/sha256.h"
 #include "base/text.h"
+#include "checkpoint/digest.h"
 #include "checkpoint/weight_writer.h"
 #include "codec/encode.h"
 #include "compress/awq.h"
@@ -98,30 +99,6 @@ Result<void> CheckSource(const Checkpoint& source, const std::vector<ExpectedWei
   return {};
 }
 
-// SHA-256 over names and contents of all weights: what the source is, wherever it lies.
-Result<std::string> DigestOf(const Checkpoint& checkpoint, const QuantizeProgress& progress) {
-  Sha256 hash;
-  std::uint64_t done = 0, total = 0;
-  for (const WeightInfo& weight : checkpoint.weights()) {
-    total += weight.size_bytes;
-  }
-  for (const WeightInfo& weight : checkpoint.weights()) {
-    hash.Update(std::as_bytes(std::span(weight.name)));
-    NIBBLE_TRY(parts, checkpoint.RawParts(weight));
-    NIBBLE_TRY_VOID(GuardMappedReads(weight.file, [&]() -> Result<void> {
-      for (const auto part : parts) {
-        hash.Update(part);
-      }
-      return {};
-    }));
-    done += weight.size_bytes;
-    if (progress && !progress("hashing the source", done, total, {})) {
-      return Fail(ErrorCode::kCancelled, "interrupted");
-    }
-  }
-  return hash.Hex();
-}
-
 class Run {
  public:
   Run(const Checkpoint& source, const Tokenizer& tokenizer, const fs::path& out,
@@ -177,7 +154,9 @@ class Run {
         options_.notice(Describe(*device));
       }
     }
-    NIBBLE_TRY(digest, DigestOf(source_, progress_));
+    NIBBLE_TRY(digest, WeightsDigest(source_, [&](std::uint64_t done, std::uint64_t total) {
+                 return !progress_ || progress_("hashing the source", done, total, {});
+               }));
     source_digest_ = digest;
     const std::uint64_t expected_bytes = SizeBytes(plan_, options_.shard_bytes);
     const std::uint64_t work_bytes = solve ? SolvedBlocks::SizeBytes(solved_) : 0;
