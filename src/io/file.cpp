@@ -235,4 +235,29 @@ Result<std::string> ReadFile(const std::filesystem::path& path, std::size_t max_
   }
 }
 
+Result<void> ReplaceFile(const std::filesystem::path& path, std::string_view text) {
+  std::filesystem::path partial = path;
+  partial += ".partial";
+  const int fd = open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd < 0) {
+    return SystemError(partial, "create");
+  }
+  bool written = true;
+  while (written && !text.empty()) {
+    const ssize_t count = write(fd, text.data(), text.size());
+    written = count > 0 || (count < 0 && errno == EINTR);
+    text.remove_prefix(count > 0 ? static_cast<std::size_t>(count) : 0);
+  }
+  written = written && fsync(fd) == 0;
+  Result<void> result;
+  if (!written) {
+    result = SystemError(partial, "write");
+  }
+  close(fd);
+  if (written && rename(partial.c_str(), path.c_str()) != 0) {
+    result = SystemError(path, "replace");
+  }
+  return result;
+}
+
 }  // namespace nibble

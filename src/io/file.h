@@ -49,4 +49,8 @@ Result<void> GuardMappedReads(std::string_view what, const std::function<Result<
 /// the path.
 Result<std::string> ReadFile(const std::filesystem::path& path, std::size_t max_bytes);
 
+/// Makes `text` the content of a file, which is whole at any moment: the old one or the new one.
+/// It is written beside it, as PATH.partial. kIo.
+Result<void> ReplaceFile(const std::filesystem::path& path, std::string_view text);
+
 }  // namespace nibble

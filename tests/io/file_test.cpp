@@ -26,6 +26,20 @@ TEST(ReadFile, ReadsWholeFilesUpToALimit) {
   EXPECT_NE(ReadFile(folder.path() / "none", 10).error().message.find("none"), std::string::npos);
 }
 
+TEST(ReplaceFile, WritesAFileOrItsSuccessor) {
+  const TempFolder folder;
+  const auto path = folder.path() / "a.json";
+  for (const char* text : {"first, longer", "second", ""}) {
+    const auto written = ReplaceFile(path, text);
+    ASSERT_TRUE(written) << written.error().message;
+    EXPECT_EQ(TempFolder::Read(path), text);
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder.path() / "a.json.partial"));
+  const auto nowhere = ReplaceFile(folder.path() / "no" / "a.json", "x");
+  ASSERT_FALSE(nowhere);
+  EXPECT_NE(nowhere.error().message.find("no/a.json"), std::string::npos);
+}
+
 TEST(MappedFile, MapsBytesAndSeesChanges) {
   const TempFolder folder;
   const auto path = folder.Write("a.bin", "hello");
