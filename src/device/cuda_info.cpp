@@ -3,10 +3,11 @@
 #include <array>
 
 #include "device/cuda_start.h"
+#include "device/nvml.h"
 #include "device/vendor_library.h"
 
-// Declarations of the driver's and NVML's functions as their documentation gives them. Both keep
-// their binary interface, and CUDA's headers are not there in a build without CUDA.
+// Declarations of the driver's functions as its documentation gives them. It keeps its binary
+// interface, and CUDA's headers are not there in a build without CUDA.
 namespace nibble {
 namespace {
 
@@ -20,65 +21,16 @@ enum Attribute : int {
   kMinor = 76
 };
 
-struct NvmlMemory {
-  unsigned long long total, free, used;
-};
-
-template <typename Function, typename... Args>
-int Call(const VendorLibrary& library, const char* symbol, Args... args) {
-  constexpr int kNoFunction = -1;
-  Function* function = library.Find<Function>(symbol);
-  return function == nullptr ? kNoFunction : function(args...);
-}
-
-// The driver's version and the cards' free memory, where NVML is there.
-class Nvml {
- public:
-  Nvml() : library_(VendorLibrary::Name::kNvml) {
-    started_ = Call<int()>(library_, "nvmlInit_v2") == 0;
-  }
-  ~Nvml() {
-    if (started_) {
-      Call<int()>(library_, "nvmlShutdown");
-    }
-  }
-  Nvml(const Nvml&) = delete;
-  Nvml& operator=(const Nvml&) = delete;
-
-  std::string DriverVersion() const {
-    std::array<char, 96> text{};
-    const bool known =
-        started_ && Call<int(char*, unsigned)>(library_, "nvmlSystemGetDriverVersion", text.data(),
-                                               static_cast<unsigned>(text.size())) == 0;
-    return known ? text.data() : "";
-  }
-  std::uint64_t FreeBytes(const char* bus_id) const {
-    void* device = nullptr;
-    NvmlMemory memory{};
-    const bool known =
-        started_ &&
-        Call<int(const char*, void**)>(library_, "nvmlDeviceGetHandleByPciBusId_v2", bus_id,
-                                       &device) == 0 &&
-        Call<int(void*, NvmlMemory*)>(library_, "nvmlDeviceGetMemoryInfo", device, &memory) == 0;
-    return known ? memory.free : 0;
-  }
-
- private:
-  VendorLibrary library_;
-  bool started_ = false;
-};
-
-CudaCard Describe(const VendorLibrary& cuda, const Nvml& nvml, int device) {
+CudaCard Describe(const VendorLibrary& cuda, const Nvml& nvml, int ordinal, int device) {
   CudaCard card;
   std::array<char, 128> text{};
-  if (Call<int(char*, int, int)>(cuda, "cuDeviceGetName", text.data(),
-                                 static_cast<int>(text.size()), device) == 0) {
+  if (cuda.Call<int(char*, int, int)>("cuDeviceGetName", text.data(), static_cast<int>(text.size()),
+                                      device) == 0) {
     card.name = text.data();
   }
   const auto attribute = [&](Attribute which) {
     int value = 0;
-    Call<int(int*, int, int)>(cuda, "cuDeviceGetAttribute", &value, static_cast<int>(which),
-                              device);
+    cuda.Call<int(int*, int, int)>("cuDeviceGetAttribute", &value, static_cast<int>(which), device);
     return value;
   };
   card.compute_capability = attribute(kMajor) * 10 + attribute(kMinor);
@@ -88,13 +40,9 @@ CudaCard Describe(const VendorLibrary& cuda, const Nvml& nvml, int device) {
   card.memory_bus_bits = attribute(kMemoryBusBits);
   card.l2_bytes = static_cast<std::uint64_t>(attribute(kL2Bytes));
   std::size_t total = 0;
-  Call<int(std::size_t*, int)>(cuda, "cuDeviceTotalMem_v2", &total, device);
+  cuda.Call<int(std::size_t*, int)>("cuDeviceTotalMem_v2", &total, device);
   card.total_bytes = total;
-  text = {};
-  if (Call<int(char*, int, int)>(cuda, "cuDeviceGetPCIBusId", text.data(),
-                                 static_cast<int>(text.size()), device) == 0) {
-    card.free_bytes = nvml.FreeBytes(text.data());
-  }
+  card.free_bytes = nvml.FreeBytes(PciBusId(ordinal)).value_or(0);
   return card;
 }
 
@@ -106,18 +54,18 @@ CudaInfo ProbeCuda() {
   info.built_in = BuiltWithCuda();
   const VendorLibrary cuda(Name::kCuda);
   if (cuda.found()) {
-    Call<int(int*)>(cuda, "cuDriverGetVersion", &info.cuda_version);
+    cuda.Call<int(int*)>("cuDriverGetVersion", &info.cuda_version);
     const Nvml nvml;
     info.driver_version = nvml.DriverVersion();
-    int error = Call<int(unsigned)>(cuda, "cuInit", 0U);
+    int error = cuda.Call<int(unsigned)>("cuInit", 0U);
     int count = 0;
     if (error == 0) {
-      error = Call<int(int*)>(cuda, "cuDeviceGetCount", &count);
+      error = cuda.Call<int(int*)>("cuDeviceGetCount", &count);
     }
     for (int i = 0; i < count; ++i) {
       int device = 0;
-      if (Call<int(int*, int)>(cuda, "cuDeviceGet", &device, i) == 0) {
-        info.cards.push_back(Describe(cuda, nvml, device));
+      if (cuda.Call<int(int*, int)>("cuDeviceGet", &device, i) == 0) {
+        info.cards.push_back(Describe(cuda, nvml, i, device));
       }
     }
     constexpr int kNoDevice = 100;

@@ -24,6 +24,13 @@ class VendorLibrary {
   Function* Find(const char* symbol) const {
     return reinterpret_cast<Function*>(FindSymbol(symbol));
   }
+  /// Calls a function of the driver's or NVML's kind, whose result is 0 where it succeeded.
+  template <typename Function, typename... Args>
+  int Call(const char* symbol, Args... args) const {
+    Function* function = Find<Function>(symbol);
+    return function == nullptr ? kNoFunction : function(args...);
+  }
+  static constexpr int kNoFunction = -1;
 
  private:
   void* FindSymbol(const char* symbol) const;
