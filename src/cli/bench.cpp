@@ -6,8 +6,6 @@
 #include <charconv>
 #include <chrono>
 #include <filesystem>
-#include <fstream>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -16,6 +14,7 @@
 #include "cli/command.h"
 #include "cli/kernels.h"
 #include "cli/limits_text.h"
+#include "cli/measure.h"
 #include "cli/progress.h"
 #include "cli/session.h"
 #include "json/value.h"
@@ -24,67 +23,6 @@
 
 namespace nibble::cli {
 namespace {
-
-using Seconds = std::chrono::duration<double>;
-
-// Counts tokens and times of many sequences; the engine runs on the same thread.
-class Counter final : public OutputSink {
- public:
-  void OnOutput(OutputEvent event) override {
-    const Clock::TimePoint now = SystemClock().Now();
-    if (!event.tokens.empty()) {
-      if (tokens == 0) {
-        first = now;
-      }
-      tokens += static_cast<std::int64_t>(event.tokens.size());
-      if (event.num_output_tokens == static_cast<std::int32_t>(event.tokens.size())) {
-        last_first = now;  // another sequence has its first token: from here on all of them decode
-        tokens_at_last_first = tokens;
-      }
-      last = now;
-    }
-    if (event.finish) {
-      ++ended;
-      failed += *event.finish == FinishReason::kLength ? 0 : 1;
-    }
-  }
-  std::int64_t tokens = 0;
-  std::int64_t tokens_at_last_first = 0;
-  int ended = 0;
-  int failed = 0;
-  Clock::TimePoint first, last_first, last;
-};
-
-double Median(std::vector<double> values) {
-  std::ranges::sort(values);
-  return values.empty() ? 0.0 : values[values.size() / 2];
-}
-
-// Anonymous resident memory of this process, bytes.
-std::uint64_t AnonymousBytes() {
-  std::ifstream status("/proc/self/status");
-  std::string key;
-  std::uint64_t kib = 0;
-  while (status >> key) {
-    if (key == "RssAnon:" && status >> kib) {
-      return kib * 1024;
-    }
-  }
-  return 0;
-}
-
-// Memory in use on the card, this process's and others'.
-std::int64_t CardUsedBytes(const Device& device) {
-  return static_cast<std::int64_t>(device.TotalBytes()) -
-         static_cast<std::int64_t>(device.AvailableBytes());
-}
-
-struct Measured {
-  double seconds_to_first = 0.0;  // from submitting to the first token
-  double prefill_tokens_per_s = 0.0;
-  double decode_tokens_per_s = 0.0;  // all sequences together, after every one has its first token
-  double ms_per_token = 0.0;         // of one sequence
-};
 
 // What this machine, or its card, can do at most: the bars of the table.
 struct Bars {
@@ -185,7 +123,7 @@ class BenchCommand final : public Command {
     flags_.max_num_seqs = std::max<std::int64_t>(flags_.max_num_seqs, std::ranges::max(batches));
     const Clock::TimePoint begin = SystemClock().Now();
     NIBBLE_TRY(model, LoadModel(flags_, {.need_tokenizer = false}, environment));
-    const double load_seconds = Seconds(SystemClock().Now() - begin).count();
+    const double load_seconds = std::chrono::duration<double>(SystemClock().Now() - begin).count();
     model.device->pool().PinCaller();
     NIBBLE_TRY(engine, MakeEngine(model, flags_));
     const Memory memory{.planned = model.device->ledger().planned_bytes(MemoryPlace::kDevice),
@@ -255,7 +193,7 @@ class BenchCommand final : public Command {
     const std::int64_t prompt = batch == 1 ? input_len_ : batch_input_len_;
     std::vector<double> first, prefill, decode, per_token;
     for (std::int64_t i = 0; i <= iterations_; ++i) {  // the first run warms up
-      NIBBLE_TRY(measured, RunOnce(engine, batch, prompt));
+      NIBBLE_TRY(measured, RunRequests(engine, {batch, prompt, output_len_}));
       if (i > 0) {
         first.push_back(measured.seconds_to_first);
         prefill.push_back(measured.prefill_tokens_per_s);
@@ -342,42 +280,6 @@ class BenchCommand final : public Command {
                           : 0.0;
     }
     return cost;
-  }
-
-  Result<Measured> RunOnce(Engine& engine, int batch, std::int64_t prompt) const {
-    const auto counter = std::make_shared<Counter>();
-    const Clock::TimePoint begin = SystemClock().Now();
-    for (int i = 0; i < batch; ++i) {
-      GenerationRequest request{.external_id = "bench"};
-      for (std::int64_t t = 0; t < prompt; ++t) {
-        request.prompt.push_back(TokenId{static_cast<std::int32_t>(
-            1 + (t * 7919 + i * 104729) % (engine.config().vocab_size - 1))});
-      }
-      request.sampling.temperature = 0.0F;
-      request.sampling.max_tokens = static_cast<std::int32_t>(output_len_);
-      request.sampling.ignore_eos = true;
-      NIBBLE_TRY(id, engine.Submit(std::move(request), counter));
-      static_cast<void>(id);
-    }
-    while (counter->ended < batch) {
-      if (Progress::interrupted()) {
-        return Fail(ErrorCode::kCancelled, "interrupted");
-      }
-      engine.Step();
-    }
-    if (counter->failed > 0) {
-      return Fail(ErrorCode::kInternal, fmt::format("{} of {} sequences did not reach their length",
-                                                    counter->failed, batch));
-    }
-    Measured out;
-    out.seconds_to_first = Seconds(counter->first - begin).count();
-    const double all_prefilled = Seconds(counter->last_first - begin).count();
-    out.prefill_tokens_per_s = static_cast<double>(prompt * batch) / all_prefilled;
-    const double decode_seconds = Seconds(counter->last - counter->last_first).count();
-    out.decode_tokens_per_s =
-        static_cast<double>(counter->tokens - counter->tokens_at_last_first) / decode_seconds;
-    out.ms_per_token = 1e3 * batch / out.decode_tokens_per_s;
-    return out;
   }
 
   ModelFlags flags_;

@@ -148,6 +148,7 @@ int Main(int argc, char** argv) {
   commands.push_back(MakeConvertCommand());
   commands.push_back(MakeEvalCommand());
   commands.push_back(MakeBenchCommand());
+  commands.push_back(MakeReportCommand());
   commands.push_back(MakeInspectCommand());
   commands.push_back(MakeVerifyCommand());
   commands.push_back(MakeTokenizeCommand());

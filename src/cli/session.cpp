@@ -271,9 +271,11 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, const LoadOptions& option
     model.device = MakeCpuDevice(environment.num_threads);
   }
   NIBBLE_TRY(checkpoint, Checkpoint::Open(path, environment.hub_cache));
-  model.checkpoint = std::move(checkpoint);
-  NIBBLE_TRY(certificate, LoadCertificate(*model.checkpoint));
-  model.certificate = std::move(certificate);
+  model.checkpoint = options.wrap ? options.wrap(std::move(checkpoint)) : std::move(checkpoint);
+  if (!options.wrap) {  // what stands between is not what was certified
+    NIBBLE_TRY(certificate, LoadCertificate(*model.checkpoint));
+    model.certificate = std::move(certificate);
+  }
   auto tokenizer = LoadTokenizer(*model.checkpoint);
   if (tokenizer) {
     model.tokenizer = std::move(*tokenizer);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -59,6 +60,8 @@ struct LoadOptions {
   TableFormat tables = TableFormat::kAuto;
   bool replay_golden_logits = true;
   bool touch_behind = false;  // the KV pool gets its pages while the first requests run
+  /// Stands between the checkpoint that was opened and the model that is loaded.
+  std::function<std::unique_ptr<Checkpoint>(std::unique_ptr<Checkpoint>)> wrap;
 };
 
 /// Opens the checkpoint, verifies its certificate while packing, replays the golden logits, and
