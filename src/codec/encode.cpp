@@ -28,6 +28,12 @@ float AbsMax(std::span<const float> values) {
   return absmax;
 }
 
+// To the nearest integer, ties to even, where |value| < 2^22. nearbyint is a call on plain x86-64.
+int RoundSmall(float value) {
+  constexpr float kOneAndAHalf = 0x1.8p23F;  // its last bit is worth 1
+  return static_cast<int>((value + kOneAndAHalf) - kOneAndAHalf);
+}
+
 }  // namespace
 
 QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows, std::int64_t cols,
@@ -51,10 +57,10 @@ QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows,
       const float scale = RoundToDType(AbsMax(values) / static_cast<float>(top), DType::kF16);
       out.scales[static_cast<std::size_t>(row * groups + group)] = scale;
       for (std::size_t i = 0; i < values.size(); ++i) {
-        const float code = scale == 0.0F ? 0.0F : std::nearbyint(values[i] / scale);
+        const float code = scale == 0.0F ? 0.0F : values[i] / scale;
         const float clamped = std::clamp(code, static_cast<float>(-top), static_cast<float>(top));
         out.codes[static_cast<std::size_t>(row * cols + begin) + i] =
-            static_cast<std::uint8_t>(static_cast<int>(clamped) + top + 1);
+            static_cast<std::uint8_t>(RoundSmall(clamped) + top + 1);
       }
     }
   }

@@ -1,5 +1,6 @@
 #include "kernels/cuda/weight_layout.h"
 
+#include <emmintrin.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -137,39 +138,90 @@ void StoreHalfCodes(const WeightLayout& layout, std::byte* half, const CodeAt& c
   }
 }
 
-// The same where all rows and columns exist, two neighbouring codes at a time.
+// Sixteen codes of a row, each plus `shift`.
+__m128i LoadCodes(const std::uint8_t* at, __m128i shift) {
+  return _mm_add_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), shift);
+}
+
+void StoreVector(std::byte* at, __m128i value) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(at), value);
+}
+
+// The words of lanes 4 g to 4 g + 3 of one step, of the codes of rows g and g + 8.
+__m128i W4Words(__m128i front, __m128i back) {
+  const __m128i both = _mm_or_si128(front, _mm_slli_epi16(back, 4));  // codes are below 16
+  return _mm_unpacklo_epi8(both, _mm_srli_si128(both, 8));
+}
+
+__m128i Nf4Words(__m128i front, __m128i back) {
+  const __m128i low = _mm_set1_epi16(0xff);
+  const auto pairs = [&](__m128i codes) {  // two codes to a byte, in the low half of 16 bits
+    return _mm_and_si128(_mm_or_si128(codes, _mm_srli_epi16(codes, 4)), low);
+  };
+  const __m128i both = _mm_or_si128(pairs(front), _mm_slli_epi16(pairs(back), 8));
+  const __m128i words = _mm_unpacklo_epi16(both, _mm_srli_si128(both, 8));
+  return _mm_or_si128(_mm_slli_epi32(words, kNf4Turn), _mm_srli_epi32(words, 32 - kNf4Turn));
+}
+
+// Four steps of one format with a word a step: a lane's four words are contiguous.
+template <typename Words>
+void StoreFourBitRows(std::byte* out, const std::uint8_t* front, const std::uint8_t* back,
+                      __m128i shift, const Words& words_of) {
+  const auto words = [&](int step) {
+    return words_of(LoadCodes(front + step * 16, shift), LoadCodes(back + step * 16, shift));
+  };
+  const __m128i words0 = words(0);
+  const __m128i words1 = words(1);
+  const __m128i words2 = words(2);
+  const __m128i words3 = words(3);
+  const __m128i a = _mm_unpacklo_epi32(words0, words1);
+  const __m128i b = _mm_unpacklo_epi32(words2, words3);
+  const __m128i c = _mm_unpackhi_epi32(words0, words1);
+  const __m128i d = _mm_unpackhi_epi32(words2, words3);
+  StoreVector(out, _mm_unpacklo_epi64(a, b));
+  StoreVector(out + 16, _mm_unpackhi_epi64(a, b));
+  StoreVector(out + 32, _mm_unpacklo_epi64(c, d));
+  StoreVector(out + 48, _mm_unpackhi_epi64(c, d));
+}
+
+// Two steps of one format with a byte a code: 16 bytes a lane.
+void StoreByteRows(std::byte* out, const std::uint8_t* front, const std::uint8_t* back,
+                   __m128i shift) {
+  struct Lanes {
+    __m128i first;   // 8 bytes of lanes 4 g and 4 g + 1
+    __m128i second;  // of 4 g + 2 and 4 g + 3
+  };
+  const auto lanes_of = [&](int step) {
+    const __m128i f = LoadCodes(front + step * 16, shift);
+    const __m128i b = LoadCodes(back + step * 16, shift);
+    const __m128i low = _mm_unpacklo_epi16(f, b);
+    const __m128i high = _mm_unpackhi_epi16(f, b);
+    return Lanes{_mm_unpacklo_epi32(low, high), _mm_unpackhi_epi32(low, high)};
+  };
+  const Lanes even = lanes_of(0);
+  const Lanes odd = lanes_of(1);
+  StoreVector(out, _mm_unpacklo_epi64(even.first, odd.first));
+  StoreVector(out + 16, _mm_unpackhi_epi64(even.first, odd.first));
+  StoreVector(out + 32, _mm_unpacklo_epi64(even.second, odd.second));
+  StoreVector(out + 48, _mm_unpackhi_epi64(even.second, odd.second));
+}
+
+// The same where all rows and columns exist: what nearly all of a model is, so a start waits for
+// it. SSE2 is part of x86-64.
 void StoreWholeHalf(const WeightLayout& layout, std::byte* half,
                     const std::array<TileRow, kTileRows>& rows, std::int64_t k, int shift) {
-  const auto added = static_cast<std::uint32_t>(shift);
-  const auto pair = [&](const std::uint8_t* at) -> std::uint32_t {
-    std::uint16_t two = 0;
-    std::memcpy(&two, at, sizeof two);
-    return two + added * 0x101U;
-  };
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const auto g = static_cast<std::size_t>(lane / 4);
-    const std::uint8_t* front = rows[g].codes + k + 2 * (lane % 4);
-    const std::uint8_t* back = rows[g + 8].codes + k + 2 * (lane % 4);
-    for (int step = 0; step < kSteps; ++step) {
-      const std::array<std::uint32_t, 4> pairs = {pair(front + step * 16), pair(back + step * 16),
-                                                  pair(front + step * 16 + 8),
-                                                  pair(back + step * 16 + 8)};
-      if (layout.format == Format::kW4 || layout.format == Format::kNf4) {
-        std::uint32_t word = 0;
-        for (int i = 0; i < 4; ++i) {
-          const std::uint32_t two = pairs[static_cast<std::size_t>(i)];
-          word |= layout.format == Format::kW4 ? ((two & 0xffU) | (two & 0xff00U) << 8) << (4 * i)
-                                               : ((two | two >> 4) & 0xffU) << (8 * i);
-        }
-        if (layout.format == Format::kNf4) {
-          word = std::rotl(word, kNf4Turn);
-        }
-        std::memcpy(half + lane * 16 + step * 4, &word, sizeof word);
-      } else {
-        const std::uint64_t bytes = pairs[0] | pairs[1] << 16 | std::uint64_t{pairs[2]} << 32 |
-                                    std::uint64_t{pairs[3]} << 48;
-        std::memcpy(half + step / 2 * 512 + lane * 16 + step % 2 * 8, &bytes, sizeof bytes);
-      }
+  const __m128i added = _mm_set1_epi8(static_cast<char>(shift));
+  for (std::size_t g = 0; g < kTileRows / 2; ++g) {
+    const std::uint8_t* front = rows[g].codes + k;
+    const std::uint8_t* back = rows[g + 8].codes + k;
+    std::byte* out = half + g * 64;  // of four lanes
+    if (layout.format == Format::kW4) {
+      StoreFourBitRows(out, front, back, added, W4Words);
+    } else if (layout.format == Format::kNf4) {
+      StoreFourBitRows(out, front, back, added, Nf4Words);
+    } else {
+      StoreByteRows(out, front, back, added);
+      StoreByteRows(out + 512, front + 32, back + 32, added);
     }
   }
 }
