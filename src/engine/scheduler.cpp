@@ -50,6 +50,7 @@ void Scheduler::Schedule(Clock::TimePoint now, StepPlan& plan, std::vector<Seque
   preempted_ = false;
   std::int32_t budget = config_.max_batched_tokens;
   ScheduleDecodes(budget);
+  budget = ShareOfPrefills(budget);
   SchedulePrefills(budget);
   // What was just preempted is next in line, and would come back too early.
   if (!preempted_ && !waits_for_fence_) {
@@ -85,6 +86,29 @@ void Scheduler::ScheduleDecodes(std::int32_t& budget) {
         break;
     }
   }
+}
+
+// Tokens of prefill for this step: as few as keep the number of steps that the known prompts take.
+std::int32_t Scheduler::ShareOfPrefills(std::int32_t budget) const {
+  if (budget <= 0) {
+    return budget;
+  }
+  constexpr std::int64_t kManySteps = 16;  // from here on shares are full steps
+  const std::int64_t enough = kManySteps * budget;
+  std::int64_t tokens = 0;
+  for (const Sequence* sequence : running_) {
+    if (sequence->state() == SequenceState::kPrefill) {
+      tokens += sequence->num_tokens() - sequence->num_planned;
+    }
+  }
+  for (auto next = waiting_.begin(); next != waiting_.end() && tokens < enough; ++next) {
+    tokens += next->second->num_tokens();
+  }
+  if (tokens <= budget || tokens >= enough) {
+    return budget;
+  }
+  const std::int64_t steps = (tokens + budget - 1) / budget;
+  return static_cast<std::int32_t>((tokens + steps - 1) / steps);
 }
 
 void Scheduler::SchedulePrefills(std::int32_t& budget) {

@@ -22,7 +22,9 @@ struct SchedulerConfig {
 /// Decides what each step computes.
 ///
 /// Everything is served in the order of arrival. A step takes the decodes first, then prefill
-/// chunks of running sequences, then admits waiting ones while tokens, slots and blocks last.
+/// chunks of running sequences, then admits waiting ones while tokens, slots and blocks last. What
+/// prefills need several steps gets equal shares of them: nobody's next token waits for a full step
+/// where the last one would be nearly empty.
 /// Admission allocates blocks for all known tokens and leaves the oldest running sequence's worst
 /// case untouched. When a decode finds no block, the newest sequence is preempted and computed
 /// again later; the oldest can therefore always finish, and then the next is the oldest.
@@ -66,6 +68,7 @@ class Scheduler {
   enum class Room { kYes, kWait, kPreempted };
 
   void ScheduleDecodes(std::int32_t& budget);
+  std::int32_t ShareOfPrefills(std::int32_t budget) const;
   void SchedulePrefills(std::int32_t& budget);
   void Admit(Clock::TimePoint now, std::int32_t& budget);
   bool TryAdmit(Clock::TimePoint now, Sequence& sequence);
