@@ -3,7 +3,8 @@
 // values. Four warps share the keys of a split (16 of each block), then the dimensions of the
 // output. The query heads of one KV head are the 8 columns of the products. Sequences of several
 // units leave partial results; the block that comes last merges them in order. Moves the cache of
-// every sequence once; judge by GB/s.
+// every sequence once; judge by GB/s. In a step that also has prefill it runs beside that kernel,
+// which computes where this one waits for memory (AttentionArgs::beside).
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -190,7 +191,7 @@ __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
     const std::uint64_t policy = EvictFirst();
     std::uint32_t phase = 1;
     std::uint32_t landed_phase = 0;
-    if (!adds) {
+    if (!adds && !args.beside) {
       WaitForPrevious();  // it may have written the cache
     }
     for (int index = static_cast<int>(blockIdx.x); index < num_items;
@@ -260,6 +261,9 @@ __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
       phase ^= 1;
     }
   };
+  if (args.beside) {
+    __threadfence();  // the queries, from kernels that prefill waited for
+  }
   for (int index = static_cast<int>(blockIdx.x); index < num_items;
        index += static_cast<int>(gridDim.x)) {
     const Item item = ItemAt(args, index);
@@ -275,7 +279,9 @@ __global__ __launch_bounds__(kThreads, kBlocksOfSm<kType>) void DecodeKernel(
         sines[i] = *reinterpret_cast<const float2*>(table + kHeadDim / 2 + i * 8);
       }
     }
-    WaitForPrevious();
+    if (!args.beside) {
+      WaitForPrevious();
+    }
     const float* q_head = args.q + item.of.row * args.q_stride + (item.first_head + g) * kHeadDim;
     float2 raw[kSteps][2];
 #pragma unroll

@@ -106,6 +106,9 @@ struct AttentionArgs {
   // Prefill: tiles (sequence, first row of the tile in tokens).
   const std::int32_t* tiles = nullptr;  // [num_tiles][2]
   int num_tiles = 0;
+  // A step with both: decode is launched right behind prefill and runs beside it. Prefill lets it
+  // begin once the kernels before both are done; decode waits for prefill only at its end.
+  bool beside = false;
 };
 /// Sequences of one row.
 int LaunchDecodeAttention(const AttentionArgs& args, int num_sms, CUstream_st* stream);

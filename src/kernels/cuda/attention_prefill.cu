@@ -59,7 +59,9 @@ __global__ __launch_bounds__(kThreads,
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
-  LaunchDependents();
+  if (!args.beside) {
+    LaunchDependents();
+  }
 
   // What the host wrote for this step may be read before the kernel before this is done.
   // Long tiles first, of all heads: the last tiles of a prompt see the most keys.
@@ -120,6 +122,9 @@ __global__ __launch_bounds__(kThreads,
   // The warp's own 16 rows of the queries, as fp16: eights of the first half, and what they turn
   // with.
   WaitForPrevious();
+  if (args.beside) {
+    LaunchDependents();  // decode: what it reads is complete now
+  }
   constexpr int kEights = kDimTiles / 2;
 #pragma unroll 4
   for (int i = lane; i < 16 * kEights; i += 32) {

@@ -661,12 +661,13 @@ void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t l
       device.NoteError(LaunchRopeAndCache(*rope, device.stream()), "RoPE");
     }
   }
+  launch.beside = state.num_decode > 0 && state.num_tiles > 0;
+  if (state.num_tiles > 0) {
+    device.NoteError(LaunchPrefillAttention(launch, device.stream()), "prefill attention");
+  }
   if (state.num_decode > 0) {
     device.NoteError(LaunchDecodeAttention(launch, device.num_sms(), device.stream()),
                      "decode attention");
-  }
-  if (state.num_tiles > 0) {
-    device.NoteError(LaunchPrefillAttention(launch, device.stream()), "prefill attention");
   }
 }
 

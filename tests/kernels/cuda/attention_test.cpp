@@ -534,7 +534,7 @@ TEST_F(CudaAttention, AMixedStepRotatesQueriesLikeRopesKernel) {
         Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size())});
     const DeviceBuffer arrived =
         Upload(std::vector<std::int32_t>(num_sequences * static_cast<std::size_t>(c.num_heads)));
-    const auto run = [&](bool fused) {
+    const auto run = [&](bool fused, bool beside) {
       const DeviceBuffer q_buffer = Upload(q);
       // NaN in every type where no token was written.
       const DeviceBuffer cache = Upload(std::vector<std::uint8_t>(cache_bytes, 0xff));
@@ -588,24 +588,27 @@ TEST_F(CudaAttention, AMixedStepRotatesQueriesLikeRopesKernel) {
           .partial = partial.as<float>(),
           .arrived = arrived.as<std::int32_t>(),
           .tiles = tiles_buffer.as<std::int32_t>(),
-          .num_tiles = static_cast<int>(tiles.size() / 2)};
-      EXPECT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
+          .num_tiles = static_cast<int>(tiles.size() / 2),
+          .beside = beside};
       EXPECT_EQ(LaunchPrefillAttention(args, stream()), 0);
+      EXPECT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
       if (fused) {
         EXPECT_TRUE(q == Download<float>(q_buffer, q.size())) << "queries are only read";
       }
       return std::pair(Download<std::uint16_t>(out, rows * q_width),
                        Download<std::uint8_t>(cache, cache_bytes));
     };
-    const auto expected = run(false);
+    const auto expected = run(false, false);
     for (const std::uint16_t bits : expected.first) {
       ASSERT_NE(bits & 0x7c00, 0x7c00) << "NaN or infinity, head_dim " << c.head_dim;
     }
-    const auto found = run(true);
-    EXPECT_TRUE(expected.first == found.first)
-        << "head_dim " << c.head_dim << " " << NameOf(c.type);
-    EXPECT_TRUE(expected.second == found.second)
-        << "the cache, head_dim " << c.head_dim << " " << NameOf(c.type);
+    for (const bool beside : {false, true}) {
+      const auto found = run(true, beside);
+      EXPECT_TRUE(expected.first == found.first)
+          << "head_dim " << c.head_dim << " " << NameOf(c.type) << (beside ? ", side by side" : "");
+      EXPECT_TRUE(expected.second == found.second)
+          << "the cache, head_dim " << c.head_dim << " " << NameOf(c.type);
+    }
   }
 }
 
