@@ -8,7 +8,8 @@ Correctness: the suites kernels_cuda_test, engine_cuda_test and compress_cuda_te
 CPU's; its perplexity on 10 windows of --text within 0.1 % of the CPU's, with an INT8 cache within 0.3 % and with an FP8
 cache (scales of 1) within 3 % of the card's own; the golden logits of an int4 folder made of it, with every cache. Then
 the table: decode at batch 1, 8 and 32, context 128, prefill of 2,048 tokens, an FP8 cache at context 2,048, NF4 beside
-INT4, a server under 1,000 requests at once and under 16 a second, and the time from process start to the first token.
+INT4, a server under 1,000 requests at once and under 16 a second, 64 streams of --smol, KV blocks that leave for host
+memory and come back, and the time from process start to the first token.
 --model is a folder of Llama-2-7B's shape, 4 bit in groups of 128 (make_random_model.py --shape llama-2-7b --group 128).
 Every figure stands beside the limit of the same run and its gate. Exits with 1 if a check fails or a gate is missed.
 (Saturation has no gate: it needs vLLM on the same card.)
@@ -111,6 +112,10 @@ class Server:
         self.process.terminate()
         self.process.wait(timeout=60)
 
+    def card_mib(self):
+        """Of the whole card: nobody else may use it."""
+        return int(run("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits").stdout.split()[0])
+
     def complete(self, **body):
         request = urllib.request.Request(self.url + "/v1/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
@@ -194,6 +199,16 @@ def measure():
             gate(f"NF4 against INT4, batch {b['batch']}", b["decode_tokens_per_s"] / a["decode_tokens_per_s"], least=0.9)
 
 
+def measure_spill():
+    """Blocks that the pool evicts come back from host memory: the same tokens as from a pool that holds all."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        done = run(sys.executable, HERE / "kv_spill.py", args.model, "--device", "cuda", "--nibble", args.nibble, "--out",
+                   out.name, "--host-gib", 4, "--rounds", 4)
+        check("spill and restore give the same tokens", done.returncode == 0, said=(done.stdout + done.stderr)[-300:])
+        if done.returncode == 0:
+            report["spill"] = json.load(out)
+
+
 def measure_server():
     prompt = list(range(3, 19))
     with Server(args.model, "--max-model-len", 2048) as server:
@@ -204,11 +219,17 @@ def measure_server():
     gate("process start to first token, s", first, most=2.0)
     options = ("--max-model-len", 1024, "--max-num-seqs", 256, "--queue-timeout", 0, "--max-num-batched-tokens")
     with Server(args.model, *options, 2048) as server:
+        at_ready = server.card_mib()
         at_once = load(server, "--requests", 1000, "--concurrency", 1000, "--warm-up", 64)
         load(server, "--requests", 300, "--concurrency", 64, "--cancel-storm")
+        after = server.card_mib()
+        check("nothing taken from the card after ready", after <= at_ready, at_ready_mib=at_ready, after_load_mib=after)
     # Shorter chunks of prefill: those who decode wait less.
     with Server(args.model, *options, 256) as server:
         steady = load(server, "--requests", 320, "--rate", 16, "--warm-up", 64)
+    if args.smol:
+        with Server(args.smol, *options, 2048) as server:
+            report["small_streams"] = load(server, "--requests", 512, "--concurrency", 64, "--warm-up", 64)
     report["saturation"] = at_once
     report["steady"] = steady
     gate("saturation, requests a second (vLLM W4 on an H200: 35)", at_once["requests_per_s"], goal=45.5)
@@ -223,6 +244,7 @@ check_correctness()
 if args.model:
     measure()
     measure_server()
+    measure_spill()
 for name, entry in report["gates"].items():
     say({True: "ok  ", False: "MISS", None: "    "}[entry["ok"]], f"{name}: {entry['value']:.4g}",
         {key: entry[key] for key in ("at_least", "at_most", "goal") if entry[key] is not None})

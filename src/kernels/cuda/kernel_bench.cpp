@@ -285,17 +285,15 @@ Result<KernelSpeed> MeasureRope(CudaDevice& device, cuda::KvType type, int token
   const auto layers = static_cast<int>((kColdBytes - 1) / layer_bytes + 1);
   const int launches = std::max(kLeastLaunches, layers);
   NIBBLE_TRY(cache, Take(device, layer_bytes * layers));
-  NIBBLE_TRY(qkv, Take(device, 3 * 4 * tokens * kWidth));
+  const std::int64_t step_values = 3 * tokens * kWidth;  // q, k and v, cold as the cache is
+  NIBBLE_TRY(qkv, Take(device, 4 * step_values * layers));
   NIBBLE_TRY(angles, Take(device, std::int64_t{4} * tokens * kHeadDim));
   std::vector<TokenRecord> records;
   for (int p = 0; p < tokens; ++p) {
     records.push_back({.position = p, .kv_slot = p});
   }
   NIBBLE_TRY(record_buffer, Upload(device, records));
-  RopeArgs args{.q = qkv.as<float>(),
-                .k = qkv.as<float>() + kWidth,
-                .v = qkv.as<float>() + 2 * kWidth,
-                .q_stride = 3 * kWidth,
+  RopeArgs args{.q_stride = 3 * kWidth,
                 .k_stride = 3 * kWidth,
                 .v_stride = 3 * kWidth,
                 .num_heads = queries ? kHeads : 0,
@@ -311,6 +309,9 @@ Result<KernelSpeed> MeasureRope(CudaDevice& device, cuda::KvType type, int token
     int error = 0;
     for (int i = 0; i < launches && error == 0; ++i) {
       args.cache.data = cache.as<std::uint8_t>() + i % layers * layer_bytes;
+      args.q = qkv.as<float>() + i % layers * step_values;
+      args.k = args.q + kWidth;
+      args.v = args.q + 2 * kWidth;
       error = LaunchRopeAndCache(args, device.stream());
     }
     return error;
