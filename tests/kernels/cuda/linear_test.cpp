@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -208,74 +209,77 @@ class CudaLinear : public CudaTest {
   }
   bool HasHopper() { return device().compute_capability() == 90; }
 
-  void CheckAllKernels(const std::vector<WeightSpec>& specs);
-
  private:
   DeviceBuffer shared_;
 };
 
-void CudaLinear::CheckAllKernels(const std::vector<WeightSpec>& specs) {
-  std::uint32_t seed = 1;
-  for (const WeightSpec& spec : specs) {
-    const Uploaded weight = Put(spec, ++seed);
-    const auto rows = static_cast<std::size_t>(spec.rows);
-    const auto cols = static_cast<std::size_t>(spec.cols);
-    for (const int tokens : {1, 2, 5, 8, 9, 16, 17, 31, 33, 64, 65, 127, 130, 257}) {
-      const std::vector<float> x =
-          Normal(cols * static_cast<std::size_t>(tokens), 1.0F, ++seed, 50.0F);
-      const std::vector<std::uint16_t> half = ToHalf(x);
-      const DeviceBuffer x_buffer = Upload(half);
-      LinearArgs args{.layout = weight.layout,
-                      .num_parts = 1,
-                      .x = x_buffer.as<std::uint16_t>(),
-                      .x_stride = static_cast<std::int64_t>(cols),
-                      .num_tokens = tokens};
-      args.parts[0] = weight.part;
-      const std::vector<float> truth = Run(Kernel::kTile, args, rows, Epilogue::kStore, 0.0F);
-      double worst = 0.0;
-      for (std::size_t m = 0; m < static_cast<std::size_t>(tokens); m += 1 + m / 3) {
-        for (std::size_t n = 0; n < rows; ++n) {
-          double sum = 0.0;
-          double magnitude = 0.0;
-          for (std::size_t k = 0; k < cols; ++k) {
-            const double product = static_cast<double>(weight.values[n * cols + k]) *
-                                   static_cast<double>(F16ToFloat(half[m * cols + k]));
-            sum += product;
-            magnitude += std::fabs(product);
-          }
-          // Guide: 8 (sqrt(K) 2^-24 sum |terms|).
-          const double bound =
-              8.0 * std::sqrt(static_cast<double>(cols)) * 0x1p-24 * magnitude + 1e-12;
-          worst =
-              std::max(worst, std::fabs(static_cast<double>(truth[m * rows + n]) - sum) / bound);
+/// One case a weight, so that a sweep can be cut in shards.
+class CudaLinearSweep : public CudaLinear, public testing::WithParamInterface<WeightSpec> {};
+std::string NameOfCase(const testing::TestParamInfo<WeightSpec>& info) {
+  std::string name = fmt::format("{}_{}_{}x{}", info.index, info.param.ToString(), info.param.rows,
+                                 info.param.cols);
+  std::ranges::replace(name, ' ', '_');
+  return name;
+}
+INSTANTIATE_TEST_SUITE_P(Numbers, CudaLinearSweep, testing::ValuesIn(Specs()), NameOfCase);
+INSTANTIATE_TEST_SUITE_P(Codebooks, CudaLinearSweep, testing::ValuesIn(CodebookSpecs()),
+                         NameOfCase);
+
+TEST_P(CudaLinearSweep, EveryKernelGivesTheSameBitsAndTheTruth) {
+  const WeightSpec& spec = GetParam();
+  auto seed = static_cast<std::uint32_t>(spec.rows * 31 + spec.cols * 7 + spec.group_size);
+  const Uploaded weight = Put(spec, ++seed);
+  const auto rows = static_cast<std::size_t>(spec.rows);
+  const auto cols = static_cast<std::size_t>(spec.cols);
+  for (const int tokens : {1, 2, 5, 8, 9, 16, 17, 31, 33, 64, 65, 127, 130, 257}) {
+    const std::vector<float> x =
+        Normal(cols * static_cast<std::size_t>(tokens), 1.0F, ++seed, 50.0F);
+    const std::vector<std::uint16_t> half = ToHalf(x);
+    const DeviceBuffer x_buffer = Upload(half);
+    LinearArgs args{.layout = weight.layout,
+                    .num_parts = 1,
+                    .x = x_buffer.as<std::uint16_t>(),
+                    .x_stride = static_cast<std::int64_t>(cols),
+                    .num_tokens = tokens};
+    args.parts[0] = weight.part;
+    const std::vector<float> truth = Run(Kernel::kTile, args, rows, Epilogue::kStore, 0.0F);
+    double worst = 0.0;
+    for (std::size_t m = 0; m < static_cast<std::size_t>(tokens); m += 1 + m / 3) {
+      for (std::size_t n = 0; n < rows; ++n) {
+        double sum = 0.0;
+        double magnitude = 0.0;
+        for (std::size_t k = 0; k < cols; ++k) {
+          const double product = static_cast<double>(weight.values[n * cols + k]) *
+                                 static_cast<double>(F16ToFloat(half[m * cols + k]));
+          sum += product;
+          magnitude += std::fabs(product);
         }
+        // Guide: 8 (sqrt(K) 2^-24 sum |terms|).
+        const double bound =
+            8.0 * std::sqrt(static_cast<double>(cols)) * 0x1p-24 * magnitude + 1e-12;
+        worst = std::max(worst, std::fabs(static_cast<double>(truth[m * rows + n]) - sum) / bound);
       }
-      EXPECT_LT(worst, 1.0) << spec.ToString() << " " << spec.rows << "x" << spec.cols << ", "
-                            << tokens;
-      if (tokens <= kMaxSmallTokens && device().compute_capability() >= 90) {
-        const auto small = Run(Kernel::kSmall, args, rows, Epilogue::kStore, 0.0F);
-        EXPECT_EQ(std::memcmp(small.data(), truth.data(), truth.size() * 4), 0)
-            << "small " << spec.ToString() << " " << spec.rows << "x" << spec.cols << ", "
-            << tokens;
+    }
+    EXPECT_LT(worst, 1.0) << spec.ToString() << " " << spec.rows << "x" << spec.cols << ", "
+                          << tokens;
+    if (tokens <= kMaxSmallTokens && device().compute_capability() >= 90) {
+      const auto small = Run(Kernel::kSmall, args, rows, Epilogue::kStore, 0.0F);
+      EXPECT_EQ(std::memcmp(small.data(), truth.data(), truth.size() * 4), 0)
+          << "small " << spec.ToString() << " " << spec.rows << "x" << spec.cols << ", " << tokens;
+    }
+    if (HasHopper()) {
+      for (const Kernel kernel : {Kernel::kMedium, Kernel::kLarge}) {
+        const auto y = Run(kernel, args, rows, Epilogue::kStore, 0.0F);
+        EXPECT_EQ(std::memcmp(y.data(), truth.data(), truth.size() * 4), 0)
+            << (kernel == Kernel::kMedium ? "medium " : "large ") << spec.ToString() << " "
+            << spec.rows << "x" << spec.cols << ", " << tokens;
       }
-      if (HasHopper()) {
-        for (const Kernel kernel : {Kernel::kMedium, Kernel::kLarge}) {
-          const auto y = Run(kernel, args, rows, Epilogue::kStore, 0.0F);
-          EXPECT_EQ(std::memcmp(y.data(), truth.data(), truth.size() * 4), 0)
-              << (kernel == Kernel::kMedium ? "medium " : "large ") << spec.ToString() << " "
-              << spec.rows << "x" << spec.cols << ", " << tokens;
-        }
-      }
-      if (HasFailure()) {
-        return;
-      }
+    }
+    if (HasFailure()) {
+      return;
     }
   }
 }
-
-TEST_F(CudaLinear, EveryKernelGivesTheSameBitsAndTheTruth) { CheckAllKernels(Specs()); }
-
-TEST_F(CudaLinear, CodebooksGiveTheSameBitsAndTheTruth) { CheckAllKernels(CodebookSpecs()); }
 
 // The formats that differ in how they take part in a launch.
 WeightSpec W4(std::int64_t rows, std::int64_t cols) { return Integer(rows, cols, 4, 128); }
