@@ -531,7 +531,8 @@ void EngineImpl::ForgetEnded() {
     OutputEvent& event = events_[static_cast<std::size_t>(sequence->event)].second;
     event.num_cached_tokens = sequence->num_cached_tokens;
     event.num_output_tokens = static_cast<std::int32_t>(sequence->output.size());
-    if (sequence->WantsPromptLogprobs() && sequence->PromptScored()) {
+    // A prompt without a token to score is scored from the start, but not before it has begun.
+    if (sequence->WantsPromptLogprobs() && sequence->PromptScored() && !sequence->request->queued) {
       event.prompt_logprobs = std::exchange(sequence->prompt_logprobs, {});
     }
     sequence->event = -1;
