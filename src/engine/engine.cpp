@@ -532,7 +532,7 @@ void EngineImpl::ForgetEnded() {
     event.num_cached_tokens = sequence->num_cached_tokens;
     event.num_output_tokens = static_cast<std::int32_t>(sequence->output.size());
     // A prompt without a token to score is scored from the start, but not before it has begun.
-    if (sequence->WantsPromptLogprobs() && sequence->PromptScored() && !sequence->request->queued) {
+    if (sequence->WantsPromptLogprobs() && sequence->PromptScored() && sequence->first_scheduled) {
       event.prompt_logprobs = std::exchange(sequence->prompt_logprobs, {});
     }
     sequence->event = -1;
