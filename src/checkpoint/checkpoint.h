@@ -46,8 +46,8 @@ class Checkpoint {
  public:
   virtual ~Checkpoint() = default;
 
-  /// path: a folder (config.json + *.safetensors, or model.gguf), a .gguf file, or a name in the Hugging Face hub
-  /// cache
+  /// path: a folder (config.json + *.safetensors, or model.gguf), a .gguf file, or a name in the
+  /// Hugging Face hub cache
   /// ("org/name[@revision]", looked up below `hub_cache`). Structure is checked strictly: every
   /// tensor that the config asks for exists once with the right shape, and none is left over
   /// without being named in `warnings`. Errors name the file, tensor or key, what was found and
