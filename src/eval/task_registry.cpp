@@ -7,13 +7,16 @@
 #include <iterator>
 
 #include "base/text.h"
+#include "eval/generation_tasks.h"
 #include "eval/multiple_choice.h"
 
 namespace nibble {
 
 std::vector<TaskEntry> KnownTasks() {
-  const std::span<const TaskEntry> choice = MultipleChoiceTasks();
-  return {choice.begin(), choice.end()};
+  const std::span<const TaskEntry> choice = MultipleChoiceTasks(), generation = GenerationTasks();
+  std::vector<TaskEntry> all(choice.begin(), choice.end());
+  all.insert(all.end(), generation.begin(), generation.end());
+  return all;
 }
 
 Result<Task> LoadTask(std::string_view name, const std::filesystem::path& data_dir) {
