@@ -12,6 +12,7 @@
 #include "base/text.h"
 #include "checkpoint/digest.h"
 #include "cli/command.h"
+#include "cli/eval_html.h"
 #include "cli/eval_tasks.h"
 #include "cli/progress.h"
 #include "cli/session.h"
@@ -54,7 +55,8 @@ class EvalCommand final : public Command {
            "  nibble eval int4/ --reference model.gguf --perplexity wiki.test.raw --gate "
            "'kl<=0.2'\n"
            "  nibble eval int4/ --tasks lambada,arc_easy --data DIR --output int4.json --gate "
-           "'arc_easy.acc>=0.5'";
+           "'arc_easy.acc>=0.5'\n"
+           "  nibble eval --compare int4.json int8.json --html quality.html";
   }
   void Declare(OptionSet& options) override {
     flags_.DeclareModel(options);
@@ -68,6 +70,10 @@ class EvalCommand final : public Command {
     options.Add("--gate-kl", &gate_kl_, "the same as --gate 'kl<=X'");
     options.Add("--json", &json_, "print one JSON object on standard output");
     options.Add("--output", &output_, "write that object to a file");
+    options.Add("--html", &html_, "write a page of HTML with tables and plots");
+    options.Add(
+        "--compare", &compare_,
+        "with --html: make the page of the --output files of earlier runs, and run nothing");
     flags_.DeclareEngine(options);
   }
 
@@ -76,6 +82,11 @@ class EvalCommand final : public Command {
       for (const TaskEntry& entry : KnownTasks()) {
         fmt::print("{:<16}{}\n", entry.name, entry.summary);
       }
+      return kExitOk;
+    }
+    NIBBLE_TRY_VOID(CheckHtml());
+    if (!compare_.empty()) {
+      NIBBLE_TRY_VOID(CompareResults(compare_, html_));
       return kExitOk;
     }
     NIBBLE_TRY_VOID(CheckFlags());
@@ -94,6 +105,9 @@ class EvalCommand final : public Command {
     NIBBLE_TRY(model, LoadModel(flags_, {}, environment));
     model.device->pool().PinCaller();
     json::Object out;
+    if (!html_.empty() || !output_.empty()) {
+      NIBBLE_TRY_VOID(DescribeForHtml(*model.checkpoint, out));
+    }
     std::vector<Number> numbers;
     if (!text_file_.empty()) {
       NIBBLE_TRY_VOID(MeasureText(model, text, environment, out, numbers));
@@ -117,6 +131,19 @@ class EvalCommand final : public Command {
   }
 
  private:
+  // Before hours of work, not after.
+  Result<void> CheckHtml() const {
+    if (!compare_.empty() && html_.empty()) {
+      return Fail(ErrorCode::kInvalidArgument, "--compare needs --html FILE, where the page goes");
+    }
+    const std::filesystem::path folder = std::filesystem::path(html_).parent_path();
+    if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--html {}: there is no folder {}", html_, folder.string()));
+    }
+    return {};
+  }
+
   Result<void> CheckFlags() const {
     if (text_file_.empty() && tasks_.tasks.empty()) {
       return Fail(ErrorCode::kInvalidArgument,
@@ -289,6 +316,9 @@ class EvalCommand final : public Command {
     if (json_) {
       fmt::print("{}\n", json::Dump(out, {.item_separator = ", ", .key_separator = ": "}));
     }
+    if (!html_.empty()) {
+      NIBBLE_TRY_VOID(WriteHtml(out, html_));
+    }
     return output_.empty()
                ? Result<void>{}
                : ReplaceFile(output_, json::Dump(out, {.indent = 1, .key_separator = ": "}) + "\n");
@@ -367,7 +397,8 @@ class EvalCommand final : public Command {
 
   ModelFlags flags_;
   TaskFlags tasks_;
-  std::string text_file_, reference_, output_;
+  std::string text_file_, reference_, output_, html_;
+  std::vector<std::string> compare_;
   std::int64_t context_ = 2048;
   std::int64_t windows_ = 0;
   std::vector<std::string> gate_texts_;

@@ -1,4 +1,4 @@
-"""CTest `e2e_report`: nibble report on a tiny model: every precision is measured, and the table says the same."""
+"""CTest `e2e_report`: what people are shown: nibble report's table, nibble eval's page of HTML; on a tiny model."""
 
 import json
 import pathlib
@@ -41,6 +41,40 @@ class Report(unittest.TestCase):
                 result = run("report", GOLDEN / "llama3", *flags)
                 self.assertEqual(result.returncode, 2)
                 self.assertIn(says, result.stderr)
+
+
+class Html(unittest.TestCase):
+    def test_a_run_and_a_comparison_each_make_a_page(self):
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            model = nibble_process.quantized(GOLDEN / "llama3", root / "int4")
+            text = root / "text.txt"
+            text.write_text("The house on the hill and the road to the house. " * 40)
+            for name, path in (("a<b", model), ("source", GOLDEN / "llama3")):
+                check_run("eval", path, "--perplexity", text, "--context", 32, "--output", root / f"{name}.json",
+                          "--html", root / f"{name}.html")
+            page = (root / "a<b.html").read_text()
+            self.assertIn("error of each layer", page)
+            result = json.loads((root / "a<b.json").read_text())
+            self.assertGreater(result["weight_bytes"], 0)
+            self.assertLess(4, result["bits_per_weight"])
+            self.assertIn("model.layers.0.mlp.up_proj.weight", result["layer_errors"])
+            check_run("eval", "--compare", root / "a<b.json", root / "source.json", "--html", root / "both.html")
+            page = (root / "both.html").read_text()
+            self.assertIn("perplexity against the size of the weights", page)
+            self.assertIn("a&lt;b", page)
+            self.assertNotIn("a<b", page)
+
+    def test_wrong_files_and_flags_are_named(self):
+        with tempfile.TemporaryDirectory() as folder:
+            other = pathlib.Path(folder) / "other.json"
+            other.write_text("{}")
+            for flags, says in ((["--compare", other], "--html"), (["--compare", other, "--html", "x.html"], "other.json"),
+                                (["--html", f"{folder}/none/x.html"], "no folder")):
+                with self.subTest(flags=flags):
+                    result = run("eval", *flags)
+                    self.assertEqual(result.returncode, 2, result.stderr)
+                    self.assertIn(says, result.stderr)
 
 
 if __name__ == "__main__":
