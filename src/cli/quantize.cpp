@@ -16,42 +16,6 @@
 namespace nibble::cli {
 namespace {
 
-QuantizeMethod MethodOf(const std::string& word) {
-  for (const QuantizeMethod method : {QuantizeMethod::kRtn, QuantizeMethod::kGptq,
-                                      QuantizeMethod::kAwq, QuantizeMethod::kAwqGptq}) {
-    if (word == Name(method)) {
-      return method;
-    }
-  }
-  return QuantizeMethod::kAuto;
-}
-
-// What a word of --scheme stands for.
-struct SchemeGrid {
-  int bits = 4;
-  std::int64_t group_size = -1;
-  Codebook codebook = Codebook::kNone;
-  std::optional<GgufType> block_type;
-};
-SchemeGrid GridOf(std::string_view scheme) {
-  if (scheme == "nf4" || scheme == "fp4") {
-    return {.group_size = kNf4Group, .codebook = scheme == "nf4" ? Codebook::kNf4 : Codebook::kFp4};
-  }
-  constexpr std::pair<std::string_view, GgufType> kBlocks[] = {
-      {"q4_1", GgufType::kQ4_1}, {"q5_1", GgufType::kQ5_1}, {"q2_k", GgufType::kQ2_K},
-      {"q3_k", GgufType::kQ3_K}, {"q4_k", GgufType::kQ4_K}, {"q5_k", GgufType::kQ5_K},
-      {"q6_k", GgufType::kQ6_K}};
-  for (const auto& [name, type] : kBlocks) {
-    if (scheme == name) {
-      return {.block_type = type};
-    }
-  }
-  if (scheme.front() == 'q') {  // q4_0, q5_0, q8_0: uniform grids, which every method knows
-    return {.bits = scheme[1] - '0', .group_size = 32};
-  }
-  return {.bits = scheme.back() - '0'};
-}
-
 class QuantizeCommand final : public Command {
  public:
   std::string name() const override { return "quantize"; }
@@ -66,7 +30,8 @@ class QuantizeCommand final : public Command {
            "logits. An interrupted run goes on where it stopped when started again.\n\n"
            "  nibble quantize SmolLM2.gguf --out smol-int4 --scheme int4\n"
            "  nibble quantize Llama-3.2-1B/ --out llama-int4 --scheme int4 --method gptq "
-           "--calibration my_chats.jsonl\n\n"
+           "--calibration my_chats.jsonl\n"
+           "  nibble quantize Llama-3.2-1B/ --out llama-mixed --recipe recipe.yaml\n\n"
            "--calibration takes a text, or a .jsonl with one object a line: {\"text\": ...}, "
            "{\"messages\": [...]},\n"
            "{\"conversations\": [...]} or {\"prompt\": ..., \"completion\": ...}; all but the "
@@ -75,17 +40,18 @@ class QuantizeCommand final : public Command {
   void Declare(OptionSet& options) override {
     options.Positional("SRC", &source_, "a folder, a .gguf file, or a name in the hub cache");
     options.Add("--out,-o", &out_, "folder to write; must not exist");
-    options.Choice("--scheme", &scheme_,
-                   {"int2", "int3", "int4", "int5", "int6", "int8", "nf4", "fp4", "q4_0", "q4_1",
-                    "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"},
+    options.Choice("--scheme", &scheme_, SchemeWords(),
                    "bits of a uniform grid, a table of bitsandbytes, or blocks of GGUF");
+    options.Add("--recipe", &recipe_file_,
+                "a YAML file that gives method, scheme and group size by modules, instead of the "
+                "flags");
     options.Choice("--format", &format_,
                    {"auto", "compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes",
                     "bitsandbytes-nested", "gguf"},
                    "what to write; auto: compressed-tensors for int, bitsandbytes for nf4 and fp4, "
                    "gguf for its blocks");
     options.Choice(
-        "--method", &method_, {"auto", "rtn", "gptq", "awq", "awq+gptq"},
+        "--method", &method_, MethodWords(),
         "how codes are chosen: rounding (with calibration data: for what flows in), GPTQ, "
         "AWQ's scales and rounding, or AWQ's scales and GPTQ; auto takes GPTQ below 8 "
         "bits if there is calibration data");
@@ -123,28 +89,30 @@ class QuantizeCommand final : public Command {
     if (group_size_ && *group_size_ < 0) {
       return Fail(ErrorCode::kInvalidArgument, "--group-size takes 0 (a whole row) or more");
     }
-    const auto grid = GridOf(scheme_);
-    const bool own_groups = grid.codebook != Codebook::kNone || scheme_.front() == 'q';
-    if (own_groups && (!symmetric_ || group_size_.value_or(grid.group_size) != grid.group_size)) {
+    Scheme scheme = *ParseScheme(scheme_);
+    if (scheme.has_own_groups() &&
+        (!symmetric_ || group_size_.value_or(scheme.group_size) != scheme.group_size)) {
       return Fail(ErrorCode::kInvalidArgument,
                   fmt::format("--scheme {} has groups of its own and no zero points; leave out "
                               "--group-size and --no-symmetric, or use --scheme int4",
                               scheme_));
     }
+    scheme.group_size = group_size_.value_or(scheme.group_size);
+    scheme.symmetric = symmetric_;
+    std::optional<Recipe> recipe;
+    if (!recipe_file_.empty()) {
+      NIBBLE_TRY(read, ReadRecipe());
+      recipe = std::move(read);
+    }
     CatchInterrupts();
     NIBBLE_TRY(source, Checkpoint::Open(source_, environment.hub_cache));
     NIBBLE_TRY(tokenizer, LoadTokenizer(*source));
-    QuantizeOptions options{.method = MethodOf(method_),
+    QuantizeOptions options{.method = *ParseMethod(method_),
                             .damping = damping_,
                             .correct_inputs = correct_inputs_,
-                            .bits = grid.bits,
-                            .group_size = group_size_.value_or(grid.group_size),
-                            .codebook = grid.codebook,
-                            .block_type = grid.block_type,
-                            .format = format_ == "auto" && scheme_.front() == 'q'
-                                          ? std::optional(ModelFormat::kGguf)
-                                          : ParseModelFormat(format_),
-                            .symmetric = symmetric_,
+                            .scheme = scheme,
+                            .recipe = std::move(recipe),
+                            .format = ParseModelFormat(format_),
                             .search_scale = search_,
                             .allow_requantize = allow_requantize_,
                             .text = std::string(DefaultCertificateText()),
@@ -196,6 +164,19 @@ class QuantizeCommand final : public Command {
   }
 
  private:
+  Result<Recipe> ReadRecipe() const {
+    if (scheme_ != kDefaultScheme || method_ != "auto" || group_size_ || !symmetric_) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  "--recipe says scheme, method, group size and zero points itself: leave out "
+                  "--scheme, --method, --group-size and --no-symmetric, or the recipe");
+    }
+    auto text = ReadFile(recipe_file_, std::size_t{1} << 20);
+    if (!text) {
+      return Fail(ErrorCode::kInvalidArgument, "--recipe: " + text.error().message);
+    }
+    return ParseRecipe(*text, std::filesystem::path(recipe_file_).filename().string());
+  }
+
   Result<void> Calibrate(const Checkpoint& source, const Tokenizer& tokenizer,
                          CalibrationSet& calibration) const {
     if (seed_ < 0) {
@@ -235,8 +216,9 @@ class QuantizeCommand final : public Command {
                certificate.auto_activations() == ActivationMode::kInt8 ? "int8" : "int16");
   }
 
-  std::string source_, out_, text_file_, calibration_file_;
-  std::string scheme_ = "int4", format_ = "auto";
+  static constexpr const char* kDefaultScheme = "int4";
+  std::string source_, out_, text_file_, calibration_file_, recipe_file_;
+  std::string scheme_ = kDefaultScheme, format_ = "auto";
   std::string method_ = "auto";
   CalibrationOptions calibration_;
   std::int64_t seed_ = 0;

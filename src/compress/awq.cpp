@@ -46,11 +46,17 @@ class Search {
     std::vector<Linear> linears;
     for (const std::string_view linear : LinearsOf(group)) {
       const std::string name = WeightName(block, linear);
-      NIBBLE_TRY(values, ReadWeights(source_, *source_.Find(name), pool_));
       const auto found = std::ranges::find_if(
           weights_, [&](const WeightToWrite& weight) { return weight.name == name; });
       NIBBLE_CHECK(found != weights_.end(), "a weight that will be written");
+      if (found->spec.kind == CodecKind::kFloat) {
+        continue;
+      }
+      NIBBLE_TRY(values, ReadWeights(source_, *source_.Find(name), pool_));
       linears.push_back({.spec = found->spec, .weights = std::move(values)});
+    }
+    if (linears.empty()) {
+      return std::vector<float>();
     }
     std::vector<float> best;
     double least = 0.0;

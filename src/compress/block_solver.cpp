@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "base/check.h"
@@ -118,15 +119,24 @@ class BlockSolver::Walks {
   }
 
   Result<void> SolveGroup(LinearGroup group, std::vector<SolvedWeight>& solved) {
-    return solver_.options_.method == BlockMethod::kGptq ? SolveByGptq(group, solved)
-                                                         : SolveByRounding(group, solved);
+    bool any = false, any_solved = false;
+    for (const std::string_view linear : LinearsOf(group)) {
+      const WeightInfo* weight = overlay_.Find(WeightName(block_, linear));
+      const bool quantized = weight->spec.kind != CodecKind::kFloat;
+      any = any || quantized;
+      any_solved = any_solved || (quantized && solver_.IsSolved(weight->name));
+    }
+    if (!any) {
+      return ForChunks([&](std::int64_t chunk) { AdvanceBoth(group, chunk); });
+    }
+    return any_solved ? SolveByGptq(group, solved) : SolveByRounding(group, solved);
   }
 
   Result<void> SolveByRounding(LinearGroup group, std::vector<SolvedWeight>& solved) {
     const auto width = static_cast<std::size_t>(InputWidth(config_, group));
     std::vector<double> squares(width, 0.0);
     NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
-      const BlockWalk::Inputs inputs = walk_->Advance(group, chunk);
+      const BlockWalk::Inputs inputs = AdvanceBoth(group, chunk);
       for (std::int64_t row = 0; row < inputs.num_rows; ++row) {
         const float* x = inputs.x + row * static_cast<std::int64_t>(width);
         for (std::size_t i = 0; i < width; ++i) {
@@ -134,11 +144,19 @@ class BlockSolver::Walks {
         }
       }
     }));
+    return RoundLinears(
+        group, squares, [](std::string_view) { return true; }, solved);
+  }
+
+  // squares: of each input channel, summed. takes(weight): which linears.
+  template <typename Takes>
+  Result<void> RoundLinears(LinearGroup group, const std::vector<double>& squares, Takes&& takes,
+                            std::vector<SolvedWeight>& solved) {
     // A channel that was never seen still counts a little.
     double mean = 0.0;
     std::int64_t dead = 0;
     for (const double square : squares) {
-      mean += square / static_cast<double>(width);
+      mean += square / static_cast<double>(squares.size());
       dead += square == 0.0 ? 1 : 0;
     }
     std::vector<float> importance;
@@ -146,7 +164,7 @@ class BlockSolver::Walks {
       importance.push_back(
           static_cast<float>(mean > 0.0 ? square / mean + solver_.options_.damping : 1.0));
     }
-    return SolveLinears(group, solved,
+    return SolveLinears(group, takes, solved,
                         [&](const WeightSpec& spec, std::span<const float> weights,
                             json::Object& facts) -> Result<QuantizedTensor> {
                           if (dead > 0) {
@@ -171,21 +189,50 @@ class BlockSolver::Walks {
         cross->Add(pool_, truth_inputs_.x, inputs.x, inputs.num_rows);
       }
     }));
-    const std::string first = WeightName(block_, LinearsOf(group).front());
+    std::vector<double> squares;
+    for (std::int64_t i = 0; i < width; ++i) {
+      squares.push_back(hessian.At(i, i));
+    }
+    NIBBLE_TRY_VOID(RoundLinears(
+        group, squares, [&](std::string_view weight) { return !solver_.IsSolved(weight); },
+        solved));
+    // An order of columns serves one size of groups.
+    std::set<std::int64_t> group_sizes;
+    for (const std::string_view linear : LinearsOf(group)) {
+      const WeightInfo* weight = overlay_.Find(WeightName(block_, linear));
+      if (weight->spec.kind != CodecKind::kFloat && solver_.IsSolved(weight->name)) {
+        group_sizes.insert(weight->spec.group_size);
+      }
+    }
+    for (const std::int64_t group_size : group_sizes) {
+      NIBBLE_TRY_VOID(SolveGroupsOf(group_size, group, hessian, cross, solved));
+    }
+    return {};
+  }
+
+  // The linears of a group that have this size of groups.
+  Result<void> SolveGroupsOf(std::int64_t group_size, LinearGroup group, const Hessian& hessian,
+                             const std::optional<CrossGram>& cross,
+                             std::vector<SolvedWeight>& solved) {
     const auto factor = Factorize(pool_, hessian,
                                   {.order = solver_.options_.order,
-                                   .group_size = overlay_.Find(first)->spec.group_size,
+                                   .group_size = group_size,
                                    .damping = solver_.options_.damping});
     if (!factor) {
-      return Fail(factor.error(), fmt::format("tensor {}: ", first));
+      return Fail(factor.error(),
+                  fmt::format("tensor {}: ", WeightName(block_, LinearsOf(group).front())));
     }
     std::optional<InputShift> shift;
     if (cross) {
-      shift =
-          ShiftOf(pool_, *factor, hessian, *cross, CorrectionStrength(hessian.num_tokens(), width));
+      shift = ShiftOf(pool_, *factor, hessian, *cross,
+                      CorrectionStrength(hessian.num_tokens(), hessian.width()));
     }
     return SolveLinears(
-        group, solved,
+        group,
+        [&](std::string_view weight) {
+          return solver_.IsSolved(weight) && overlay_.Find(weight)->spec.group_size == group_size;
+        },
+        solved,
         [&](const WeightSpec& spec, std::span<const float> weights,
             json::Object& facts) -> Result<QuantizedTensor> {
           const GptqOptions options{
@@ -210,11 +257,16 @@ class BlockSolver::Walks {
         });
   }
 
-  // Calls solve(spec, weights, facts) for every linear of a group and puts the result in its place.
-  template <typename Solve>
-  Result<void> SolveLinears(LinearGroup group, std::vector<SolvedWeight>& solved, Solve&& solve) {
+  // Calls solve(spec, weights, facts) for every quantized linear of a group that takes(weight)
+  // wants, and puts the result in its place.
+  template <typename Takes, typename Solve>
+  Result<void> SolveLinears(LinearGroup group, Takes&& takes, std::vector<SolvedWeight>& solved,
+                            Solve&& solve) {
     for (const std::string_view linear : LinearsOf(group)) {
       const std::string name = WeightName(block_, linear);
+      if (overlay_.Find(name)->spec.kind == CodecKind::kFloat || !takes(name)) {
+        continue;
+      }
       const WeightInfo* stored = solver_.source_.Find(name);
       NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
       NIBBLE_TRY(weights, ReadWeights(solver_.source_, *stored, pool_));

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,6 +32,8 @@ struct BlockSolverOptions {
   double damping = 0.01;  // kGptq, as the next two
   ColumnOrder order = ColumnOrder::kGroups;
   bool correct_inputs = true;  // each linear also makes up for what its input has lost
+  std::set<std::string, std::less<>>
+      rounded;  // weights that are rounded although others are solved
 };
 
 /// Told how far the work is; return false to stop (kCancelled).
@@ -61,6 +64,9 @@ class BlockSolver {
 
  private:
   class Walks;
+  bool IsSolved(std::string_view weight) const {
+    return options_.method == BlockMethod::kGptq && !options_.rounded.contains(weight);
+  }
   bool NeedsTruth() const {
     return options_.method == BlockMethod::kGptq && options_.correct_inputs;
   }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "checkpoint/gguf_blocks.h"
 #include "checkpoint/gguf_writer.h"
@@ -19,43 +20,77 @@ bool IsTable(std::string_view name) {
   return name == "model.embed_tokens.weight" || name == "lm_head.weight";
 }
 
-// The block type for a width: K-quants have blocks of 256, and llama.cpp's stand-ins for other
-// widths are taken.
-GgufType TypeFor(GgufType wanted, std::int64_t cols) {
-  const auto block = GgufBlockOf(static_cast<std::uint32_t>(wanted));
-  if (cols % block->elements == 0) {
-    return wanted;
+// What happens to each quantizable weight: a recipe's plans, or the same for every linear.
+Result<std::map<std::string, ModulePlan, std::less<>>> PlansOf(const QuantizeOptions& options,
+                                                               const ModelConfig& config) {
+  const std::vector<ExpectedWeight> weights = ExpectedWeights(config);
+  if (options.recipe) {
+    return Resolve(*options.recipe, weights);
   }
-  switch (wanted) {
-    case GgufType::kQ2_K:
-    case GgufType::kQ3_K:
-      return GgufType::kQ4_0;
-    case GgufType::kQ4_K:
-      return GgufType::kQ5_0;
-    case GgufType::kQ5_K:
-      return GgufType::kQ5_1;
-    default:
-      return GgufType::kQ8_0;
+  std::map<std::string, ModulePlan, std::less<>> plans;
+  for (const ExpectedWeight& weight : weights) {
+    if (weight.is_linear) {
+      plans.emplace(weight.name, ModulePlan{.scheme = options.scheme});
+    }
   }
+  return plans;
 }
 
-WeightSpec Shaped(WeightSpec spec, const ExpectedWeight& weight) {
-  spec.rows = weight.rows;
-  spec.cols = weight.cols;
-  return spec;
+// The format that the first quantized weight would have by itself.
+ModelFormat FormatOf(const std::map<std::string, ModulePlan, std::less<>>& plans) {
+  const auto first = std::ranges::find_if(
+      plans, [](const auto& plan) { return !plan.second.scheme.keeps_floats; });
+  return first == plans.end() ? ModelFormat::kCompressedTensors : UsualFormat(first->second.scheme);
+}
+
+// Whether rounding is all that a linear gets where others are solved.
+bool Rounds(const ModulePlan& plan) {
+  return plan.method == QuantizeMethod::kRtn ||
+         (plan.method == QuantizeMethod::kAuto && !plan.where.empty() &&
+          plan.scheme.codebook == Codebook::kNone && plan.scheme.bits >= 8);
 }
 
 // What to ask for, where a format cannot hold the grid.
-std::string InsteadOf(const QuantizeOptions& options, ModelFormat format) {
-  if (options.codebook != Codebook::kNone) {
+std::string InsteadOf(const Scheme& scheme, ModelFormat format) {
+  if (scheme.codebook != Codebook::kNone) {
     return fmt::format(": use --format bitsandbytes, or --scheme int4 with --format {}",
                        Name(format));
   }
   if (format == ModelFormat::kBitsandbytes || format == ModelFormat::kBitsandbytesNested) {
     return ": use --scheme nf4, or --scheme int8 --group-size 0";
   }
-  const bool says_itself = format == ModelFormat::kGptq && !options.symmetric;
+  const bool says_itself = format == ModelFormat::kGptq && !scheme.symmetric;
   return says_itself ? "" : ": use --format compressed-tensors";
+}
+
+// Whether the format holds the weight.
+Result<void> CheckFormat(const OutputPlan& plan, const WeightToWrite& weight,
+                         const Scheme& scheme) {
+  if (plan.format == ModelFormat::kGguf) {
+    if (GgufTypeOf(weight.spec) && weight.spec.cols % kSmallBlock == 0) {
+      return {};
+    }
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("{}: no block type of GGUF holds {} in rows of {}: use --scheme q4_0, "
+                            "q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k or q6_k",
+                            weight.name, weight.spec.ToString(), weight.spec.cols));
+  }
+  if (scheme.block_type) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("{} blocks are GGUF's: leave out --format {}",
+                            GgufTypeName(static_cast<std::uint32_t>(*scheme.block_type)),
+                            Name(plan.format)));
+  }
+  const auto folder = FolderFormatOf(plan.format);
+  if (!folder) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--format {} holds floats: use nibble convert", Name(plan.format)));
+  }
+  const auto encoder = MakeWeightEncoder(
+      *folder, weight, {.scale_dtype = plan.scale_dtype, .model_dtype = plan.float_dtype});
+  return encoder
+             ? Result<void>{}
+             : Fail(encoder.error().code, encoder.error().message + InsteadOf(scheme, plan.format));
 }
 
 WeightWriter::Options WriterOptions(const OutputPlan& plan, std::uint64_t shard_bytes) {
@@ -67,67 +102,37 @@ WeightWriter::Options WriterOptions(const OutputPlan& plan, std::uint64_t shard_
 
 }  // namespace
 
-Result<OutputPlan> PlanOutput(const Checkpoint& source, const QuantizeOptions& options,
-                              std::int64_t group_size) {
-  const bool table = options.codebook != Codebook::kNone;
+Result<OutputPlan> PlanOutput(const Checkpoint& source, const QuantizeOptions& options) {
+  const ModelConfig& config = source.config();
+  NIBBLE_TRY(plans, PlansOf(options, config));
   OutputPlan plan;
-  plan.format = options.format.value_or(options.block_type ? ModelFormat::kGguf
-                                        : table            ? ModelFormat::kBitsandbytes
-                                                           : ModelFormat::kCompressedTensors);
-  const bool gguf = plan.format == ModelFormat::kGguf;
-  plan.float_dtype = SixteenBitType(source.config());
+  plan.format = options.format.value_or(FormatOf(plans));
+  plan.float_dtype = SixteenBitType(config);
   // compressed-tensors follows the model; the others have f16 (LLM.int8: f16 numbers as F32).
   plan.scale_dtype =
       plan.format == ModelFormat::kCompressedTensors ? plan.float_dtype : DType::kF16;
-  for (const ExpectedWeight& weight : ExpectedWeights(source.config())) {
-    WeightSpec spec{.float_dtype = plan.float_dtype};
-    if (weight.is_linear && options.block_type) {
-      spec = *GgufSpecOf(static_cast<std::uint32_t>(TypeFor(*options.block_type, weight.cols)));
-    } else if (weight.is_linear && table) {
-      spec = {.kind = CodecKind::kCodebook,
-              .bits = BitsOf(options.codebook),
-              .group_size = group_size,
-              .has_f32_scales = true,
-              .codebook = options.codebook};
-    } else if (weight.is_linear) {
-      spec = {.kind = CodecKind::kUniform,
-              .bits = options.bits,
-              .group_size = group_size == 0 ? weight.cols : group_size,
-              .has_zero_points = !options.symmetric};
-    } else if (gguf && IsTable(weight.name) && weight.cols % kSmallBlock == 0) {
-      spec = *GgufSpecOf(static_cast<std::uint32_t>(GgufType::kQ8_0));
+  for (const ExpectedWeight& weight : ExpectedWeights(config)) {
+    ModulePlan module{.scheme = {.keeps_floats = true}};
+    if (const auto found = plans.find(weight.name); found != plans.end()) {
+      module = found->second;
+    } else if (plan.format == ModelFormat::kGguf && IsTable(weight.name) &&
+               weight.cols % kSmallBlock == 0) {
+      module.scheme = *ParseScheme("q8_0");
     }
-    plan.weights.push_back({weight.name, Shaped(spec, weight)});
-    const WeightToWrite& written = plan.weights.back();
-    if (written.spec.kind == CodecKind::kFloat) {
+    auto spec = SpecOf(module.scheme, weight, config, plan.float_dtype);
+    const std::string where = module.where.empty() ? "" : module.where + ": ";
+    if (!spec) {
+      return Fail(spec.error(), where);
+    }
+    plan.weights.push_back({weight.name, *spec});
+    if (spec->kind == CodecKind::kFloat) {
       continue;
     }
-    if (gguf) {
-      if (!GgufTypeOf(written.spec) || weight.cols % kSmallBlock != 0) {
-        return Fail(
-            ErrorCode::kInvalidArgument,
-            fmt::format(
-                "{}: no block type of GGUF holds {} in rows of {}: use --scheme q4_0, q4_1, "
-                "q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k or q6_k",
-                weight.name, written.spec.ToString(), weight.cols));
-      }
-      continue;
+    if (Rounds(module)) {
+      plan.rounded.insert(weight.name);
     }
-    if (options.block_type) {
-      return Fail(ErrorCode::kInvalidArgument,
-                  fmt::format("{} blocks are GGUF's: leave out --format {}",
-                              GgufTypeName(static_cast<std::uint32_t>(*options.block_type)),
-                              Name(plan.format)));
-    }
-    const auto folder = FolderFormatOf(plan.format);
-    if (!folder) {
-      return Fail(ErrorCode::kInvalidArgument,
-                  fmt::format("--format {} holds floats: use nibble convert", Name(plan.format)));
-    }
-    const auto encoder = MakeWeightEncoder(
-        *folder, written, {.scale_dtype = plan.scale_dtype, .model_dtype = plan.float_dtype});
-    if (!encoder) {
-      return Fail(encoder.error().code, encoder.error().message + InsteadOf(options, plan.format));
+    if (const auto fits = CheckFormat(plan, plan.weights.back(), module.scheme); !fits) {
+      return Fail(fits.error(), where);
     }
   }
   return plan;
@@ -141,6 +146,9 @@ std::uint64_t SizeBytes(const OutputPlan& plan, std::uint64_t shard_bytes) {
 
 std::uint64_t StoredBits(const OutputPlan& plan, const WeightSpec& spec) {
   const auto elements = static_cast<std::uint64_t>(spec.rows * spec.cols);
+  if (spec.kind == CodecKind::kFloat) {
+    return elements * SizeBytes(spec.float_dtype) * 8U;
+  }
   if (plan.format == ModelFormat::kGguf) {
     const auto block = GgufBlockOf(static_cast<std::uint32_t>(*GgufTypeOf(spec)));
     return elements / static_cast<std::uint64_t>(block->elements) *

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -17,19 +19,18 @@ namespace nibble {
 /// What a quantization writes: every weight with its grid, and the format that holds them.
 struct OutputPlan {
   ModelFormat format = ModelFormat::kCompressedTensors;
-  std::vector<WeightToWrite> weights;  // in the model's order
-  DType float_dtype = DType::kF16;     // of tables, norms and biases
-  DType scale_dtype = DType::kF16;     // scales are rounded to it before codes are chosen
+  std::vector<WeightToWrite> weights;          // in the model's order
+  DType float_dtype = DType::kF16;             // of tables, norms and biases
+  DType scale_dtype = DType::kF16;             // scales are rounded to it before codes are chosen
+  std::set<std::string, std::less<>> rounded;  // linears whose method is rounding
 };
 
-/// group_size: of the options, settled (0: whole rows). Errors: kInvalidArgument naming the weight
-/// that the format cannot hold, and what to do.
-Result<OutputPlan> PlanOutput(const Checkpoint& source, const QuantizeOptions& options,
-                              std::int64_t group_size);
+/// Errors: kInvalidArgument naming the weight that the format cannot hold, and what to do.
+Result<OutputPlan> PlanOutput(const Checkpoint& source, const QuantizeOptions& options);
 
 /// Bytes of the weight files.
 std::uint64_t SizeBytes(const OutputPlan& plan, std::uint64_t shard_bytes);
-/// Bits that a quantized weight takes on disk, scales included.
+/// Bits that a weight takes on disk, scales included.
 std::uint64_t StoredBits(const OutputPlan& plan, const WeightSpec& spec);
 
 /// A folder's safetensors, or its model.gguf.

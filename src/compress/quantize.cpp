@@ -9,6 +9,7 @@
 #include "base/sha256.h"
 #include "base/text.h"
 #include "checkpoint/digest.h"
+#include "checkpoint/gguf_blocks.h"
 #include "checkpoint/weight_writer.h"
 #include "codec/encode.h"
 #include "compress/awq.h"
@@ -31,53 +32,10 @@ namespace fs = std::filesystem;
 constexpr std::int64_t kChunkRows =
     256;  // rows that one worker rounds at a time; a multiple of 8 for packing
 constexpr std::int64_t kGoldenPromptTokens = 16;
-constexpr std::int64_t kUsualGroups[] = {128, 64, 32};
 constexpr const char* kScalesFile = "scales.json";  // while it runs
 constexpr std::size_t kMaxScalesBytes = std::size_t{1} << 30;
 constexpr const char* kLogFile = "quantization_log.json";
 constexpr const char* kVersion = "0.1.0";
-
-bool DividesAll(const std::vector<ExpectedWeight>& weights, std::int64_t group_size) {
-  return std::ranges::all_of(weights, [&](const ExpectedWeight& weight) {
-    return !weight.is_linear || weight.cols % group_size == 0;
-  });
-}
-
-Result<void> CheckGroup(const std::vector<ExpectedWeight>& weights, std::int64_t group_size) {
-  constexpr std::int64_t kGrain = 32;  // what kernels run besides whole rows
-  std::string allowed;
-  for (const std::int64_t group : kUsualGroups) {
-    allowed += DividesAll(weights, group) ? fmt::format("{}, ", group) : "";
-  }
-  for (const ExpectedWeight& weight : weights) {
-    if (weight.is_linear && group_size > 0 && weight.cols % group_size != 0) {
-      return Fail(ErrorCode::kInvalidArgument,
-                  fmt::format("--group-size {} does not divide the width {} of {}; this model "
-                              "takes {}or 0 for whole rows",
-                              group_size, weight.cols, weight.name, allowed));
-    }
-  }
-  if (group_size % kGrain != 0) {
-    return Fail(ErrorCode::kInvalidArgument,
-                fmt::format("--group-size {} is not a multiple of {}; this model takes {}or 0 for "
-                            "whole rows",
-                            group_size, kGrain, allowed));
-  }
-  return {};
-}
-
-Result<void> CheckTable(const std::vector<ExpectedWeight>& weights, Codebook codebook) {
-  for (const ExpectedWeight& weight : weights) {
-    if (weight.is_linear && weight.cols % kNf4Group != 0) {
-      return Fail(
-          ErrorCode::kInvalidArgument,
-          fmt::format("--scheme {} has blocks of {}, which do not divide the width {} of {}; "
-                      "use --scheme int4",
-                      Name(codebook), kNf4Group, weight.cols, weight.name));
-    }
-  }
-  return {};
-}
 
 // A folder of quantized linears is refused: rounding what was rounded adds a second error, and the
 // certificate would compare with the first. A GGUF may be all that its user has.
@@ -112,16 +70,10 @@ class Run {
         expected_(ExpectedWeights(source.config())) {}
 
   Result<QuantizeSummary> Go() {
-    table_ = options_.codebook != Codebook::kNone;
     NIBBLE_TRY_VOID(ChooseMethod());
-    group_size_ = table_                    ? kNf4Group
-                  : options_.group_size < 0 ? DefaultGroupSize(source_.config())
-                                            : options_.group_size;
     // What is wrong with the command is said before any work; AtomicWriter looks at `out` again.
-    if (!options_.block_type) {
-      NIBBLE_TRY_VOID(table_ ? CheckTable(expected_, options_.codebook)
-                             : CheckGroup(expected_, group_size_));
-    }
+    NIBBLE_TRY(plan, PlanOutput(source_, options_));
+    plan_ = std::move(plan);
     NIBBLE_TRY_VOID(CheckSource(source_, expected_, options_.allow_requantize));
     std::error_code ignored;
     if (fs::exists(out_, ignored)) {
@@ -130,15 +82,7 @@ class Run {
           fmt::format("{} exists already; remove it or choose another name", out_.string()));
     }
     NIBBLE_TRY_VOID(Tokenize());
-    NIBBLE_TRY(plan, PlanOutput(source_, options_, group_size_));
-    plan_ = std::move(plan);
-    if (options_.block_type && Calibrates()) {
-      return Fail(
-          ErrorCode::kInvalidArgument,
-          fmt::format("{} blocks are rounded without calibration data: leave it out, or use "
-                      "--scheme int4 --group-size 32 --format gguf, which GPTQ solves",
-                      GgufTypeName(static_cast<std::uint32_t>(*options_.block_type))));
-    }
+    NIBBLE_TRY_VOID(CheckSolvable());
     solved_ = plan_.weights;
     for (WeightToWrite& weight : solved_) {
       if (!BlockOfWeight(weight.name)) {  // solvers see tables as floats
@@ -178,6 +122,23 @@ class Run {
   }
 
  private:
+  // Calibration data goes to solvers, which know uniform grids and tables.
+  Result<void> CheckSolvable() const {
+    for (const WeightToWrite& weight : plan_.weights) {
+      const bool blocks = weight.spec.kind == CodecKind::kMinimum ||
+                          (weight.spec.kind == CodecKind::kUniform && weight.spec.has_f32_scales);
+      if (Calibrates() && blocks) {
+        return Fail(
+            ErrorCode::kInvalidArgument,
+            fmt::format("{}: {} blocks are rounded without calibration data: leave it out, or use "
+                        "--scheme int4 --group-size 32 --format gguf, which GPTQ solves",
+                        weight.name,
+                        GgufTypeName(static_cast<std::uint32_t>(*GgufTypeOf(weight.spec)))));
+      }
+    }
+    return {};
+  }
+
   Result<void> Tokenize() {
     tokens_ = tokenizer_.Encode(options_.text);
     const auto count = static_cast<std::int64_t>(tokens_.size());
@@ -268,26 +229,38 @@ class Run {
              .scale_dtype = plan_.scale_dtype,
              .search_scale = options_.search_scale,
              .damping = options_.damping,
-             .correct_inputs = options_.correct_inputs},
+             .correct_inputs = options_.correct_inputs,
+             .rounded = plan_.rounded},
             device};
   }
 
-  json::Object Recipe() const {
+  void DescribeScheme(json::Object& recipe) const {
+    const Scheme& scheme = options_.scheme;
+    if (scheme.block_type) {
+      recipe.Set("blocks", GgufTypeName(static_cast<std::uint32_t>(*scheme.block_type)));
+      return;
+    }
+    const bool table = scheme.codebook != Codebook::kNone;
+    if (table) {
+      recipe.Set("codebook", Name(scheme.codebook));
+    }
+    recipe.Set("bits", table ? BitsOf(scheme.codebook) : scheme.bits);
+    recipe.Set("group_size",
+               scheme.group_size < 0 ? DefaultGroupSize(source_.config()) : scheme.group_size);
+    if (!table) {
+      recipe.Set("symmetric", scheme.symmetric);
+    }
+    recipe.Set("scale_dtype", std::string(Name(table ? DType::kF32 : plan_.scale_dtype)));
+  }
+
+  json::Object RecipeJson() const {
     json::Object recipe;
     recipe.Set("method", Name(method_));
     recipe.Set("format", std::string(Name(plan_.format)));
-    if (options_.block_type) {
-      recipe.Set("blocks", GgufTypeName(static_cast<std::uint32_t>(*options_.block_type)));
-    } else if (table_) {
-      recipe.Set("codebook", Name(options_.codebook));
-      recipe.Set("bits", BitsOf(options_.codebook));
-      recipe.Set("group_size", group_size_);
-      recipe.Set("scale_dtype", std::string(Name(DType::kF32)));
+    if (options_.recipe) {
+      recipe.Set("recipe", options_.recipe->ToJson());
     } else {
-      recipe.Set("bits", options_.bits);
-      recipe.Set("group_size", group_size_);
-      recipe.Set("symmetric", options_.symmetric);
-      recipe.Set("scale_dtype", std::string(Name(plan_.scale_dtype)));
+      DescribeScheme(recipe);
     }
     if (Folds()) {
       recipe.Set("input_scales", "rms(x)^a, a by the output's error");
@@ -299,7 +272,7 @@ class Run {
       recipe.Set("correct_inputs", options_.correct_inputs);
     } else if (Calibrates()) {
       recipe.Set("search_scale", "mean(x^2)");
-    } else if (!table_ && !options_.block_type) {
+    } else if (options_.scheme.codebook == Codebook::kNone && !options_.scheme.block_type) {
       recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
     }
     if (Calibrates()) {
@@ -313,7 +286,7 @@ class Run {
   json::Value Fingerprint() const {
     json::Object out;
     out.Set("source_sha256", source_digest_);
-    out.Set("recipe", Recipe());
+    out.Set("recipe", RecipeJson());
     out.Set("text_sha256", Sha256Hex(std::as_bytes(std::span(options_.text))));
     out.Set("context", context_);
     out.Set("shard_bytes", options_.shard_bytes);
@@ -348,7 +321,7 @@ class Run {
       } else {
         NIBBLE_TRY_VOID(WriteWeight(*writer, weight, device.pool()));
       }
-      if (BlockOfWeight(weight.name) && weight.spec.kind != CodecKind::kFloat) {
+      if (BlockOfWeight(weight.name) && weight.spec.rows > 1) {
         quantized += elements;
         bits += StoredBits(plan_, weight.spec);
       }
@@ -493,7 +466,7 @@ class Run {
     origin.Set("format", source_.format() == CheckpointFormat::kGguf ? "gguf" : "safetensors");
     origin.Set("sha256", source_digest_);
     certificate.source = std::move(origin);
-    certificate.recipe = Recipe();
+    certificate.recipe = RecipeJson();
     const WeightInfo* table = quantized->Find("model.embed_tokens.weight");
     certificate.tables_stored = table->spec.ToString();
     NIBBLE_TRY(plan, PlanWeights(*quantized, *device, TableFormat::kAuto));
@@ -513,8 +486,6 @@ class Run {
   std::vector<WeightToWrite> solved_;  // the same as the solver sees them
   std::vector<TokenId> tokens_;
   std::int64_t context_ = 0;
-  std::int64_t group_size_ = 0;
-  bool table_ = false;
   QuantizeMethod method_ = QuantizeMethod::kRtn;
   std::optional<FoldedCheckpoint> folded_;
   std::vector<SolvedWeight> block_;  // whose weights are being written
@@ -541,37 +512,73 @@ const char* Name(QuantizeMethod method) {
   return "";
 }
 
+const std::vector<std::string>& MethodWords() {
+  static const std::vector<std::string> words = {"auto", "rtn", "gptq", "awq", "awq+gptq"};
+  return words;
+}
+
+std::optional<QuantizeMethod> ParseMethod(std::string_view word) {
+  for (const QuantizeMethod method :
+       {QuantizeMethod::kAuto, QuantizeMethod::kRtn, QuantizeMethod::kGptq, QuantizeMethod::kAwq,
+        QuantizeMethod::kAwqGptq}) {
+    if (word == Name(method)) {
+      return method;
+    }
+  }
+  return std::nullopt;
+}
+
+namespace {
+
+bool AnyRule(const Recipe& recipe, const std::function<bool(const ModulePlan&)>& test) {
+  return test(recipe.rest) || std::ranges::any_of(recipe.rules, test, &Recipe::Rule::plan);
+}
+
+// What is asked for: solved modules of a recipe make the whole run one that solves.
+QuantizeMethod WantedMethod(const QuantizeOptions& options) {
+  if (!options.recipe) {
+    return options.method;
+  }
+  const QuantizeMethod method = options.recipe->method.value_or(QuantizeMethod::kAuto);
+  if (!AnyRule(*options.recipe,
+               [](const auto& plan) { return plan.method == QuantizeMethod::kGptq; })) {
+    return method;
+  }
+  return method == QuantizeMethod::kAwq || method == QuantizeMethod::kAwqGptq
+             ? QuantizeMethod::kAwqGptq
+             : QuantizeMethod::kGptq;
+}
+
+// Whether solving is worth its time.
+bool IsNarrow(const ModulePlan& plan) {
+  return !plan.scheme.keeps_floats &&
+         (plan.scheme.codebook != Codebook::kNone || plan.scheme.bits < 8);
+}
+
+}  // namespace
+
 Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
   const bool calibrated = options.calibration != nullptr;
-  if (!calibrated && options.method != QuantizeMethod::kAuto &&
-      options.method != QuantizeMethod::kRtn) {
+  const QuantizeMethod wanted = WantedMethod(options);
+  if (!calibrated && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kRtn) {
     return Fail(ErrorCode::kInvalidArgument,
                 fmt::format("--method {} needs --calibration FILE: text (or .jsonl rows) like what "
                             "the model will read",
-                            Name(options.method)));
+                            Name(wanted)));
   }
-  if (options.method != QuantizeMethod::kAuto) {
-    return MethodChoice{options.method, "asked for"};
+  if (wanted != QuantizeMethod::kAuto) {
+    return MethodChoice{wanted, "asked for"};
   }
   if (!calibrated) {
     return MethodChoice{QuantizeMethod::kRtn, "there is no --calibration"};
   }
-  if (options.codebook == Codebook::kNone && options.bits >= 8) {
+  if (options.recipe ? !AnyRule(*options.recipe, IsNarrow)
+                     : !IsNarrow({.scheme = options.scheme})) {
     return MethodChoice{QuantizeMethod::kRtn,
                         "at 8 bits rounding costs next to nothing; scales follow the calibration"};
   }
   return MethodChoice{QuantizeMethod::kGptq,
                       "below 8 bits errors are worth passing on to later columns"};
-}
-
-std::int64_t DefaultGroupSize(const ModelConfig& config) {
-  const std::vector<ExpectedWeight> weights = ExpectedWeights(config);
-  for (const std::int64_t group : kUsualGroups) {
-    if (DividesAll(weights, group)) {
-      return group;
-    }
-  }
-  return 0;
 }
 
 Result<QuantizeSummary> QuantizeCheckpoint(const Checkpoint& source, const Tokenizer& tokenizer,

@@ -6,20 +6,20 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "checkpoint/checkpoint.h"
 #include "compress/calibration.h"
 #include "compress/certificate.h"
 #include "compress/model_format.h"
+#include "compress/recipe.h"
+#include "compress/scheme.h"
 #include "device/device.h"
-#include "io/gguf.h"
 #include "json/value.h"
 #include "tokenizer/tokenizer.h"
 
 namespace nibble {
-
-constexpr std::int64_t kNf4Group = 64;  // bitsandbytes' block
 
 enum class QuantizeMethod : std::uint8_t {
   kAuto,    // ChooseMethod
@@ -29,23 +29,21 @@ enum class QuantizeMethod : std::uint8_t {
   kAwqGptq  // the same scales, then GPTQ
 };
 const char* Name(QuantizeMethod method);
+std::optional<QuantizeMethod> ParseMethod(std::string_view word);
+const std::vector<std::string>& MethodWords();
 
 struct QuantizeOptions {
   QuantizeMethod method = QuantizeMethod::kAuto;
   const CalibrationSet* calibration = nullptr;  // kGptq needs it; must outlive the run
   double damping = 0.01;                        // kGptq: of the mean of a Hessian's diagonal
   bool correct_inputs = true;                   // kGptq: make up for what the input has lost
-  int bits = 4;                                 // 4 or 8
-  std::int64_t group_size = -1;  // columns that share a scale; 0: a whole row; -1: the largest of
-                                 // 128, 64, 32 that divides every width
-  Codebook codebook = Codebook::kNone;  // kNf4, kFp4: in groups of kNf4Group, as bitsandbytes; the
-                                        // grid's options say nothing then
-  std::optional<GgufType> block_type;   // blocks of GGUF, where they are no uniform grid; nor then
-  std::optional<ModelFormat> format;    // absent: compressed-tensors; bitsandbytes for a codebook
-  bool symmetric = true;
-  bool search_scale = true;       // off: plain absmax
-  bool allow_requantize = false;  // of a folder whose linears are quantized already
-  std::string text;               // what the certificate is measured on
+  Scheme scheme;                                // of every linear
+  std::optional<Recipe> recipe;       // or of some, and other schemes for others; scheme says
+                                      // nothing then
+  std::optional<ModelFormat> format;  // absent: that of the first quantized weight (UsualFormat)
+  bool search_scale = true;           // off: plain absmax
+  bool allow_requantize = false;      // of a folder whose linears are quantized already
+  std::string text;                   // what the certificate is measured on
   std::string text_name;
   std::int64_t text_context = 512;  // tokens of a window; shortened for a short text
   std::int64_t max_windows = 16;
@@ -86,9 +84,6 @@ Result<QuantizeSummary> QuantizeCheckpoint(const Checkpoint& source, const Token
                                            const std::filesystem::path& out,
                                            const QuantizeOptions& options, int num_threads,
                                            const QuantizeProgress& progress);
-
-/// The largest of 128, 64, 32 that divides the width of every linear; 0 (whole rows) if none does.
-std::int64_t DefaultGroupSize(const ModelConfig& config);
 
 /// The text that certificates are measured on where the user names none: general English prose of
 /// our own.

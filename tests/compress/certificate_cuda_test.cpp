@@ -31,7 +31,7 @@ class CudaCertificate : public ::testing::Test {
     options.text = std::string(DefaultCertificateText());
     options.text_context = 64;
     options.max_windows = 3;
-    options.group_size = 32;
+    options.scheme.group_size = 32;
     const auto summary = QuantizeCheckpoint(**source, **tokenizer, Folder(), options, 2, {});
     ASSERT_TRUE(summary) << summary.error().message;
   }

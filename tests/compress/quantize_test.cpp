@@ -8,6 +8,7 @@
 #include <map>
 #include <sstream>
 
+#include "compress/block_walk.h"
 #include "io/safetensors.h"
 #include "tests/io/temp_folder.h"
 
@@ -41,7 +42,7 @@ class Quantize : public ::testing::Test {
     options_.text_name = "prose";
     options_.text_context = 64;
     options_.max_windows = 3;
-    options_.group_size = 32;
+    options_.scheme.group_size = 32;
   }
   Result<QuantizeSummary> Run(const fs::path& out, const QuantizeProgress& progress = {}) {
     return QuantizeCheckpoint(*source_, *tokenizer_, out, options_, 2, progress);
@@ -101,11 +102,11 @@ TEST_F(Quantize, EveryFormatIsVerifiedAndServed) {
   int number = 0;
   for (const auto& one : kCases) {
     options_.format = one.format;
-    options_.bits = one.bits;
-    options_.group_size = one.group_size;
-    options_.symmetric = one.symmetric;
-    options_.codebook = one.codebook;
-    options_.block_type = one.block_type;
+    options_.scheme.bits = one.bits;
+    options_.scheme.group_size = one.group_size;
+    options_.scheme.symmetric = one.symmetric;
+    options_.scheme.codebook = one.codebook;
+    options_.scheme.block_type = one.block_type;
     const fs::path out = temp_.path() / fmt::format("out{}", ++number);
     const auto summary = Run(out);
     ASSERT_TRUE(summary) << one.stored_as << ": " << summary.error().message;
@@ -135,9 +136,9 @@ TEST_F(Quantize, AFormatThatCannotHoldTheGridIsRefusedBeforeTheWork) {
   };
   for (const auto& one : kCases) {
     options_.format = one.format;
-    options_.bits = one.bits;
-    options_.symmetric = one.symmetric;
-    options_.codebook = one.codebook;
+    options_.scheme.bits = one.bits;
+    options_.scheme.symmetric = one.symmetric;
+    options_.scheme.codebook = one.codebook;
     const auto refused = Run(temp_.path() / "out");
     ASSERT_FALSE(refused) << one.says;
     EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
@@ -249,7 +250,7 @@ TEST_F(Quantize, AnInterruptedRunGoesOnAndGivesTheSameBytes) {
 }
 
 TEST_F(Quantize, AGroupThatDoesNotDivideIsAnErrorNamingTheTensor) {
-  options_.group_size = 48;
+  options_.scheme.group_size = 48;
   const auto refused = Run(temp_.path() / "out");
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
@@ -257,10 +258,10 @@ TEST_F(Quantize, AGroupThatDoesNotDivideIsAnErrorNamingTheTensor) {
       << refused.error().message;
   EXPECT_NE(refused.error().message.find("this model takes 64, 32, or 0"), std::string::npos)
       << refused.error().message;
-  options_.group_size = 16;  // divides, but no kernel would run it
+  options_.scheme.group_size = 8;  // divides, but solvers work on sixteen columns at a time
   const auto too_fine = Run(temp_.path() / "out");
   ASSERT_FALSE(too_fine);
-  EXPECT_NE(too_fine.error().message.find("multiple of 32"), std::string::npos);
+  EXPECT_NE(too_fine.error().message.find("multiple of 16"), std::string::npos);
 }
 
 TEST_F(Quantize, WhatIsQuantizedAlreadyIsRefusedUnlessAskedFor) {
@@ -286,7 +287,7 @@ TEST_F(Quantize, NothingIsOverwritten) {
 }
 
 TEST_F(Quantize, Nf4IsWrittenAsBitsandbytesDoesAndServed) {
-  options_.codebook = Codebook::kNf4;
+  options_.scheme.codebook = Codebook::kNf4;
   const fs::path out = temp_.path() / "nf4";
   const auto summary = Run(out);
   ASSERT_TRUE(summary) << summary.error().message;
@@ -307,7 +308,7 @@ TEST_F(Quantize, Nf4OfAWidthThatItsBlocksDoNotDivideIsRefused) {
   auto source = Checkpoint::Open(Golden("llama_bias").string());  // 48 wide
   ASSERT_TRUE(source) << source.error().message;
   source_ = std::move(*source);
-  options_.codebook = Codebook::kNf4;
+  options_.scheme.codebook = Codebook::kNf4;
   const auto summary = Run(temp_.path() / "nf4");
   ASSERT_FALSE(summary);
   EXPECT_EQ(summary.error().code, ErrorCode::kInvalidArgument);
@@ -318,9 +319,9 @@ TEST_F(Quantize, AsymmetricAndInt8AndWholeRowsWorkToo) {
   double last = 1e9;
   for (const auto& [bits, group, symmetric] :
        {std::tuple{4, 0, true}, {4, 32, false}, {8, 32, true}}) {
-    options_.bits = bits;
-    options_.group_size = group;
-    options_.symmetric = symmetric;
+    options_.scheme.bits = bits;
+    options_.scheme.group_size = group;
+    options_.scheme.symmetric = symmetric;
     const fs::path out =
         temp_.path() / (std::to_string(bits) + std::to_string(group) + std::to_string(symmetric));
     const auto summary = Run(out);
@@ -329,6 +330,77 @@ TEST_F(Quantize, AsymmetricAndInt8AndWholeRowsWorkToo) {
     last = summary->certificate.int16.kl_mean;
     EXPECT_TRUE(Serve(out, ActivationMode::kInt16));
   }
+}
+
+Recipe RecipeOf(std::string_view text) {
+  auto recipe = ParseRecipe(text, "r.yaml");
+  EXPECT_TRUE(recipe) << recipe.error().message;
+  return recipe ? *std::move(recipe) : Recipe{};
+}
+
+TEST_F(Quantize, TheExampleOfMixedPrecisionIsWrittenReadBackAndServed) {
+  options_.recipe = RecipeOf(Slurp(fs::path(NIBBLE_SOURCE_DIR) / "examples/mixed_precision.yaml"));
+  const fs::path out = temp_.path() / "mixed";
+  const auto summary = Run(out);
+  ASSERT_TRUE(summary) << summary.error().message;
+  for (const ActivationMode mode : {ActivationMode::kInt16, ActivationMode::kInt8}) {
+    const auto served = Serve(out, mode);
+    EXPECT_TRUE(served) << served.error().message;
+  }
+  const auto back = Checkpoint::Open(out.string());
+  ASSERT_TRUE(back) << back.error().message;
+  std::uint64_t bits = 0, elements = 0;
+  for (const ExpectedWeight& weight : ExpectedWeights(source_->config())) {
+    if (!weight.is_linear) {
+      continue;
+    }
+    const WeightSpec& spec = (*back)->Find(weight.name)->spec;
+    const bool attention = weight.name.find("self_attn") != std::string::npos;
+    EXPECT_EQ(spec.bits, attention ? 4 : 8) << weight.name;
+    EXPECT_EQ(spec.group_size, attention ? 32 : 64) << weight.name;
+    elements += static_cast<std::uint64_t>(weight.rows * weight.cols);
+    bits += static_cast<std::uint64_t>(weight.rows * weight.cols * spec.bits +
+                                       weight.rows * spec.num_groups() * 16);
+  }
+  EXPECT_DOUBLE_EQ(summary->bits_per_weight,
+                   static_cast<double>(bits) / static_cast<double>(elements));
+  const auto config = json::ParseFile((out / "config.json").string());
+  ASSERT_TRUE(config);
+  EXPECT_EQ(config->Find("quantization_config")->Find("config_groups")->AsObject()->size(), 2U);
+  EXPECT_EQ(*summary->certificate.recipe.Find("recipe")->Find("scheme")->AsString(), "int8");
+}
+
+TEST_F(Quantize, ARecipeKeepsWhatItSkipsAndQuantizesATableThatItNames) {
+  options_.recipe = RecipeOf(
+      "group_size: 32\n"
+      "modules:\n"
+      "  - {match: '*.mlp.*', skip: true}\n"
+      "  - {match: model.embed_tokens, bits: 8}\n");
+  const fs::path out = temp_.path() / "skipped";
+  const auto summary = Run(out);
+  ASSERT_TRUE(summary) << summary.error().message;
+  EXPECT_TRUE(Serve(out, ActivationMode::kInt16));
+  const auto back = Checkpoint::Open(out.string());
+  ASSERT_TRUE(back) << back.error().message;
+  EXPECT_EQ((*back)->Find("model.layers.0.mlp.up_proj.weight")->spec.kind, CodecKind::kFloat);
+  EXPECT_EQ((*back)->Find("model.layers.0.self_attn.v_proj.weight")->spec.bits, 4);
+  EXPECT_EQ((*back)->Find("model.embed_tokens.weight")->spec.bits, 8);
+  EXPECT_EQ(summary->certificate.tables_stored, "w8 g32 sym");
+}
+
+TEST_F(Quantize, AMixThatTheFormatCannotHoldNamesTheRuleAndTheTensor) {
+  options_.recipe = RecipeOf("group_size: 32\nmodules:\n  - {match: '*.down_proj', scheme: nf4}\n");
+  options_.format = ModelFormat::kCompressedTensors;
+  const auto refused = Run(temp_.path() / "out");
+  ASSERT_FALSE(refused);
+  for (const char* word : {"r.yaml:3", "model.layers.0.mlp.down_proj", "nf4"}) {
+    EXPECT_NE(refused.error().message.find(word), std::string::npos) << refused.error().message;
+  }
+  options_.recipe = RecipeOf("modules:\n  - {match: '*.down_proj', group_size: 48}\n");
+  const auto uneven = Run(temp_.path() / "out");
+  ASSERT_FALSE(uneven);
+  EXPECT_NE(uneven.error().message.find("r.yaml:2: groups of 48"), std::string::npos)
+      << uneven.error().message;
 }
 
 // The tiny model calibrated on the built-in prose.
@@ -430,10 +502,10 @@ TEST_F(QuantizeGptqModel, Nf4AndZeroPointsAndWholeRowsAndEightBitsWorkToo) {
                                                          {4, 0, true, Codebook::kNone},
                                                          {4, 32, false, Codebook::kNone},
                                                          {8, 32, true, Codebook::kNone}}) {
-    options_.bits = bits;
-    options_.group_size = group;
-    options_.symmetric = symmetric;
-    options_.codebook = codebook;
+    options_.scheme.bits = bits;
+    options_.scheme.group_size = group;
+    options_.scheme.symmetric = symmetric;
+    options_.scheme.codebook = codebook;
     const fs::path out = temp_.path() / (std::to_string(bits) + std::to_string(group) +
                                          std::to_string(symmetric) + Name(codebook));
     const auto summary = Run(out);
@@ -465,7 +537,7 @@ TEST_F(QuantizeGptqModel, RoundingFollowsTheInputsIfItIsToldThem) {
 TEST_F(QuantizeGptqModel, ScalesOfAwqAreFoldedInAndSurviveAStop) {
   for (const QuantizeMethod method : {QuantizeMethod::kAwq, QuantizeMethod::kAwqGptq}) {
     options_.method = method;
-    options_.bits = 8;  // so that a scale that is folded in on one side only would show
+    options_.scheme.bits = 8;  // so that a scale that is folded in on one side only would show
     const fs::path out = temp_.path() / Name(method);
     const auto summary = Run(out);
     ASSERT_TRUE(summary) << summary.error().message;
@@ -501,7 +573,7 @@ TEST_F(QuantizeGptqModel, ScalesOfAwqAreFoldedInAndSurviveAStop) {
 TEST_F(QuantizeGptqModel, EveryNumberOfBitsIsWrittenAndServed) {
   double last = 1e9;
   for (const int bits : {2, 3, 4, 5, 6, 8}) {
-    options_.bits = bits;
+    options_.scheme.bits = bits;
     const fs::path out = temp_.path() / std::to_string(bits);
     const auto summary = Run(out);
     ASSERT_TRUE(summary) << summary.error().message;
@@ -510,6 +582,48 @@ TEST_F(QuantizeGptqModel, EveryNumberOfBitsIsWrittenAndServed) {
     EXPECT_LT(summary->certificate.int16.kl_mean, last) << bits << " bits";
     last = summary->certificate.int16.kl_mean;
   }
+}
+
+TEST_F(QuantizeGptqModel, MixedModulesAreSolvedTogetherAndAStopChangesNothing) {
+  options_.method = QuantizeMethod::kAuto;
+  // Two sizes of groups and a rounded linear meet in one input, a float and a solved one in
+  // another.
+  options_.recipe = RecipeOf(
+      "modules:\n"
+      "  - {match: '*.q_proj', bits: 3, group_size: 32}\n"
+      "  - {match: '*.k_proj', bits: 8}\n"
+      "  - {match: '*.v_proj', bits: 4, group_size: 64}\n"
+      "  - {match: '*.o_proj', bits: 4, method: rtn}\n"
+      "  - {match: '*.up_proj', skip: true}\n");
+  const fs::path out = temp_.path() / "mixed";
+  const auto summary = Run(out);
+  ASSERT_TRUE(summary) << summary.error().message;
+  EXPECT_EQ(*summary->certificate.recipe.Find("method")->AsString(), "gptq");
+  EXPECT_TRUE(Serve(out, ActivationMode::kInt16));
+  const auto log = json::ParseFile((out / "quantization_log.json").string());
+  ASSERT_TRUE(log);
+  const auto solved = [&](const char* linear) {
+    const json::Value* entry = log->Find(WeightName(0, linear));
+    return entry != nullptr && entry->Find("relative_output_error") != nullptr;
+  };
+  EXPECT_TRUE(solved("self_attn.q_proj"));
+  EXPECT_FALSE(solved("self_attn.k_proj"));
+  EXPECT_TRUE(solved("self_attn.v_proj"));
+  EXPECT_FALSE(solved("self_attn.o_proj"));
+  EXPECT_TRUE(solved("mlp.gate_proj"));
+  EXPECT_EQ(log->Find(WeightName(0, "mlp.up_proj")), nullptr);
+  const fs::path again = temp_.path() / "again";
+  const auto stopped =
+      Run(again, [](std::string_view now, std::uint64_t done, std::uint64_t total,
+                    const std::string&) { return now != "calibrating" || done < total * 3 / 4; });
+  ASSERT_FALSE(stopped);
+  ASSERT_TRUE(Run(again));
+  ExpectSameFolder(out, again);
+  // Solved alone, all at the same grid, the modules lose more than the mix does.
+  options_.recipe = RecipeOf("method: rtn\nbits: 3\ngroup_size: 32\n");
+  const auto rounded = Run(temp_.path() / "rounded");
+  ASSERT_TRUE(rounded) << rounded.error().message;
+  EXPECT_LT(summary->certificate.int16.kl_mean, rounded->certificate.int16.kl_mean);
 }
 
 TEST(ChooseMethod, SaysWhatAutoTakesAndWhatIsMissing) {
@@ -521,8 +635,9 @@ TEST(ChooseMethod, SaysWhatAutoTakesAndWhatIsMissing) {
   };
   EXPECT_EQ(reason({}), "rtn: there is no --calibration");
   EXPECT_NE(reason({.calibration = &set}).find("gptq: "), std::string::npos);
-  EXPECT_NE(reason({.calibration = &set, .bits = 8}).find("rtn: "), std::string::npos);
-  EXPECT_NE(reason({.calibration = &set, .bits = 8, .codebook = Codebook::kNf4}).find("gptq: "),
+  EXPECT_NE(reason({.calibration = &set, .scheme = {.bits = 8}}).find("rtn: "), std::string::npos);
+  EXPECT_NE(reason({.calibration = &set, .scheme = {.bits = 8, .codebook = Codebook::kNf4}})
+                .find("gptq: "),
             std::string::npos);
   EXPECT_NE(reason({.method = QuantizeMethod::kGptq}).find("needs --calibration"),
             std::string::npos);

@@ -162,7 +162,7 @@ class Checkpoint(unittest.TestCase):
             ([source, "--out", out, "--scheme", "int9"], ["--scheme", "int4", "int8"]),
             ([source, "--scheme", "int4"], ["--out"]),
             ([source, "--out", out, "--calibration", self.root / "no-text", "--calibration-length", 64], ["--calibration", "no-text"]),
-            ([source, "--out", out, "--group-size", 16], ["multiple of 32", "64, 32, or 0"]),
+            ([source, "--out", out, "--group-size", 8], ["multiple of 16", "64, 32, or 0"]),
             ([source, "--out", out, "--group-size", -5], ["--group-size"]),
             ([source, "--out", self.root / "taken"], ["exists already", "another name"]),
             ([self.int4, "--out", out], ["quantized already", "original", "--allow-requantize"]),
