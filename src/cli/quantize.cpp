@@ -45,6 +45,13 @@ class QuantizeCommand final : public Command {
     options.Add("--recipe", &recipe_file_,
                 "a YAML file that gives method, scheme and group size by modules, instead of the "
                 "flags");
+    options.Add("--budget", &budget_,
+                "search such a recipe for a size: 4.25bpw (bits a weight of the linears) or 2.1GiB "
+                "(weight files); needs --calibration");
+    options.Add("--max-kl", &max_kl_,
+                "the same for a quality: the smallest model whose groups' own KL add up to this");
+    options.Add("--candidates", &candidates_,
+                "schemes to choose from, as int3 or int4-g32 (default: 3, 4, 5, 6 and 8 bits)");
     options.Choice("--format", &format_,
                    {"auto", "compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes",
                     "bitsandbytes-nested", "gguf"},
@@ -104,6 +111,12 @@ class QuantizeCommand final : public Command {
       NIBBLE_TRY(read, ReadRecipe());
       recipe = std::move(read);
     }
+    NIBBLE_TRY(budget, ReadBudget());
+    std::vector<Scheme> candidates;
+    for (const std::string& word : candidates_) {
+      NIBBLE_TRY(candidate, ParseCandidate(word));
+      candidates.push_back(candidate);
+    }
     CatchInterrupts();
     NIBBLE_TRY(source, Checkpoint::Open(source_, environment.hub_cache));
     NIBBLE_TRY(tokenizer, LoadTokenizer(*source));
@@ -112,6 +125,8 @@ class QuantizeCommand final : public Command {
                             .correct_inputs = correct_inputs_,
                             .scheme = scheme,
                             .recipe = std::move(recipe),
+                            .budget = std::move(budget),
+                            .candidates = std::move(candidates),
                             .format = ParseModelFormat(format_),
                             .search_scale = search_,
                             .allow_requantize = allow_requantize_,
@@ -160,10 +175,39 @@ class QuantizeCommand final : public Command {
       fmt::print("{}", ToJson(summary->certificate));
     }
     Print(*summary);
+    if (max_kl_ && summary->certificate.int16.kl_mean > *max_kl_) {
+      fmt::print(stderr,
+                 "the KL on {} is above --max-kl {}: errors of modules have added up to more than "
+                 "their sum; take a smaller --max-kl, or --candidates with more bits\n",
+                 summary->certificate.text_name, *max_kl_);
+      return kExitGate;
+    }
     return kExitOk;
   }
 
  private:
+  Result<std::optional<Budget>> ReadBudget() const {
+    if (budget_.empty() && !max_kl_) {
+      return candidates_.empty()
+                 ? Result<std::optional<Budget>>()
+                 : Fail(ErrorCode::kInvalidArgument, "--candidates are for --budget or --max-kl");
+    }
+    if (!recipe_file_.empty() || scheme_ != kDefaultScheme || group_size_ || !symmetric_ ||
+        (!budget_.empty() && max_kl_)) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  "--budget and --max-kl choose schemes themselves: give one of them, and neither "
+                  "--recipe nor --scheme, --group-size or --no-symmetric beside it");
+    }
+    if (max_kl_) {
+      if (!(*max_kl_ > 0.0)) {
+        return Fail(ErrorCode::kInvalidArgument, "--max-kl takes a number above 0");
+      }
+      return Budget{.max_kl = max_kl_, .text = fmt::format("a KL of {}", *max_kl_)};
+    }
+    NIBBLE_TRY(budget, ParseBudget(budget_));
+    return std::optional(std::move(budget));
+  }
+
   Result<Recipe> ReadRecipe() const {
     if (scheme_ != kDefaultScheme || method_ != "auto" || group_size_ || !symmetric_) {
       return Fail(ErrorCode::kInvalidArgument,
@@ -216,6 +260,9 @@ class QuantizeCommand final : public Command {
                certificate.auto_activations() == ActivationMode::kInt8 ? "int8" : "int16");
   }
 
+  std::string budget_;
+  std::optional<double> max_kl_;
+  std::vector<std::string> candidates_;
   static constexpr const char* kDefaultScheme = "int4";
   std::string source_, out_, text_file_, calibration_file_, recipe_file_;
   std::string scheme_ = kDefaultScheme, format_ = "auto";

@@ -14,6 +14,7 @@
 #include "codec/encode.h"
 #include "compress/awq.h"
 #include "compress/block_solver.h"
+#include "compress/block_walk.h"
 #include "compress/fold.h"
 #include "compress/output_plan.h"
 #include "compress/solved_block.h"
@@ -34,6 +35,7 @@ constexpr std::int64_t kChunkRows =
 constexpr std::int64_t kGoldenPromptTokens = 16;
 constexpr const char* kScalesFile = "scales.json";  // while it runs
 constexpr std::size_t kMaxScalesBytes = std::size_t{1} << 30;
+constexpr const char* kRecipeFile = "recipe.yaml";
 constexpr const char* kLogFile = "quantization_log.json";
 constexpr const char* kVersion = "0.1.0";
 
@@ -72,8 +74,7 @@ class Run {
   Result<QuantizeSummary> Go() {
     NIBBLE_TRY_VOID(ChooseMethod());
     // What is wrong with the command is said before any work; AtomicWriter looks at `out` again.
-    NIBBLE_TRY(plan, PlanOutput(source_, options_));
-    plan_ = std::move(plan);
+    NIBBLE_TRY_VOID(options_.budget ? PlanCandidates() : Plan());
     NIBBLE_TRY_VOID(CheckSource(source_, expected_, options_.allow_requantize));
     std::error_code ignored;
     if (fs::exists(out_, ignored)) {
@@ -82,29 +83,22 @@ class Run {
           fmt::format("{} exists already; remove it or choose another name", out_.string()));
     }
     NIBBLE_TRY_VOID(Tokenize());
-    NIBBLE_TRY_VOID(CheckSolvable());
-    solved_ = plan_.weights;
-    for (WeightToWrite& weight : solved_) {
-      if (!BlockOfWeight(weight.name)) {  // solvers see tables as floats
-        weight.spec = {
-            .rows = weight.spec.rows, .cols = weight.spec.cols, .float_dtype = plan_.float_dtype};
-      }
-    }
     const auto device = MakeCpuDevice(num_threads_);
-    const bool solve = Calibrates();
-    if (solve) {
+    if (!options_.budget) {
       NIBBLE_TRY_VOID(PlanSolver(*device));
-      if (options_.notice) {
-        options_.notice(Describe(*device));
-      }
     }
     NIBBLE_TRY(digest, WeightsDigest(source_, [&](std::uint64_t done, std::uint64_t total) {
                  return !progress_ || progress_("hashing the source", done, total, {});
                }));
     source_digest_ = digest;
-    const std::uint64_t expected_bytes = SizeBytes(plan_, options_.shard_bytes);
-    const std::uint64_t work_bytes = solve ? SolvedBlocks::SizeBytes(solved_) : 0;
-    NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(), expected_bytes + work_bytes));
+    const std::uint64_t work_bytes = Calibrates() ? SolvedBlocks::SizeBytes(solved_) : 0;
+    NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(),
+                                            SizeBytes(plan_, options_.shard_bytes) + work_bytes));
+    if (options_.budget) {
+      NIBBLE_TRY_VOID(SearchBudget(*writer));
+      NIBBLE_TRY_VOID(Plan());
+      NIBBLE_TRY_VOID(PlanSolver(*device));
+    }
     if (Folds()) {
       NIBBLE_TRY_VOID(Fold(*writer, *device));
     }
@@ -116,12 +110,131 @@ class Run {
     for (const WeightInfo& weight : source_.weights()) {
       summary_.source_bytes += weight.size_bytes;
     }
-    summary_.output_bytes = expected_bytes;
+    summary_.output_bytes = SizeBytes(plan_, options_.shard_bytes);
     summary_.log = log_;
     return std::move(summary_);
   }
 
  private:
+  Result<void> Plan() {
+    NIBBLE_TRY(plan, PlanOutput(source_, options_));
+    plan_ = std::move(plan);
+    NIBBLE_TRY_VOID(CheckSolvable());
+    solved_ = plan_.weights;
+    for (WeightToWrite& weight : solved_) {
+      if (!BlockOfWeight(weight.name)) {  // solvers see tables as floats
+        weight.spec = {
+            .rows = weight.spec.rows, .cols = weight.spec.cols, .float_dtype = plan_.float_dtype};
+      }
+    }
+    return {};
+  }
+
+  std::uint64_t BitsOfLinears() const {
+    std::uint64_t bits = 0;
+    for (const WeightToWrite& weight : plan_.weights) {
+      bits +=
+          BlockOfWeight(weight.name) && weight.spec.rows > 1 ? StoredBits(plan_, weight.spec) : 0;
+    }
+    return bits;
+  }
+
+  // Each candidate for the whole model, so that none fails later; what is planned in the end is the
+  // largest.
+  Result<void> PlanCandidates() {
+    if (options_.candidates.empty()) {
+      options_.candidates = UsualCandidates(source_.config());
+    }
+    std::optional<Scheme> largest;
+    std::uint64_t most = 0;
+    for (const Scheme& scheme : options_.candidates) {
+      options_.scheme = scheme;
+      NIBBLE_TRY_VOID(Plan());
+      options_.format = plan_.format;  // one for all
+      if (const std::uint64_t bits = BitsOfLinears(); bits > most) {
+        most = bits;
+        largest = scheme;
+      }
+    }
+    options_.scheme = *largest;
+    return Plan();
+  }
+
+  // Leaves the recipe that fits the budget, measured or of an earlier run.
+  Result<void> SearchBudget(AtomicWriter& out) {
+    const auto device = MakeCpuDevice(num_threads_);
+    const SensitivityMeter meter(
+        source_, options_.candidates, *options_.calibration,
+        {.method = Propagates() ? BlockMethod::kGptq : BlockMethod::kWeighted,
+         .scale_dtype = plan_.scale_dtype,
+         .damping = options_.damping},
+        *device);
+    if (!out.IsDone(kRecipeFile)) {
+      NIBBLE_TRY(groups, meter.Run(out, [&](std::uint64_t done, std::uint64_t total,
+                                            const std::string& detail) {
+        return !progress_ || progress_("measuring sensitivity", done, total, detail);
+      }));
+      NIBBLE_TRY(text, Spend(groups));
+      NIBBLE_TRY_VOID(out.WriteWhole(kRecipeFile, text));
+    }
+    NIBBLE_TRY_VOID(meter.Clear(out));
+    NIBBLE_TRY(text, ReadFile(out.partial_path() / kRecipeFile, kMaxScalesBytes));
+    NIBBLE_TRY(recipe, ParseRecipe(text, kRecipeFile));
+    options_.recipe = std::move(recipe);
+    return {};
+  }
+
+  // The recipe for what was measured.
+  Result<std::string> Spend(std::span<const GroupSensitivity> groups) const {
+    std::vector<BudgetItem> items;
+    std::uint64_t elements = 0;
+    for (const GroupSensitivity& group : groups) {
+      BudgetItem& item = items.emplace_back(BudgetItem{.kl = group.kl});
+      item.bits.resize(options_.candidates.size());
+      for (const std::string_view linear : LinearsOf(group.group)) {
+        const auto weight =
+            std::ranges::find(expected_, WeightName(group.block, linear), &ExpectedWeight::name);
+        elements += static_cast<std::uint64_t>(weight->rows * weight->cols);
+        for (std::size_t c = 0; c < options_.candidates.size(); ++c) {
+          NIBBLE_TRY(spec,
+                     SpecOf(options_.candidates[c], *weight, source_.config(), plan_.float_dtype));
+          item.bits[c] += StoredBits(plan_, spec);
+        }
+      }
+    }
+    NIBBLE_TRY(choice, ChooseWithin(items, BitsToSpend(elements), options_.budget->max_kl));
+    std::uint64_t bits = 0;
+    double kl = 0.0;
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      bits += items[i].bits[choice[i]];
+      kl += items[i].kl[choice[i]];
+    }
+    const std::string spent =
+        fmt::format("{:.4f} bits a weight of the linears; the groups' own KL add up to {:.5f}",
+                    static_cast<double>(bits) / static_cast<double>(elements), kl);
+    if (options_.notice) {
+      options_.notice(fmt::format("{}: {}", kRecipeFile, spent));
+    }
+    return RecipeText(groups, options_.candidates, choice, Propagates() ? "auto" : "rtn",
+                      fmt::format("# Chosen by nibble quantize for {}: {}.\n"
+                                  "# Numbers: KL of the model's output when the linears of one "
+                                  "input are quantized alone; < is what was chosen.\n",
+                                  options_.budget->text, spent));
+  }
+
+  // What the budget leaves to the linears.
+  std::optional<std::uint64_t> BitsToSpend(std::uint64_t elements) const {
+    const Budget& budget = *options_.budget;
+    if (budget.bits_per_weight) {
+      return static_cast<std::uint64_t>(*budget.bits_per_weight * static_cast<double>(elements));
+    }
+    if (!budget.bytes) {
+      return std::nullopt;
+    }
+    const std::uint64_t others = SizeBytes(plan_, options_.shard_bytes) - BitsOfLinears() / 8;
+    return *budget.bytes > others ? (*budget.bytes - others) * 8 : 0;
+  }
+
   // Calibration data goes to solvers, which know uniform grids and tables.
   Result<void> CheckSolvable() const {
     for (const WeightToWrite& weight : plan_.weights) {
@@ -172,7 +285,11 @@ class Run {
   // What is quantized: the source, or the source with scales folded in.
   const Checkpoint& Weights() const { return folded_ ? *folded_ : source_; }
 
+  // Says what it will take.
   Result<void> PlanSolver(Device& device) {
+    if (!Calibrates()) {
+      return {};
+    }
     if (Folds()) {  // with whatever scales
       FoldedScales ones;
       ones.blocks.resize(static_cast<std::size_t>(source_.config().num_layers));
@@ -184,7 +301,11 @@ class Run {
       }
       folded_.emplace(source_, ones);
     }
-    return Solver(device).Plan();
+    NIBBLE_TRY_VOID(Solver(device).Plan());
+    if (options_.notice) {
+      options_.notice(Describe(device));
+    }
+    return {};
   }
 
   // Finds the scales, or takes those of an earlier run.
@@ -257,6 +378,14 @@ class Run {
     json::Object recipe;
     recipe.Set("method", Name(method_));
     recipe.Set("format", std::string(Name(plan_.format)));
+    if (options_.budget) {
+      recipe.Set("budget", options_.budget->text);
+      json::Array candidates;
+      for (const Scheme& scheme : options_.candidates) {
+        candidates.push_back(CandidateName(scheme));
+      }
+      recipe.Set("candidates", std::move(candidates));
+    }
     if (options_.recipe) {
       recipe.Set("recipe", options_.recipe->ToJson());
     } else {
@@ -427,6 +556,9 @@ class Run {
 
   Result<void> WriteFiles(AtomicWriter& out) {
     NIBBLE_TRY_VOID(WriteOutputFiles(plan_, source_, tokenizer_, out));
+    if (options_.recipe && !out.IsDone(kRecipeFile)) {
+      NIBBLE_TRY_VOID(out.WriteWhole(kRecipeFile, options_.recipe->text));
+    }
     return out.IsDone(kLogFile)
                ? Result<void>{}
                : out.WriteWhole(kLogFile,
@@ -478,7 +610,7 @@ class Run {
   const Checkpoint& source_;
   const Tokenizer& tokenizer_;
   const fs::path& out_;
-  const QuantizeOptions& options_;
+  QuantizeOptions options_;
   int num_threads_;
   const QuantizeProgress& progress_;
   std::vector<ExpectedWeight> expected_;
@@ -560,6 +692,19 @@ bool IsNarrow(const ModulePlan& plan) {
 Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
   const bool calibrated = options.calibration != nullptr;
   const QuantizeMethod wanted = WantedMethod(options);
+  if (options.budget && !calibrated) {
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        "--budget and --max-kl measure what quantizing costs on --calibration FILE: text (or "
+        ".jsonl rows) like what the model will read");
+  }
+  if (options.budget && (wanted == QuantizeMethod::kAwq || wanted == QuantizeMethod::kAwqGptq)) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--budget with --method {}: use auto, gptq or rtn", Name(wanted)));
+  }
+  if (options.budget && wanted == QuantizeMethod::kAuto) {
+    return MethodChoice{QuantizeMethod::kGptq, "what the candidates are measured with"};
+  }
   if (!calibrated && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kRtn) {
     return Fail(ErrorCode::kInvalidArgument,
                 fmt::format("--method {} needs --calibration FILE: text (or .jsonl rows) like what "

@@ -10,6 +10,7 @@
 
 #include "base/result.h"
 #include "checkpoint/checkpoint.h"
+#include "compress/budget.h"
 #include "compress/calibration.h"
 #include "compress/certificate.h"
 #include "compress/model_format.h"
@@ -40,6 +41,8 @@ struct QuantizeOptions {
   Scheme scheme;                                // of every linear
   std::optional<Recipe> recipe;       // or of some, and other schemes for others; scheme says
                                       // nothing then
+  std::optional<Budget> budget;       // search such a recipe; needs calibration data
+  std::vector<Scheme> candidates;     // of that search; empty: UsualCandidates
   std::optional<ModelFormat> format;  // absent: that of the first quantized weight (UsualFormat)
   bool search_scale = true;           // off: plain absmax
   bool allow_requantize = false;      // of a folder whose linears are quantized already

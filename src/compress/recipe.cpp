@@ -261,7 +261,9 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& source) {
     return fail(1, fmt::format("{} bytes are no recipe (at most {})", text.size(), kMaxBytes));
   }
   try {
-    return ReadRecipe(YAML::Load(std::string(text)), source);
+    Recipe recipe = ReadRecipe(YAML::Load(std::string(text)), source);
+    recipe.text = text;
+    return recipe;
   } catch (const Mistake& mistake) {
     return fail(mistake.line, mistake.what);
   } catch (const YAML::Exception& error) {

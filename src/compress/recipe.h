@@ -39,6 +39,7 @@ struct Recipe {
     ModulePlan plan;
   };
   std::string source;                    // the file, for messages
+  std::string text;                      // what it holds
   std::optional<QuantizeMethod> method;  // of the run
   ModulePlan rest;                       // of linears that no rule matches
   std::vector<Rule> rules;

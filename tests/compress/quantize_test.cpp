@@ -626,6 +626,71 @@ TEST_F(QuantizeGptqModel, MixedModulesAreSolvedTogetherAndAStopChangesNothing) {
   EXPECT_LT(summary->certificate.int16.kl_mean, rounded->certificate.int16.kl_mean);
 }
 
+TEST_F(QuantizeGptqModel, ABudgetIsKeptAndItsRecipeGivesTheSameWeights) {
+  options_.method = QuantizeMethod::kAuto;
+  options_.budget = *ParseBudget("4.9bpw");
+  options_.candidates = {
+      {.bits = 3, .group_size = 32}, {.bits = 4, .group_size = 32}, {.bits = 8, .group_size = 64}};
+  const fs::path out = temp_.path() / "searched";
+  const auto summary = Run(out);
+  ASSERT_TRUE(summary) << summary.error().message;
+  EXPECT_LE(summary->bits_per_weight, 4.9);
+  EXPECT_GT(summary->bits_per_weight, 4.5);
+  EXPECT_TRUE(Serve(out, ActivationMode::kInt16));
+  EXPECT_EQ(*summary->certificate.recipe.Find("budget")->AsString(), "4.9bpw");
+  for (const auto& entry : fs::directory_iterator(out)) {
+    EXPECT_FALSE(entry.path().filename().string().starts_with("sensitivity")) << entry.path();
+  }
+  // Better than the uniform grid of at least as many bits that is nearest.
+  QuantizeOptions uniform = options_;
+  std::swap(uniform, options_);
+  options_.budget.reset();
+  options_.scheme = {.bits = 4, .group_size = 32};
+  const auto plain = Run(temp_.path() / "uniform");
+  ASSERT_TRUE(plain) << plain.error().message;
+  EXPECT_LT(summary->certificate.int16.kl_mean, plain->certificate.int16.kl_mean);
+  // Its recipe, given by hand.
+  options_.recipe = RecipeOf(Slurp(out / "recipe.yaml"));
+  const fs::path again = temp_.path() / "again";
+  ASSERT_TRUE(Run(again));
+  EXPECT_EQ(Slurp(out / "model.safetensors"), Slurp(again / "model.safetensors"));
+  // Stopped while it measures and while it solves.
+  std::swap(uniform, options_);
+  const fs::path stopped = temp_.path() / "stopped";
+  for (const std::string_view phase : {"measuring sensitivity", "calibrating"}) {
+    const auto half =
+        Run(stopped, [&](std::string_view now, std::uint64_t done, std::uint64_t total,
+                         const std::string&) { return now != phase || done < total * 2 / 3; });
+    ASSERT_FALSE(half);
+    EXPECT_EQ(half.error().code, ErrorCode::kCancelled) << half.error().message;
+  }
+  ASSERT_TRUE(Run(stopped));
+  ExpectSameFolder(out, stopped);
+}
+
+TEST_F(QuantizeGptqModel, ASizeOrAKlIsABudgetToo) {
+  options_.candidates = {{.bits = 3, .group_size = 32}, {.bits = 8, .group_size = 64}};
+  options_.budget = Budget{.bytes = 120'000, .text = "120kB"};
+  const auto small = Run(temp_.path() / "small");
+  ASSERT_TRUE(small) << small.error().message;
+  EXPECT_LE(small->output_bytes, 120'000U);
+  EXPECT_GT(small->output_bytes, 110'000U);
+  options_.budget = Budget{.bytes = 1'000, .text = "1kB"};
+  const auto never = Run(temp_.path() / "never");
+  ASSERT_FALSE(never);
+  EXPECT_NE(never.error().message.find("the budget leaves 0"), std::string::npos)
+      << never.error().message;
+  fs::remove_all(temp_.path() / ".never.partial");
+  options_.budget = Budget{.max_kl = 0.2, .text = "a KL of 0.2"};
+  const auto good = Run(temp_.path() / "good");
+  ASSERT_TRUE(good) << good.error().message;
+  EXPECT_LT(good->bits_per_weight, 8.25);
+  options_.calibration = nullptr;
+  const auto blind = Run(temp_.path() / "blind");
+  ASSERT_FALSE(blind);
+  EXPECT_NE(blind.error().message.find("--calibration"), std::string::npos);
+}
+
 TEST(ChooseMethod, SaysWhatAutoTakesAndWhatIsMissing) {
   const CalibrationSet set;
   const auto reason = [](const QuantizeOptions& options) {
