@@ -102,6 +102,7 @@ Result<Task> LoadSciTldr(const std::filesystem::path& data_dir) {
   return task;
 }
 
+using enum FloresLanguage;
 constexpr TaskEntry kTasks[] = {
     {"gsm8k", "grade-school arithmetic, 5-shot, the final number", LoadGsm8k},
     {"humaneval", "Python functions from their docstrings, pass@1 in a sandbox", LoadHumanEval},

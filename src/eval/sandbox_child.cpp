@@ -45,7 +45,7 @@ struct [[gnu::packed]] LandlockPathBeneath {
 // io_uring, which opens sockets without the call for it. clone3 does not exist here: its flags lie
 // in memory, where a filter cannot read; the C library then takes clone.
 constexpr __u32 kThread = CLONE_THREAD;
-sock_filter kFilter[] = {
+constexpr sock_filter kFilter[] = {
     BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, arch)),
     BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0),
     BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
@@ -116,14 +116,14 @@ bool RestrictWrites(const char* folder) {
 }
 
 bool RestrictCalls() {
-  const sock_fprog program{.len = std::size(kFilter), .filter = kFilter};
+  const sock_fprog program{.len = std::size(kFilter), .filter = const_cast<sock_filter*>(kFilter)};
   return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
 // In the child, which shares its memory with nobody and has one thread. Never returns.
 [[noreturn]] void BecomePython(const SandboxChild& child) {
   constexpr int kCouldNotStart = 127;
-  static const char* const kEnvironment[] = {"LC_ALL=C.UTF-8", "OMP_NUM_THREADS=1", nullptr};
+  static constexpr const char* kEnvironment[] = {"LC_ALL=C.UTF-8", "OMP_NUM_THREADS=1", nullptr};
   const bool ready = setsid() != -1 && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 &&
                      chdir(child.folder) == 0 && dup2(child.null_fd, 0) == 0 &&
                      dup2(child.null_fd, 1) == 1 && dup2(child.output_fd, 2) == 2 &&

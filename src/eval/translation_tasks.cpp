@@ -21,6 +21,7 @@ struct Language {
   BleuTokenizer tokenizer = BleuTokenizer::k13a;
 };
 constexpr Language kEnglish{"en", "eng_Latn", "English"};
+// In the order of FloresLanguage.
 constexpr Language kLanguages[] = {{"de", "deu_Latn", "German"},
                                    {"fr", "fra_Latn", "French"},
                                    {"es", "spa_Latn", "Spanish"},
@@ -126,8 +127,9 @@ Metric CorpusMetric(const char* name, double (*score)(std::span<const double>)) 
 
 Result<Task> LoadTranslationTask(const std::filesystem::path& data_dir, FloresLanguage language,
                                  bool from_english) {
-  const Language source = from_english ? kEnglish : kLanguages[language];
-  const Language target = from_english ? kLanguages[language] : kEnglish;
+  const Language& other = kLanguages[static_cast<std::size_t>(language)];
+  const Language& source = from_english ? kEnglish : other;
+  const Language& target = from_english ? other : kEnglish;
   Task task{.name = fmt::format("flores_{}-{}", source.code, target.code),
             .kind = RequestKind::kGenerate};
   NIBBLE_TRY(data, ReadDataFile(data_dir, "flores200/devtest.jsonl"));

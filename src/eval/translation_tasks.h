@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 
 #include "base/result.h"
@@ -8,7 +9,16 @@
 namespace nibble {
 
 /// The languages of the FLORES-200 file besides English.
-enum FloresLanguage { kGerman, kFrench, kSpanish, kRussian, kChinese, kJapanese, kHindi, kArabic };
+enum class FloresLanguage : std::uint8_t {
+  kGerman,
+  kFrench,
+  kSpanish,
+  kRussian,
+  kChinese,
+  kJapanese,
+  kHindi,
+  kArabic
+};
 
 /// A sentence of FLORES-200 devtest to be translated, scored by corpus BLEU and chrF2.
 Result<Task> LoadTranslationTask(const std::filesystem::path& data_dir, FloresLanguage language,
