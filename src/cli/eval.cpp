@@ -14,6 +14,7 @@
 #include "cli/command.h"
 #include "cli/eval_html.h"
 #include "cli/eval_tasks.h"
+#include "cli/model_text.h"
 #include "cli/progress.h"
 #include "cli/session.h"
 #include "eval/gate.h"
@@ -204,9 +205,16 @@ class EvalCommand final : public Command {
       NIBBLE_TRY(tokenizer, LoadTokenizer(*checkpoint));
       const std::int64_t limit =
           flags_.max_model_len.value_or(checkpoint->config().max_position_embeddings);
-      NIBBLE_TRY(positions,
-                 EncodeTasks(*tokenizer, {.max_positions = limit, .add_bos = tasks_.add_bos_token},
-                             tasks));
+      EncodeRules rules{.max_positions = limit, .add_bos = tasks_.add_bos_token};
+      std::unique_ptr<TextOfModel> text;
+      if (tasks_.apply_chat_template) {
+        NIBBLE_TRY(made, TextOfModel::Create(*checkpoint, *tokenizer, {}));
+        text = std::move(made);
+        rules.encode_chat = [&](const std::string& prompt) {
+          return text->EncodeChat(UserTurn({}, prompt), /*add_special_tokens=*/false);
+        };
+      }
+      NIBBLE_TRY(positions, EncodeTasks(*tokenizer, rules, tasks));
       longest = std::max(longest, positions);
     }
     flags_.max_model_len = std::max<std::int64_t>(longest, 64);  // room for the golden prompt
@@ -334,6 +342,7 @@ class EvalCommand final : public Command {
     run.Set("device", flags_.device);
     run.Set("max_model_len", flags_.max_model_len.value_or(0));
     run.Set("add_bos_token", tasks_.add_bos_token);
+    run.Set("apply_chat_template", tasks_.apply_chat_template);
     return run;
   }
 

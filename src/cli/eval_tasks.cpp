@@ -16,6 +16,9 @@ void TaskFlags::Declare(OptionSet& options) {
   options.Add("--limit", &limit, "only the first N items of each task (0: all)");
   options.Add("--add-bos-token", &add_bos_token,
               "put the tokenizer's bos token before each prompt (lm-eval's default is not to)");
+  options.Add("--apply-chat-template", &apply_chat_template,
+              "prompts of tasks that are answered by a text become a user's message in the model's "
+              "chat template: for models that are made to chat");
   options.Add("--samples", &samples, "list every item with its answers in the JSON, too");
 }
 

@@ -22,7 +22,8 @@ struct TaskFlags {
   std::string data;   // the folder that has their files
   std::int64_t limit = 0;
   bool add_bos_token = false;
-  bool samples = false;  // items in the JSON, too
+  bool apply_chat_template = false;  // to prompts that are answered by a text
+  bool samples = false;              // items in the JSON, too
 
   void Declare(OptionSet& options);
 };

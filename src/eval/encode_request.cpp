@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "template/pystring.h"
 
@@ -67,9 +68,14 @@ Result<EncodedRequest> EncodeLogLikelihood(const TaskRequest& request, const Tok
 
 Result<EncodedRequest> EncodePrompt(const TaskRequest& request, const Tokenizer& tokenizer,
                                     const EncodeRules& rules) {
-  EncodedRequest out{
-      .tokens = tokenizer.Encode(request.context,
-                                 {.add_special_tokens = rules.add_bos, .parse_special = true})};
+  EncodedRequest out;
+  if (rules.encode_chat) {
+    NIBBLE_TRY(tokens, rules.encode_chat(request.context));
+    out.tokens = std::move(tokens);
+  } else {
+    out.tokens = tokenizer.Encode(request.context,
+                                  {.add_special_tokens = rules.add_bos, .parse_special = true});
+  }
   if (out.tokens.empty()) {
     return Fail(ErrorCode::kInvalidArgument, "the prompt has no token");
   }

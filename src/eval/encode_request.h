@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <vector>
 
 #include "base/ids.h"
@@ -13,6 +15,8 @@ namespace nibble {
 struct EncodeRules {
   std::int64_t max_positions = 0;  // of a sequence, output included
   bool add_bos = false;            // what the tokenizer puts before a text
+  /// Of EncodePrompt, where it is set: a prompt as a user's message, in the model's chat template.
+  std::function<Result<std::vector<TokenId>>(const std::string& prompt)> encode_chat{};
 };
 
 /// A request as the engine takes it.

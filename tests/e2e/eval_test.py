@@ -11,7 +11,7 @@ import tempfile
 import time
 import unittest
 
-from nibble_process import GOLDEN, binary, check_run, run
+from nibble_process import GOLDEN, binary, check_run, long_context_model, run
 
 EXIT_USAGE, EXIT_GATE = 2, 3
 MODEL = GOLDEN / "llama3"
@@ -29,6 +29,10 @@ class Eval(unittest.TestCase):
                     "choices": [f"the number {i}", f"the house {i}", "a road"], "answer": i % 3} for i in range(NUM_ITEMS)])
         cls.write("lambada/lambada.jsonl",
                   [{"id": i, "text": f"The house on hill {i} and the road to the house"} for i in range(NUM_ITEMS)])
+        cls.write("scitldr/test.jsonl", [{"id": f"s{i}", "source": [f"The house {i}.", "The road."],
+                                          "references": ["the house and the road"]} for i in range(4)])
+        cls.write("flores200/devtest.jsonl",
+                  [{"id": i, "eng_Latn": f"The house {i}.", "zho_Hans": "\u623f\u5b50\u3002"} for i in range(4)])
         cls.text = cls.root / "text.txt"
         cls.text.write_text("The engine takes the prompt, and the kernels take the time. " * 60)
 
@@ -102,6 +106,25 @@ class Eval(unittest.TestCase):
         result = run(*self.tasks("--output", output, "--limit", 2))
         self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
         self.assertIn("choose another --output", result.stderr)
+
+    def test_tasks_answered_by_a_text_and_a_chat_template(self):
+        model = long_context_model(self.root / "long")
+
+        def answers(*options):
+            out = json.loads(check_run("eval", model, "--tasks", "scitldr,flores_en-zh", "--data", self.data, "--json",
+                                       "--samples", *options))
+            texts = [[sample["results"][0]["text"] for sample in task["samples"]] for task in out["tasks"].values()]
+            return out, texts
+
+        plain, texts = answers()
+        self.assertEqual(list(plain["tasks"]["scitldr"]["metrics"]), ["rouge1", "rouge2", "rougeL"])
+        self.assertEqual(list(plain["tasks"]["flores_en-zh"]["metrics"]), ["bleu", "chrf"])
+        self.assertIn("tokenizer zh", plain["tasks"]["flores_en-zh"]["notes"][0])
+        self.assertFalse(any("\n" in text for task in texts for text in task))
+        self.assertEqual(answers()[1], texts)
+        chat, chat_texts = answers("--apply-chat-template")
+        self.assertTrue(chat["apply_chat_template"])
+        self.assertNotEqual(chat_texts, texts)
 
     def test_gates_exit_3_with_number_and_bound(self):
         passed = run(*self.tasks("--limit", 5, "--gate", "arc_easy.acc>=0", "--gate", "lambada.acc<=1"))
