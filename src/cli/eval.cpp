@@ -63,6 +63,9 @@ class EvalCommand final : public Command {
     flags_.DeclareModel(options);
     options.Add("--perplexity", &text_file_, "text file to score");
     options.Add("--context", &context_, "tokens of a window");
+    options.Add("--stride", &stride_,
+                "windows slide by so many tokens, and each token is scored once, after up to "
+                "--context of them (default: disjoint windows, the tail dropped)");
     options.Add("--windows", &windows_, "only the first N windows (0: all)");
     options.Add("--reference", &reference_, "model to compare with");
     tasks_.Declare(options);
@@ -114,13 +117,15 @@ class EvalCommand final : public Command {
       NIBBLE_TRY_VOID(MeasureText(model, text, environment, out, numbers));
     }
     std::unique_ptr<TaskJournal> journal;
-    if (!tasks.empty()) {
-      NIBBLE_TRY(digest, WeightsDigest(*model.checkpoint, {}));
+    if (!tasks.empty() || !output_.empty()) {
+      NIBBLE_TRY(digest, WeightsDigest(*model.checkpoint));
       Describe(model, digest, out);
-      if (!output_.empty()) {
+      if (!tasks.empty() && !output_.empty()) {
         NIBBLE_TRY(opened, TaskJournal::Open(output_ + ".journal", RunIdentity(model, digest)));
         journal = std::move(opened);
       }
+    }
+    if (!tasks.empty()) {
       NIBBLE_TRY_VOID(MeasureTasks(model, tasks, journal.get(), out, numbers));
     }
     const bool all_hold = CheckGates(gates, numbers, out);
@@ -152,6 +157,10 @@ class EvalCommand final : public Command {
     }
     if (context_ < 2) {
       return Fail(ErrorCode::kInvalidArgument, "--context takes 2 or more");
+    }
+    if (stride_ && (*stride_ < 1 || *stride_ > context_)) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--stride takes 1 to {}, the tokens of a window", context_));
     }
     if (text_file_.empty() && !reference_.empty()) {
       return Fail(ErrorCode::kInvalidArgument,
@@ -239,14 +248,15 @@ class EvalCommand final : public Command {
     }
     const std::vector<TokenId> tokens = model.tokenizer->Encode(text, {.parse_special = false});
     Progress progress("scoring");
-    NIBBLE_TRY(report, EvaluateText(*model.runner, reference ? reference->runner.get() : nullptr,
-                                    tokens, {.context = context_, .max_windows = windows_},
-                                    [&](std::int64_t done, std::int64_t total, double perplexity) {
-                                      return progress.Update(
-                                          static_cast<std::uint64_t>(done),
-                                          static_cast<std::uint64_t>(total),
-                                          fmt::format("perplexity {:.3f}", perplexity));
-                                    }));
+    NIBBLE_TRY(
+        report,
+        EvaluateText(*model.runner, reference ? reference->runner.get() : nullptr, tokens,
+                     {.context = context_, .max_windows = windows_, .stride = stride_.value_or(0)},
+                     [&](std::int64_t done, std::int64_t total, double perplexity) {
+                       return progress.Update(static_cast<std::uint64_t>(done),
+                                              static_cast<std::uint64_t>(total),
+                                              fmt::format("perplexity {:.3f}", perplexity));
+                     }));
     progress.Finish();
     ToJson(report, text, static_cast<std::int64_t>(tokens.size()), out);
     out.Set("activations", ActivationsName(*model.runner));
@@ -358,19 +368,26 @@ class EvalCommand final : public Command {
 
   void ToJson(const QualityReport& report, const std::string& text, std::int64_t text_tokens,
               json::Object& out) const {
+    const auto error = [&](double over_windows) {
+      return report.num_windows < 2 ? json::Value(nullptr) : json::Value(over_windows);
+    };
     out.Set("perplexity", report.perplexity);
     out.Set("nll", report.nll);
-    out.Set("nll_stderr", report.nll_stderr);
+    out.Set("nll_stderr", error(report.nll_stderr));
     if (!reference_.empty()) {
       out.Set("reference_perplexity", report.reference_perplexity);
       out.Set("kl_mean", report.kl_mean);
-      out.Set("kl_stderr", report.kl_stderr);
+      out.Set("kl_stderr", error(report.kl_stderr));
       out.Set("kl_p99", report.kl_p99);
       out.Set("kl_max", report.kl_max);
       out.Set("top1", report.top1);
+      out.Set("top1_stderr", error(report.top1_stderr));
     }
     out.Set("windows", report.num_windows);
     out.Set("context", context_);
+    if (stride_) {
+      out.Set("stride", *stride_);
+    }
     out.Set("tokens_scored", report.num_tokens);
     out.Set("text", std::filesystem::path(text_file_).filename().string());
     out.Set("text_sha256", Sha256Hex(std::as_bytes(std::span(text))));
@@ -386,7 +403,7 @@ class EvalCommand final : public Command {
       numbers.push_back({"kl", {report.kl_mean, report.kl_stderr}});
       numbers.push_back({"kl_p99", {report.kl_p99, unknown}});
       numbers.push_back({"kl_max", {report.kl_max, unknown}});
-      numbers.push_back({"top1", {report.top1, unknown}});
+      numbers.push_back({"top1", {report.top1, report.top1_stderr}});
     }
   }
 
@@ -398,9 +415,9 @@ class EvalCommand final : public Command {
     if (!reference_.empty()) {
       fmt::print(
           "reference       {:.4f}\nKL mean         {:.5f} +- {:.5f} nats\nKL 99 %         {:.4f}\n"
-          "top-1 the same  {:.2f} %\n",
+          "top-1 the same  {:.2f} +- {:.2f} %\n",
           report.reference_perplexity, report.kl_mean, report.kl_stderr, report.kl_p99,
-          report.top1 * 100.0);
+          report.top1 * 100.0, report.top1_stderr * 100.0);
     }
   }
 
@@ -410,6 +427,7 @@ class EvalCommand final : public Command {
   std::vector<std::string> compare_;
   std::int64_t context_ = 2048;
   std::int64_t windows_ = 0;
+  std::optional<std::int64_t> stride_;
   std::vector<std::string> gate_texts_;
   std::optional<double> gate_kl_;
   bool json_ = false;

@@ -41,15 +41,27 @@ double KlDivergence(std::span<const float> p_logits, std::span<const float> q_lo
 }
 
 double QualityMeter::Mean::value() const {
-  return count == 0 ? 0.0 : sum / static_cast<double>(count);
+  double sum = 0.0, positions = 0.0;
+  for (const Window& window : windows) {
+    sum += window.mean * window.positions;
+    positions += window.positions;
+  }
+  return positions == 0.0 ? 0.0 : sum / positions;
 }
 
 double QualityMeter::Mean::standard_error() const {
-  if (count < 2) {
+  if (windows.size() < 2) {
     return 0.0;
   }
-  const auto n = static_cast<double>(count);
-  return std::sqrt(std::max(0.0, squares / n - value() * value()) / (n - 1.0));
+  const double mean = value();
+  double squares = 0.0, positions = 0.0;
+  for (const Window& window : windows) {
+    const double deviation = window.positions * (window.mean - mean);
+    squares += deviation * deviation;
+    positions += window.positions;
+  }
+  const auto count = static_cast<double>(windows.size());
+  return std::sqrt(squares * count / (count - 1.0)) / positions;
 }
 
 void QualityMeter::Add(ThreadPool& pool, const float* logits, const float* reference,
@@ -78,19 +90,21 @@ void QualityMeter::Add(ThreadPool& pool, const float* logits, const float* refer
 }
 
 void QualityMeter::EndWindow() {
-  double nll = 0.0, kl = 0.0;
+  double nll = 0.0, reference_nll = 0.0, kl = 0.0, same_top = 0.0;
   for (const Position& position : window_) {
     nll += position.nll;
-    reference_nll_ += position.reference_nll;
+    reference_nll += position.reference_nll;
     kl += position.kl;
-    same_top_ += position.same_top ? 1 : 0;
+    same_top += position.same_top ? 1.0 : 0.0;
     if (has_reference_) {
       all_kl_.push_back(position.kl);
     }
   }
   const auto scored = static_cast<double>(window_.size());
-  nll_.Add(nll / scored);
-  kl_.Add(kl / scored);
+  nll_.windows.push_back({nll / scored, scored});
+  reference_nll_.windows.push_back({reference_nll / scored, scored});
+  kl_.windows.push_back({kl / scored, scored});
+  top1_.windows.push_back({same_top / scored, scored});
   num_tokens_ += static_cast<std::int64_t>(window_.size());
   window_.clear();
 }
@@ -99,17 +113,17 @@ double QualityMeter::perplexity() const { return std::exp(nll_.value()); }
 
 QualityReport QualityMeter::Report() const {
   QualityReport report;
-  report.num_windows = nll_.count;
+  report.num_windows = std::ssize(nll_.windows);
   report.num_tokens = num_tokens_;
   report.nll = nll_.value();
   report.nll_stderr = nll_.standard_error();
   report.perplexity = std::exp(report.nll);
   if (has_reference_) {
-    const auto scored = static_cast<double>(num_tokens_);
-    report.reference_perplexity = std::exp(reference_nll_ / scored);
+    report.reference_perplexity = std::exp(reference_nll_.value());
     report.kl_mean = kl_.value();
     report.kl_stderr = kl_.standard_error();
-    report.top1 = static_cast<double>(same_top_) / scored;
+    report.top1 = top1_.value();
+    report.top1_stderr = top1_.standard_error();
     std::vector<double> sorted = all_kl_;
     const auto p99 = sorted.begin() + static_cast<std::ptrdiff_t>((sorted.size() - 1) * 99 / 100);
     std::nth_element(sorted.begin(), p99, sorted.end());
@@ -122,7 +136,15 @@ QualityReport QualityMeter::Report() const {
 Result<std::int64_t> CountWindows(std::span<const TokenId> tokens, const WindowOptions& options,
                                   std::int64_t vocab_size) {
   const auto length = static_cast<std::int64_t>(tokens.size());
+  if (options.stride < 0 || options.stride > options.context) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("a stride of {}: windows of {} tokens take 1 to {}", options.stride,
+                            options.context, options.context));
+  }
   std::int64_t windows = options.context >= 2 ? length / options.context : 0;
+  if (windows > 0 && options.stride > 0) {
+    windows = 1 + (length - options.context + options.stride - 1) / options.stride;
+  }
   if (options.max_windows > 0) {
     windows = std::min(windows, options.max_windows);
   }
@@ -143,6 +165,18 @@ Result<std::int64_t> CountWindows(std::span<const TokenId> tokens, const WindowO
   return windows;
 }
 
+TextWindow WindowAt(std::int64_t index, std::int64_t num_tokens, const WindowOptions& options) {
+  if (options.stride == 0) {
+    return {.begin = index * options.context, .length = options.context};
+  }
+  const std::int64_t begin = index * options.stride;
+  return {
+      .begin = begin,
+      .length = std::min(options.context, num_tokens - begin),
+      // Where the window before ended; the first token of all follows nothing.
+      .first_scored = index == 0 ? 1 : std::max<std::int64_t>(1, options.context - options.stride)};
+}
+
 Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
                                    std::span<const TokenId> tokens, const WindowOptions& options,
                                    const EvalProgress& progress) {
@@ -161,21 +195,20 @@ Result<QualityReport> EvaluateText(ModelRunner& model, ModelRunner* reference,
   const std::int64_t rows_at_a_time = model.max_logit_rows();
   ThreadPool& pool = model.model().device().pool();
   for (std::int64_t window = 0; window < windows; ++window) {
-    const auto text = tokens.subspan(static_cast<std::size_t>(window * options.context),
-                                     static_cast<std::size_t>(options.context));
+    const TextWindow cut = WindowAt(window, std::ssize(tokens), options);
+    const auto text =
+        tokens.subspan(static_cast<std::size_t>(cut.begin), static_cast<std::size_t>(cut.length));
     // The reference runs chunk by chunk beside the model, so that the logits of both are at hand
     // for the same rows.
     const auto score = [&](std::int64_t first, std::int64_t rows) -> Result<void> {
       if (reference != nullptr) {
         NIBBLE_TRY_VOID(reference->RunChunk(text, first, rows));
       }
-      for (std::int64_t row = 0; row < rows; row += rows_at_a_time) {
-        // The last token of a window predicts nothing that is scored.
-        const std::int64_t count =
-            std::min({rows_at_a_time, rows - row, options.context - 1 - first - row});
-        if (count <= 0) {
-          break;
-        }
+      // Row r scores token r + 1; the last token of a window predicts nothing that is scored.
+      const std::int64_t end = std::min(rows, cut.length - 1 - first);
+      for (std::int64_t row = std::max<std::int64_t>(0, cut.first_scored - 1 - first); row < end;
+           row += rows_at_a_time) {
+        const std::int64_t count = std::min(rows_at_a_time, end - row);
         NIBBLE_TRY(logits, model.ChunkLogits(row, count));
         const float* truth = nullptr;
         if (reference != nullptr) {

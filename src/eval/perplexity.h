@@ -15,10 +15,20 @@
 namespace nibble {
 
 /// How a text is cut: tokenized once without special tokens, disjoint windows of `context` tokens,
-/// tokens 2..context of each scored, the tail dropped (the standard WikiText-2 setup).
+/// tokens 2..context of each scored, the tail dropped (the standard WikiText-2 setup). With a
+/// stride the windows slide: each begins `stride` tokens after the one before, only what that one
+/// did not score is scored, and the text is scored to its end.
 struct WindowOptions {
   std::int64_t context = 2048;
   std::int64_t max_windows = 0;  // 0: all
+  std::int64_t stride = 0;       // 1..context; 0: disjoint windows
+};
+
+/// Tokens [begin, begin + length) of a text, of which those from first_scored on are scored.
+struct TextWindow {
+  std::int64_t begin = 0;
+  std::int64_t length = 0;
+  std::int64_t first_scored = 1;  // counted from begin
 };
 
 /// Sums over scored positions of one pass; comparisons with a reference only where one was given.
@@ -27,13 +37,14 @@ struct QualityReport {
   std::int64_t num_tokens = 0;  // scored
   double perplexity = 0.0;      // exp(mean negative log-likelihood), natural
   double nll = 0.0;             // mean
-  double nll_stderr = 0.0;      // over windows
+  double nll_stderr = 0.0;      // over windows, as all of them here; 0 for a single one
   double reference_perplexity = 0.0;
   double kl_mean = 0.0;  // mean KL(reference || model) a position, nats
   double kl_stderr = 0.0;
   double kl_p99 = 0.0;  // 99th percentile over positions
   double kl_max = 0.0;
   double top1 = 0.0;  // share of positions with the same most likely token
+  double top1_stderr = 0.0;
 };
 
 /// Adds up a report while rows of logits come by, window after window.
@@ -55,30 +66,31 @@ class QualityMeter {
     double kl = 0.0;
     bool same_top = false;
   };
-  // Mean and its standard error over windows.
+  // Mean over positions, and its standard error over windows, whose positions depend on one
+  // another.
   struct Mean {
-    double sum = 0.0, squares = 0.0;
-    std::int64_t count = 0;
-    void Add(double value) {
-      sum += value;
-      squares += value * value;
-      ++count;
-    }
+    struct Window {
+      double mean = 0.0;
+      double positions = 0.0;
+    };
+    std::vector<Window> windows;
     double value() const;
     double standard_error() const;
   };
   std::vector<Position> window_;
   std::vector<double> all_kl_;
-  Mean nll_, kl_;
-  double reference_nll_ = 0.0;
-  std::int64_t same_top_ = 0, num_tokens_ = 0;
+  Mean nll_, reference_nll_, kl_, top1_;
+  std::int64_t num_tokens_ = 0;
   bool has_reference_ = false;
 };
 
 /// How many windows of the text will be scored. Errors: kInvalidArgument for a text shorter than
-/// one window, or a token beyond the vocabulary.
+/// one window, a stride beyond the context, or a token beyond the vocabulary.
 Result<std::int64_t> CountWindows(std::span<const TokenId> tokens, const WindowOptions& options,
                                   std::int64_t vocab_size);
+
+/// The window `index` of a text of num_tokens, below CountWindows.
+TextWindow WindowAt(std::int64_t index, std::int64_t num_tokens, const WindowOptions& options);
 
 /// Told after each window; return false to stop (kCancelled).
 using EvalProgress =

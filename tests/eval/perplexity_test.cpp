@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 
@@ -101,6 +102,77 @@ TEST(EvaluateText, RefusesATextShorterThanAWindowAndHonoursMaxWindows) {
       EvaluateText(*model.runner, nullptr, SomeTokens(128), {.context = 32, .max_windows = 1});
   ASSERT_TRUE(one);
   EXPECT_EQ(one->num_windows, 1);
+}
+
+TEST(WindowAt, SlidingWindowsScoreEveryTokenButTheFirstOnce) {
+  for (const std::int64_t length : {8, 9, 23, 24, 25}) {
+    for (const std::int64_t stride : {1, 3, 8}) {
+      const WindowOptions options{.context = 8, .stride = stride};
+      const auto tokens = SomeTokens(static_cast<int>(length));
+      const auto count = CountWindows(tokens, options, 100);
+      ASSERT_TRUE(count) << count.error().message;
+      std::vector<int> scored(static_cast<std::size_t>(length), 0);
+      for (std::int64_t i = 0; i < *count; ++i) {
+        const TextWindow window = WindowAt(i, length, options);
+        EXPECT_LE(window.length, 8);
+        EXPECT_LE(window.begin + window.length, length);
+        for (std::int64_t at = window.first_scored; at < window.length; ++at) {
+          ++scored[static_cast<std::size_t>(window.begin + at)];
+        }
+      }
+      // A stride of the whole context leaves nothing before a window's first token.
+      const auto skipped = stride == 8 ? *count : 1;
+      EXPECT_EQ(std::ranges::count(scored, 0), skipped) << length << " " << stride;
+      EXPECT_EQ(std::ranges::count(scored, 1), length - skipped) << length << " " << stride;
+    }
+  }
+  EXPECT_FALSE(CountWindows(SomeTokens(20), {.context = 8, .stride = 9}, 100));
+}
+
+TEST(EvaluateText, ASlidingWindowScoresWhatItsLogitsSay) {
+  const Loaded model = Load("llama3");
+  const auto tokens = SomeTokens(50);
+  const auto report = EvaluateText(*model.runner, nullptr, tokens, {.context = 24, .stride = 10});
+  ASSERT_TRUE(report) << report.error().message;
+  EXPECT_EQ(report->num_windows, 4);  // 0-24, 10-34, 20-44, 30-50
+  EXPECT_EQ(report->num_tokens, 49);
+  double nll = 0.0;
+  for (std::size_t target = 1; target < tokens.size(); ++target) {
+    const std::size_t begin = target < 24 ? 0 : (target - 24) / 10 * 10 + 10;
+    const auto visit = [&](std::int64_t first, std::int64_t rows) -> Result<void> {
+      const auto row = static_cast<std::int64_t>(target - begin) - 1 - first;
+      if (row >= 0 && row < rows) {
+        NIBBLE_TRY(logits, model.runner->ChunkLogits(row, 1));
+        nll -=
+            ScoreRow({logits, static_cast<std::size_t>(model.runner->vocab_size())}, tokens[target])
+                .logprob;
+      }
+      return {};
+    };
+    ASSERT_TRUE(model.runner->RunWindow(
+        std::span(tokens).subspan(begin, std::min<std::size_t>(24, tokens.size() - begin)), visit));
+  }
+  EXPECT_NEAR(report->nll, nll / 49, 1e-9);
+}
+
+TEST(QualityMeter, ErrorsAreOverWindows) {
+  // Two tokens; the model knows nothing, the reference is sure of one or the other.
+  const std::vector<float> model = {0.0F, 0.0F, 0.0F, 0.0F};
+  const std::vector<float> reference = {20.0F, 0.0F, 0.0F, 20.0F};
+  const auto device = MakeCpuDevice(1);
+  QualityMeter meter;
+  for (const int rows : {1, 2, 1}) {  // windows: right, right and wrong, right
+    meter.Add(device->pool(), model.data(), reference.data(), 2,
+              std::vector(static_cast<std::size_t>(rows), TokenId{0}));
+    meter.EndWindow();
+  }
+  const QualityReport report = meter.Report();
+  EXPECT_EQ(report.num_tokens, 4);
+  EXPECT_DOUBLE_EQ(report.top1, 0.75);
+  // Deviations times positions: 0.25, -0.5, 0.25.
+  EXPECT_DOUBLE_EQ(report.top1_stderr, std::sqrt(0.375 * 3.0 / 2.0) / 4.0);
+  EXPECT_NEAR(report.nll, std::log(2.0), 1e-7);
+  EXPECT_NEAR(report.nll_stderr, 0.0, 1e-9);
 }
 
 TEST(EvaluateText, StopsWhenToldTo) {
