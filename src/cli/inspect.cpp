@@ -18,6 +18,7 @@
 #include "io/gguf.h"
 #include "io/safetensors.h"
 #include "json/value.h"
+#include "kernels/pack.h"
 #include "template/jinja.h"
 
 namespace nibble::cli {
@@ -130,6 +131,25 @@ json::Object CertificateSummary(const Certificate& certificate) {
   return out;
 }
 
+// Grids that no kernel of the CPU has: right, but large.
+std::vector<std::string> RunsAsValues(const Checkpoint& checkpoint) {
+  std::map<std::string, std::int64_t> specs;
+  for (const WeightInfo& weight : checkpoint.weights()) {
+    const auto layout = LayoutOf(weight.spec);
+    if (weight.spec.kind != CodecKind::kFloat && layout && layout->format == LinearFormat::kF32) {
+      ++specs[weight.spec.ToString()];
+    }
+  }
+  std::vector<std::string> out;
+  for (const auto& [spec, count] : specs) {
+    out.push_back(
+        fmt::format("{}: no kernel has this grid, so {} weights run as their exact F32 "
+                    "values, four bytes each",
+                    spec, count));
+  }
+  return out;
+}
+
 // Everything about a checkpoint that opens. The certificate's files are verified on the way.
 Result<void> Describe(const Checkpoint& checkpoint, Report& report) {
   report.json.Set("format",
@@ -168,6 +188,9 @@ Result<void> Describe(const Checkpoint& checkpoint, Report& report) {
   json::Array warnings;
   for (const std::string& warning : checkpoint.warnings()) {
     warnings.push_back(warning);
+  }
+  for (std::string& grid : RunsAsValues(checkpoint)) {
+    warnings.push_back(std::move(grid));
   }
   report.json.Set("warnings", std::move(warnings));
   report.json.Set("certificate", nullptr);

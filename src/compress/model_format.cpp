@@ -29,6 +29,7 @@ struct Traits {
   bool zero_points = false;
   bool fp8 = false;
   bool whole_rows = false;
+  bool embedding = false;
   std::set<std::int64_t> groups;
   std::size_t num_schemes = 0;
 };
@@ -43,6 +44,7 @@ Traits TraitsOf(std::span<const WeightToWrite> weights) {
     }
     const bool whole = spec.group_size >= spec.cols;
     out.bits.insert(spec.bits);
+    out.embedding = out.embedding || weight.name == "model.embed_tokens.weight";
     out.zero_points = out.zero_points || spec.has_zero_points;
     out.fp8 = out.fp8 || spec.codebook == Codebook::kFp8E4M3;
     out.whole_rows = out.whole_rows || whole;
@@ -80,9 +82,16 @@ std::vector<Consumer> OfGptq(const Traits& traits) {
           No("TensorRT", "it reads graphs of QuantizeLinear pairs")};
 }
 
+// transformers 5.23 finds no weight in an embedding that is packed.
+Consumer TransformersOf(const Traits& traits) {
+  return traits.embedding
+             ? No("transformers", "it cannot load a quantized embedding: leave the table as it is")
+             : Yes("transformers", "with compressed-tensors installed");
+}
+
 std::vector<Consumer> OfCompressedTensors(const Traits& traits) {
   if (traits.fp8) {
-    return {Yes("vLLM", "activations become FP8 too"), Yes("transformers", ""),
+    return {Yes("vLLM", "activations become FP8 too"), TransformersOf(traits),
             Yes("llama.cpp", "its convert_hf_to_gguf.py decodes it"),
             No("onnxruntime", "it reads ONNX"),
             No("TensorRT",
@@ -101,7 +110,7 @@ std::vector<Consumer> OfCompressedTensors(const Traits& traits) {
           ? No("llama.cpp", "its converter takes one scheme with groups: use --to gguf")
           : Yes("llama.cpp",
                 "its convert_hf_to_gguf.py decodes it to floats; --to gguf keeps codes");
-  return {vllm, Yes("transformers", "with compressed-tensors installed"), llama,
+  return {vllm, TransformersOf(traits), llama,
           No("onnxruntime", "it reads ONNX; MatMulNBits holds the same codes"),
           No("TensorRT", traits.zero_points ? "it takes no zero points"
                                             : "it reads graphs of QuantizeLinear pairs")};

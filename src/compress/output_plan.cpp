@@ -46,12 +46,14 @@ ModelFormat FormatOf(const std::map<std::string, ModulePlan, std::less<>>& plans
 // Whether rounding is all that a linear gets where others are solved.
 bool Rounds(const ModulePlan& plan) {
   return plan.method == QuantizeMethod::kRtn ||
-         (plan.method == QuantizeMethod::kAuto && !plan.where.empty() &&
-          plan.scheme.codebook == Codebook::kNone && plan.scheme.bits >= 8);
+         (plan.method == QuantizeMethod::kAuto && !plan.where.empty() && !plan.scheme.is_narrow());
 }
 
 // What to ask for, where a format cannot hold the grid.
 std::string InsteadOf(const Scheme& scheme, ModelFormat format) {
+  if (scheme.is_fp8()) {
+    return ": FP8 is written as compressed-tensors";
+  }
   if (scheme.codebook != Codebook::kNone) {
     return fmt::format(": use --format bitsandbytes, or --scheme int4 with --format {}",
                        Name(format));

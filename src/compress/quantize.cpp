@@ -167,7 +167,13 @@ class Run {
         source_, options_.candidates, *options_.calibration,
         {.method = Propagates() ? BlockMethod::kGptq : BlockMethod::kWeighted,
          .scale_dtype = plan_.scale_dtype,
-         .damping = options_.damping},
+         .damping = options_.damping,
+         .planned =
+             [&](const Device& planned) {
+               if (options_.notice) {
+                 options_.notice(Describe("measuring", planned));
+               }
+             }},
         *device);
     if (!out.IsDone(kRecipeFile)) {
       NIBBLE_TRY(groups, meter.Run(out, [&](std::uint64_t done, std::uint64_t total,
@@ -238,6 +244,13 @@ class Run {
   // Calibration data goes to solvers, which know uniform grids and tables.
   Result<void> CheckSolvable() const {
     for (const WeightToWrite& weight : plan_.weights) {
+      if (Calibrates() && weight.spec.codebook == Codebook::kFp8E4M3 &&
+          weight.spec.group_size < weight.spec.cols) {
+        return Fail(ErrorCode::kInvalidArgument,
+                    fmt::format("{}: blocks of {} x {} are rounded without calibration data: leave "
+                                "it out, or use --scheme fp8, whose scales follow it",
+                                weight.name, kFp8Block, kFp8Block));
+      }
       const bool blocks = weight.spec.kind == CodecKind::kMinimum ||
                           (weight.spec.kind == CodecKind::kUniform && weight.spec.has_f32_scales);
       if (Calibrates() && blocks) {
@@ -303,7 +316,7 @@ class Run {
     }
     NIBBLE_TRY_VOID(Solver(device).Plan());
     if (options_.notice) {
-      options_.notice(Describe(device));
+      options_.notice(Describe("calibrating", device));
     }
     return {};
   }
@@ -330,13 +343,13 @@ class Run {
   bool Calibrates() const { return options_.calibration != nullptr; }
 
   // What the solver will see and take.
-  std::string Describe(const Device& device) const {
+  std::string Describe(std::string_view what, const Device& device) const {
     std::string lines;
     for (const MemoryLedger::Line& line : device.ledger().lines()) {
       lines += fmt::format("{}{} {}", lines.empty() ? "" : ", ", line.name,
                            HumanBytes(static_cast<double>(line.planned_bytes)));
     }
-    return fmt::format("calibrating on {} samples of {} tokens; at most {} of {} free ({})",
+    return fmt::format("{} on {} samples of {} tokens; at most {} of {} free ({})", what,
                        options_.calibration->num_windows(), options_.calibration->length,
                        HumanBytes(static_cast<double>(device.ledger().planned_bytes())),
                        HumanBytes(static_cast<double>(device.AvailableBytes())), lines);
@@ -371,7 +384,8 @@ class Run {
     if (!table) {
       recipe.Set("symmetric", scheme.symmetric);
     }
-    recipe.Set("scale_dtype", std::string(Name(table ? DType::kF32 : plan_.scale_dtype)));
+    recipe.Set("scale_dtype",
+               std::string(Name(table && !scheme.is_fp8() ? DType::kF32 : plan_.scale_dtype)));
   }
 
   json::Object RecipeJson() const {
@@ -534,6 +548,9 @@ class Run {
       out.spec.rows = end - begin;
       return out;
     }
+    if (spec.codebook == Codebook::kFp8E4M3) {
+      return QuantizeFp8(weights, end - begin, spec.cols, spec.group_size, plan_.scale_dtype);
+    }
     if (spec.kind == CodecKind::kCodebook) {
       return QuantizeToCodebook(weights, end - begin, spec.cols, spec.codebook, spec.group_size);
     }
@@ -681,12 +698,6 @@ QuantizeMethod WantedMethod(const QuantizeOptions& options) {
              : QuantizeMethod::kGptq;
 }
 
-// Whether solving is worth its time.
-bool IsNarrow(const ModulePlan& plan) {
-  return !plan.scheme.keeps_floats &&
-         (plan.scheme.codebook != Codebook::kNone || plan.scheme.bits < 8);
-}
-
 }  // namespace
 
 Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
@@ -717,8 +728,11 @@ Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
   if (!calibrated) {
     return MethodChoice{QuantizeMethod::kRtn, "there is no --calibration"};
   }
-  if (options.recipe ? !AnyRule(*options.recipe, IsNarrow)
-                     : !IsNarrow({.scheme = options.scheme})) {
+  const bool narrow =
+      options.recipe
+          ? AnyRule(*options.recipe, [](const ModulePlan& plan) { return plan.scheme.is_narrow(); })
+          : options.scheme.is_narrow();
+  if (!narrow) {
     return MethodChoice{QuantizeMethod::kRtn,
                         "at 8 bits rounding costs next to nothing; scales follow the calibration"};
   }

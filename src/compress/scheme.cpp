@@ -21,6 +21,9 @@ std::vector<std::pair<std::string, Scheme>> MakeSchemes() {
   for (const Codebook table : {Codebook::kNf4, Codebook::kFp4}) {
     out.emplace_back(Name(table), Scheme{.group_size = kNf4Group, .codebook = table});
   }
+  const Scheme fp8{.bits = 8, .group_size = 0, .codebook = Codebook::kFp8E4M3};
+  out.emplace_back("fp8", fp8);
+  out.emplace_back("fp8-block", fp8).second.group_size = kFp8Block;
   // Blocks of GGUF: uniform grids, which every method knows, and others.
   out.emplace_back("q4_0", Scheme{.bits = 4, .group_size = 32, .gguf = true});
   out.emplace_back("q5_0", Scheme{.bits = 5, .group_size = 32, .gguf = true});
@@ -110,17 +113,19 @@ std::optional<Scheme> ParseScheme(std::string_view word) {
 std::string WordOf(const Scheme& scheme) {
   const auto found = std::ranges::find_if(Schemes(), [&](const auto& known) {
     Scheme other = known.second;
-    other.group_size = scheme.group_size;
-    other.symmetric = scheme.symmetric;
+    if (!other.has_own_groups()) {
+      other.group_size = scheme.group_size;
+      other.symmetric = scheme.symmetric;
+    }
     return other == scheme;
   });
   return found == Schemes().end() ? "" : found->first;
 }
 
 ModelFormat UsualFormat(const Scheme& scheme) {
-  return scheme.gguf                          ? ModelFormat::kGguf
-         : scheme.codebook != Codebook::kNone ? ModelFormat::kBitsandbytes
-                                              : ModelFormat::kCompressedTensors;
+  return scheme.gguf                                              ? ModelFormat::kGguf
+         : scheme.codebook != Codebook::kNone && !scheme.is_fp8() ? ModelFormat::kBitsandbytes
+                                                                  : ModelFormat::kCompressedTensors;
 }
 
 std::int64_t DefaultGroupSize(const ModelConfig& config) {
@@ -140,11 +145,13 @@ Result<WeightSpec> SpecOf(const Scheme& scheme, const ExpectedWeight& weight,
     spec = *GgufSpecOf(static_cast<std::uint32_t>(TypeFor(*scheme.block_type, weight.cols)));
   } else if (!scheme.keeps_floats) {
     const bool table = scheme.codebook != Codebook::kNone;
-    std::int64_t group = table                   ? kNf4Group
-                         : scheme.group_size < 0 ? DefaultGroupSize(config)
-                                                 : scheme.group_size;
+    std::int64_t group = table && !scheme.is_fp8() ? kNf4Group
+                         : scheme.group_size < 0   ? DefaultGroupSize(config)
+                                                   : scheme.group_size;
     if (group == 0) {
       group = weight.cols;
+    } else if (scheme.is_fp8()) {  // blocks at the edges are smaller
+      group = std::min(group, weight.cols);
     } else if (scheme.has_own_groups() && weight.cols % group != 0) {
       return Fail(ErrorCode::kInvalidArgument,
                   fmt::format("{} has groups of {}, which do not divide the width {} of {}; use "
@@ -157,7 +164,7 @@ Result<WeightSpec> SpecOf(const Scheme& scheme, const ExpectedWeight& weight,
             .bits = table ? BitsOf(scheme.codebook) : scheme.bits,
             .group_size = group,
             .has_zero_points = !scheme.symmetric,
-            .has_f32_scales = table,
+            .has_f32_scales = table && !scheme.is_fp8(),
             .codebook = scheme.codebook};
   }
   spec.rows = weight.rows;

@@ -14,7 +14,8 @@
 
 namespace nibble {
 
-constexpr std::int64_t kNf4Group = 64;  // bitsandbytes' block
+constexpr std::int64_t kNf4Group = 64;   // bitsandbytes' block
+constexpr std::int64_t kFp8Block = 128;  // rows and columns that share a scale
 
 /// A grid that linears are rounded to, before it meets the shape of one. What --scheme and recipes
 /// name.
@@ -30,6 +31,11 @@ struct Scheme {
 
   /// Whether groups and zero points are settled by the scheme itself.
   bool has_own_groups() const;
+  bool is_fp8() const { return codebook == Codebook::kFp8E4M3; }
+  /// Whether its errors are worth more than rounding: below 8 bits.
+  bool is_narrow() const {
+    return !keeps_floats && !is_fp8() && (codebook != Codebook::kNone || bits < 8);
+  }
   friend bool operator==(const Scheme&, const Scheme&) = default;
 };
 

@@ -105,6 +105,9 @@ class SensitivityMeter::State {
                               HumanBytes(static_cast<double>(device.ledger().planned_bytes())),
                               HumanBytes(static_cast<double>(device.AvailableBytes()))));
     }
+    if (meter_.options_.planned) {
+      meter_.options_.planned(device);
+    }
     NIBBLE_TRY(probe, OutputProbe::Create(meter_.source_, ProbeText(), device));
     probe_ = std::move(probe);
     for (Variant& variant : variants_) {

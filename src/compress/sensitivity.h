@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,6 +25,8 @@ struct SensitivityOptions {
   std::int64_t probe_windows = 4;    // others of its windows, their first probe_tokens tokens: what
   std::int64_t probe_tokens = 128;   // the model's output is compared on
   std::int64_t position_stride = 4;  // at every so many positions
+  std::function<void(const Device&)>
+      planned;  // told, before the work, with the memory it will take
 };
 
 /// What it costs to quantize the linears of one input alone, everything else as in the source: the

@@ -13,6 +13,9 @@ constexpr float kWidest = 1.10F;
 constexpr float kStep = 0.02F;
 constexpr int kRefinements = 2;
 
+// What a code of a table is worth at most.
+float LargestOf(Codebook codebook) { return codebook == Codebook::kFp8E4M3 ? 448.0F : 1.0F; }
+
 // Round to nearest even for |x| < 2^22, in two additions that vectorize without SSE4.
 float RoundNearest(float x) {
   constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
@@ -38,7 +41,7 @@ LaneGrid GridSearch::GridOf(const Range& range, float factor) const {
   for (std::size_t l = 0; l < kLanes; ++l) {
     const float absmax = std::max(-range.minimum[l], range.maximum[l]);
     if (spec_.kind == CodecKind::kCodebook) {
-      SetScale(grid, l, absmax * factor);
+      SetScale(grid, l, absmax * factor / LargestOf(spec_.codebook));
     } else if (!spec_.has_zero_points) {
       SetScale(grid, l, absmax * 2.0F * factor / top_);
       grid.zero[l] = middle_;
@@ -114,7 +117,9 @@ LaneGrid GridSearch::Best(const float* values, std::span<const float> weights) c
       }
     }
   };
-  const bool both = options_.both_signs && !spec_.has_zero_points;
+  // FP8 is the same upside down.
+  const bool both =
+      options_.both_signs && !spec_.has_zero_points && spec_.codebook != Codebook::kFp8E4M3;
   for (int i = 0; i < kSteps; ++i) {
     const float factor = kWidest - kStep * static_cast<float>(i);
     consider(GridOf(range, factor));

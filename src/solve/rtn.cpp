@@ -219,6 +219,47 @@ Result<QuantizedTensor> QuantizeWeighted(ThreadPool& pool, std::span<const float
   return out;
 }
 
+Result<QuantizedTensor> QuantizeFp8(std::span<const float> weights, std::int64_t rows,
+                                    std::int64_t cols, std::int64_t group_size, DType scale_dtype) {
+  NIBBLE_TRY_VOID(CheckWeights(weights, rows, cols));
+  constexpr float kLargest = 448.0F;
+  QuantizedTensor out;
+  out.spec = {.rows = rows,
+              .cols = cols,
+              .kind = CodecKind::kCodebook,
+              .bits = 8,
+              .group_size = std::min(group_size, cols),
+              .codebook = Codebook::kFp8E4M3};
+  const std::int64_t groups = out.spec.num_groups();
+  const std::int64_t block_rows = group_size >= cols ? 1 : group_size;
+  std::vector<float> absmax(
+      static_cast<std::size_t>((rows + block_rows - 1) / block_rows * groups));
+  const auto block_of = [&](std::int64_t row, std::int64_t col) {
+    return static_cast<std::size_t>(row / block_rows * groups + col / out.spec.group_size);
+  };
+  const auto weight_at = [&](std::int64_t row, std::int64_t col) {
+    return weights[static_cast<std::size_t>(row * cols + col)];
+  };
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t col = 0; col < cols; ++col) {
+      float& largest = absmax[block_of(row, col)];
+      largest = std::max(largest, std::fabs(weight_at(row, col)));
+    }
+  }
+  out.codes.reserve(weights.size());
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t col = 0; col < cols; ++col) {
+      const float scale = RoundToDType(absmax[block_of(row, col)] / kLargest, scale_dtype);
+      if (col % out.spec.group_size == 0) {
+        out.scales.push_back(scale);
+      }
+      out.codes.push_back(
+          NearestCode(Codebook::kFp8E4M3, scale == 0.0F ? 0.0F : weight_at(row, col) / scale));
+    }
+  }
+  return out;
+}
+
 Result<QuantizedTensor> QuantizeToCodebook(std::span<const float> weights, std::int64_t rows,
                                            std::int64_t cols, Codebook codebook,
                                            std::int64_t group_size) {

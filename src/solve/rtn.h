@@ -50,4 +50,10 @@ Result<QuantizedTensor> QuantizeToCodebook(std::span<const float> weights, std::
                                            std::int64_t cols, Codebook codebook,
                                            std::int64_t group_size);
 
+/// Round-to-nearest onto FP8 e4m3: scale = absmax / 448, rounded to scale_dtype before codes are
+/// chosen. group_size >= cols: a scale a row; else one for group_size rows and as many columns,
+/// counted from the first row of the call. Errors: kCorruptFile for a weight that is not finite.
+Result<QuantizedTensor> QuantizeFp8(std::span<const float> weights, std::int64_t rows,
+                                    std::int64_t cols, std::int64_t group_size, DType scale_dtype);
+
 }  // namespace nibble

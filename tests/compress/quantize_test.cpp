@@ -403,6 +403,46 @@ TEST_F(Quantize, AMixThatTheFormatCannotHoldNamesTheRuleAndTheTensor) {
       << uneven.error().message;
 }
 
+TEST_F(Quantize, Fp8IsWrittenReadBackAndServed) {
+  for (const char* word : {"fp8", "fp8-block"}) {
+    options_.scheme = *ParseScheme(word);
+    const fs::path out = temp_.path() / word;
+    const auto summary = Run(out);
+    ASSERT_TRUE(summary) << summary.error().message;
+    // Four bits cost this random model 1.7.
+    EXPECT_LT(summary->certificate.int16.kl_mean, 0.3);
+    EXPECT_TRUE(Serve(out, ActivationMode::kInt16));
+    const auto back = Checkpoint::Open(out.string());
+    ASSERT_TRUE(back) << back.error().message;
+    EXPECT_EQ((*back)->Find("model.layers.0.mlp.up_proj.weight")->stored_as, "fp8 e4m3");
+    const auto config = json::ParseFile((out / "config.json").string());
+    ASSERT_TRUE(config);
+    const json::Value* weights = config->Find("quantization_config")
+                                     ->Find("config_groups")
+                                     ->Find("group_0")
+                                     ->Find("weights");
+    EXPECT_EQ(*weights->Find("type")->AsString(), "float");
+  }
+  options_.scheme = *ParseScheme("fp8");
+  options_.format = ModelFormat::kGptq;
+  const auto refused = Run(temp_.path() / "out");
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message.find("compressed-tensors"), std::string::npos)
+      << refused.error().message;
+}
+
+TEST_F(Quantize, Fp8AndIntegersMixInOneFolder) {
+  options_.recipe = RecipeOf(
+      "scheme: fp8\nmodules:\n  - {match: '*.self_attn.*', scheme: int4, group_size: 32}\n");
+  const fs::path out = temp_.path() / "mixed";
+  const auto summary = Run(out);
+  ASSERT_TRUE(summary) << summary.error().message;
+  EXPECT_TRUE(Serve(out, ActivationMode::kInt16));
+  const auto config = json::ParseFile((out / "config.json").string());
+  ASSERT_TRUE(config);
+  EXPECT_EQ(*config->Find("quantization_config")->Find("format")->AsString(), "mixed-precision");
+}
+
 // The tiny model calibrated on the built-in prose.
 class QuantizeGptqModel : public Quantize {
  protected:
@@ -568,6 +608,18 @@ TEST_F(QuantizeGptqModel, ScalesOfAwqAreFoldedInAndSurviveAStop) {
     }
     EXPECT_GT(change, 0.02F);
   }
+}
+
+TEST_F(QuantizeGptqModel, Fp8IsSolvedOrRoundedForItsInputs) {
+  options_.scheme = *ParseScheme("fp8");
+  const auto solved = Run(temp_.path() / "solved");
+  ASSERT_TRUE(solved) << solved.error().message;
+  EXPECT_TRUE(Serve(temp_.path() / "solved", ActivationMode::kInt16));
+  options_.method = QuantizeMethod::kAuto;
+  const auto weighted = Run(temp_.path() / "weighted");
+  ASSERT_TRUE(weighted) << weighted.error().message;
+  EXPECT_EQ(*weighted->certificate.recipe.Find("method")->AsString(), "rtn");
+  EXPECT_LT(solved->certificate.int16.kl_mean, weighted->certificate.int16.kl_mean);
 }
 
 TEST_F(QuantizeGptqModel, EveryNumberOfBitsIsWrittenAndServed) {

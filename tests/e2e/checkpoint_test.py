@@ -155,6 +155,13 @@ class Checkpoint(unittest.TestCase):
         self.assertNotIn("k_scale", plain.stderr)
         self.assertNotIn("warning", scaled.stderr)
 
+    def test_inspect_says_which_grids_run_as_floats(self):
+        out = self.root / "groups_of_16"
+        result = run("quantize", GOLDEN / "llama3", "--out", out, "--scheme", "int4", "--group-size", 16)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("w4 g16 sym: no kernel has this grid", run("inspect", out).stdout)
+        self.assertNotIn("no kernel", run("inspect", self.int4).stdout)
+
     def test_what_quantize_cannot_do_is_said_with_the_way_out(self):
         (self.root / "taken").mkdir(exist_ok=True)
         source, out = GOLDEN / "llama3", self.root / "never"

@@ -7,6 +7,8 @@
 #include <random>
 #include <tuple>
 
+#include "codec/encode.h"
+
 namespace nibble {
 namespace {
 
@@ -147,6 +149,45 @@ TEST(Rtn, TheSearchDoesNotClipTheLargestWeightsAsLeastSquaresWould) {
     lost += 1.0 - static_cast<double>(back[largest] / weights[largest]);
   }
   EXPECT_NEAR(lost / static_cast<double>(weights.size() / kGroup), 0.022, 0.01);
+}
+
+// e4m3 has 3 bits behind the leading one, and steps of 2^-9 below 2^-6.
+TEST(Rtn, AnFp8CodeIsWithinHalfAStepAndItsScaleIsStoredAsItIs) {
+  constexpr std::int64_t kRows = 130, kCols = 192;
+  const auto weights = RandomNormal(kRows * kCols, 5);
+  for (const std::int64_t group : {std::int64_t{128}, kCols}) {
+    const auto quantized = QuantizeFp8(weights, kRows, kCols, group, DType::kBF16);
+    ASSERT_TRUE(quantized) << quantized.error().message;
+    ASSERT_TRUE(Validate(*quantized));
+    const auto back = Dequantize(*quantized);
+    const std::int64_t groups = quantized->spec.num_groups();
+    ASSERT_EQ(groups, group == kCols ? 1 : 2);
+    for (std::int64_t row = 0; row < kRows; ++row) {
+      for (std::int64_t col = 0; col < kCols; ++col) {
+        const auto at = static_cast<std::size_t>(row * kCols + col);
+        const float scale = quantized->scales[static_cast<std::size_t>(row * groups + col / group)];
+        // The scale's own rounding to 8 bits may take 448 below the largest weight.
+        const float step = std::max(std::fabs(weights[at]) / 16.0F, scale * 0x1p-10F);
+        ASSERT_LE(std::fabs(back[at] - weights[at]), step * 1.001F) << row << ", " << col;
+      }
+    }
+    for (const float scale : quantized->scales) {
+      EXPECT_EQ(scale, RoundToDType(scale, DType::kBF16));
+    }
+    if (group < kCols) {  // rows 0 to 127 share, 128 and 129 share others
+      EXPECT_EQ(quantized->scales[0], quantized->scales[127 * 2]);
+      EXPECT_EQ(quantized->scales[128 * 2 + 1], quantized->scales[129 * 2 + 1]);
+      EXPECT_NE(quantized->scales[0], quantized->scales[128 * 2]);
+    }
+  }
+}
+
+TEST(Rtn, Fp8LosesAsMuchOfAGaussianAsIsKnown) {
+  constexpr std::int64_t kRows = 64, kCols = 4096;
+  const auto weights = RandomNormal(kRows * kCols, 11, 1.0F);
+  const auto quantized = QuantizeFp8(weights, kRows, kCols, kCols, DType::kF32);
+  ASSERT_TRUE(quantized);
+  EXPECT_NEAR(SquaredError(*quantized, weights) / (kRows * kCols), 6.97e-4, 0.03 * 6.97e-4);
 }
 
 TEST(Rtn, RefusesWhatItCannotDoByName) {
