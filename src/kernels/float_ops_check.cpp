@@ -1,5 +1,5 @@
-// Norms, RoPE, attention, sampling and Gram matrices in the table of `nibble kernels`: every level
-// must give the bits of ref (and ref those of the best level here) on odd shapes.
+// Norms, RoPE, attention, sampling and products of fp32 matrices in the table of `nibble kernels`:
+// every level must give the bits of ref (and ref those of the best level here) on odd shapes.
 
 #include <fmt/format.h>
 
@@ -16,6 +16,7 @@
 
 #include "base/random.h"
 #include "kernels/attention_kernel.h"
+#include "kernels/gemm_kernel.h"
 #include "kernels/gram_kernel.h"
 #include "kernels/isa.h"
 #include "kernels/kernel_table.h"
@@ -31,12 +32,13 @@ struct Level {
   const AttentionKernels* attention;
   const SamplingKernels* sampling;
   const GramKernels* gram;
+  const GemmKernels* gemm;
 };
 
 constexpr Level kLevels[] = {
-    {Isa::kRef, &kRefOps, &kRefAttention, &kRefSampling, &kRefGram},
-    {Isa::kAvx2, &kAvx2Ops, &kAvx2Attention, &kAvx2Sampling, &kAvx2Gram},
-    {Isa::kAvx512, &kAvx512Ops, &kAvx512Attention, &kAvx512Sampling, &kAvx512Gram}};
+    {Isa::kRef, &kRefOps, &kRefAttention, &kRefSampling, &kRefGram, &kRefGemm},
+    {Isa::kAvx2, &kAvx2Ops, &kAvx2Attention, &kAvx2Sampling, &kAvx2Gram, &kAvx2Gemm},
+    {Isa::kAvx512, &kAvx512Ops, &kAvx512Attention, &kAvx512Sampling, &kAvx512Gram, &kAvx512Gemm}};
 
 const Level& BestLevel() {
   const Isa isa = DetectIsa();
@@ -246,6 +248,29 @@ std::vector<Output> ProduceDowndate(const Level& level, std::uint32_t seed) {
   return outputs;
 }
 
+std::vector<Output> ProduceGemm(const Level& level, std::uint32_t seed) {
+  PhiloxEngine random(seed);
+  std::vector<Output> outputs;
+  for (const std::int64_t depth : {std::int64_t{1}, std::int64_t{7}, kGemmChain}) {
+    for (const bool add : {false, true}) {
+      const auto a = Normal(random, static_cast<std::size_t>(depth * kGemmRows));
+      const auto b = Normal(random, static_cast<std::size_t>(depth * kGemmCols));
+      constexpr std::int64_t kStride = kGemmCols + 5;
+      std::vector<float> c(static_cast<std::size_t>(kGemmRows * kStride), 0.5F);
+      GemmCall call;
+      call.a = a.data();
+      call.b = b.data();
+      call.depth = depth;
+      call.c = c.data();
+      call.c_stride = kStride;
+      call.add = add;
+      level.gemm->tile(call);
+      Append(outputs.emplace_back(), c.data(), c.size());
+    }
+  }
+  return outputs;
+}
+
 KernelReport Check(Produce produce, const Level& level, std::uint32_t seed) {
   KernelReport report;
   if (level.isa > DetectIsa()) {
@@ -388,6 +413,38 @@ std::vector<KernelSpeed> BenchGram(Device& device, const Level& level) {
   return {speed};
 }
 
+// Panels of one chain against one another, as a part of a large product has them.
+std::vector<KernelSpeed> BenchGemm(Device& device, const Level& level) {
+  constexpr std::int64_t kPanelsA = 8, kPanelsB = 6, kParts = 64;
+  const std::vector<float> a(static_cast<std::size_t>(kPanelsA * kGemmChain * kGemmRows), 0.25F);
+  const std::vector<float> b(static_cast<std::size_t>(kPanelsB * kGemmChain * kGemmCols), 0.25F);
+  constexpr std::int64_t kWidth = kPanelsB * kGemmCols;
+  constexpr std::int64_t kPart = kPanelsA * kGemmRows * kWidth;
+  std::vector<float> c(static_cast<std::size_t>(kPart * device.pool().num_workers()));
+  const Timing timing = MedianTime(0.2, [&] {
+    device.pool().For(kParts, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
+      for (std::int64_t i = begin * kPanelsA * kPanelsB; i < end * kPanelsA * kPanelsB; ++i) {
+        const std::int64_t row = i % kPanelsA, col = i / kPanelsA % kPanelsB;
+        GemmCall call;
+        call.a = a.data() + row * kGemmChain * kGemmRows;
+        call.b = b.data() + col * kGemmChain * kGemmCols;
+        call.depth = kGemmChain;
+        call.c = c.data() + worker * kPart + row * kGemmRows * kWidth + col * kGemmCols;
+        call.c_stride = kWidth;
+        level.gemm->tile(call);
+      }
+    });
+  });
+  KernelSpeed speed;
+  speed.shape = fmt::format("{}x{}, depth {}", kPanelsA * kGemmRows, kWidth, kGemmChain);
+  speed.bytes = 4.0 * static_cast<double>(a.size() + b.size());
+  speed.ops = 2.0 * static_cast<double>(kPart) * kGemmChain * kParts;
+  speed.seconds = timing.seconds;
+  speed.num_runs = timing.num_runs;
+  speed.limit = KernelSpeed::Limit::kF32;
+  return {speed};
+}
+
 std::vector<KernelSpeed> BenchSampling(Device& device, const Level& level) {
   constexpr std::int64_t kRows = 256;
   constexpr std::int64_t kVocab = 49152;
@@ -439,7 +496,8 @@ std::vector<KernelInfo> FloatKernelInfos() {
        }},
       {"sampling", "sampling", "any vocabulary", ProduceSampling, BenchSampling},
       {"gram", "gram", "panels of 16", ProduceGram, BenchGram},
-      {"gram.downdate", "gram", "panels of 16", ProduceDowndate, nullptr}};
+      {"gram.downdate", "gram", "panels of 16", ProduceDowndate, nullptr},
+      {"gemm", "gemm", "panels of 12 and 32", ProduceGemm, BenchGemm}};
   std::vector<KernelInfo> infos;
   for (const Operator& op : kOperators) {
     for (const Level& level : kLevels) {

@@ -84,6 +84,8 @@ void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride,
   });
 }
 
+void Exp(const float* x, float* y, std::int64_t count) { Kernels().exp(x, y, count); }
+
 float ExpRef(float x) { return ref::Exp(x); }
 
 }  // namespace nibble

@@ -27,6 +27,9 @@ void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride,
             std::int64_t up_stride, float* out, std::int64_t out_stride, std::int64_t num_tokens,
             std::int64_t width);
 
+/// y[i] = exp(x[i]) on the calling thread of a CPU, as ExpRef computes it. y may be x.
+void Exp(const float* x, float* y, std::int64_t count);
+
 /// exp as the kernels compute it: relative error <= 2e-7 (bound proved by the test over all of
 /// [-104, 89]).
 float ExpRef(float x);
