@@ -60,7 +60,8 @@ class QuantizeCommand final : public Command {
     options.Choice(
         "--method", &method_, MethodWords(),
         "how codes are chosen: rounding (with calibration data: for what flows in), GPTQ, "
-        "AWQ's scales and rounding, or AWQ's scales and GPTQ; auto takes GPTQ below 8 "
+        "AWQ's scales and rounding, AWQ's scales and GPTQ, or GPTQ whose codes and scales then "
+        "learn from each block's output (slow, for 2 and 3 bits); auto takes GPTQ below 8 "
         "bits if there is calibration data");
     options.Add("--group-size", &group_size_,
                 "columns that share a scale; 0: a whole row (default: the largest of 128, 64, 32 "
@@ -79,6 +80,10 @@ class QuantizeCommand final : public Command {
                 "little");
     options.Add("--correct-inputs", &correct_inputs_,
                 "let each linear make up for what the linears before it have lost");
+    options.Add("--learn-iterations", &learn_iterations_,
+                "steps of --method learned on each block");
+    options.Add("--learn-batch", &learn_batch_tokens_,
+                "tokens of such a step, in whole calibration windows");
     options.Group("Certificate");
     options.Add("--certificate-text", &text_file_,
                 "text that the certificate is measured on (default: a built-in one)");
@@ -95,6 +100,10 @@ class QuantizeCommand final : public Command {
     }
     if (group_size_ && *group_size_ < 0) {
       return Fail(ErrorCode::kInvalidArgument, "--group-size takes 0 (a whole row) or more");
+    }
+    if (learn_iterations_ < 1 || learn_batch_tokens_ < 1) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  "--learn-iterations and --learn-batch take 1 or more");
     }
     Scheme scheme = *ParseScheme(scheme_);
     if (scheme.has_own_groups() &&
@@ -123,6 +132,8 @@ class QuantizeCommand final : public Command {
     QuantizeOptions options{.method = *ParseMethod(method_),
                             .damping = damping_,
                             .correct_inputs = correct_inputs_,
+                            .learn_iterations = learn_iterations_,
+                            .learn_batch_tokens = learn_batch_tokens_,
                             .scheme = scheme,
                             .recipe = std::move(recipe),
                             .budget = std::move(budget),
@@ -271,6 +282,8 @@ class QuantizeCommand final : public Command {
   std::int64_t seed_ = 0;
   double damping_ = 0.01;
   bool correct_inputs_ = true;
+  std::int64_t learn_iterations_ = 200;
+  std::int64_t learn_batch_tokens_ = 512;
   std::optional<std::int64_t> group_size_;
   std::int64_t context_ = 512;
   bool symmetric_ = true;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
 #include <set>
@@ -60,6 +61,10 @@ class BlockSolver::Walks {
         overlay_.Replace(weight.name, std::move(weight.tensor));
       }
     }
+    const bool learns = !done && solver_.options_.method == BlockMethod::kLearned;
+    if (learns) {
+      inputs_.assign(walk_->hidden().begin(), walk_->hidden().end());
+    }
     NIBBLE_TRY_VOID(walk_->Begin(block_));
     if (truth_) {
       NIBBLE_TRY_VOID(truth_->Begin(block_));
@@ -75,10 +80,15 @@ class BlockSolver::Walks {
         NIBBLE_TRY_VOID(truth_->Load(group));
       }
     }
+    if (learns) {
+      NIBBLE_TRY_VOID(LearnBlock(solved));
+    } else {
+      steps_ += LearnSteps();
+    }
     if (block_ + 1 < config_.num_layers) {
       NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
         walk_->End(chunk);
-        if (truth_) {
+        if (truth_ && !learns) {
           truth_->End(chunk);
         }
       }));
@@ -94,17 +104,31 @@ class BlockSolver::Walks {
     return {};
   }
 
+  std::uint64_t NumChunks() const { return static_cast<std::uint64_t>(walk_->num_chunks()); }
+  // Of LearnBlock.
+  std::uint64_t LearnSteps() const {
+    return solver_.options_.method != BlockMethod::kLearned
+               ? 0
+               : static_cast<std::uint64_t>(solver_.options_.learn.iterations) +
+                     std::size(kLinearGroups) * NumChunks();
+  }
+
+  // Counts a step; false to stop.
+  bool Advanced() {
+    // The last block's output goes nowhere.
+    const std::uint64_t total = static_cast<std::uint64_t>(config_.num_layers) *
+                                    (kStepsOfBlock * NumChunks() + LearnSteps()) -
+                                NumChunks();
+    ++steps_;
+    return !progress_ ||
+           progress_(steps_, total, fmt::format("block {} of {}", block_ + 1, config_.num_layers));
+  }
+
   template <typename Body>
   Result<void> ForChunks(Body&& body) {
-    const auto chunks = static_cast<std::uint64_t>(walk_->num_chunks());
-    // The last block's output goes nowhere.
-    const auto total =
-        (static_cast<std::uint64_t>(config_.num_layers) * kStepsOfBlock - 1) * chunks;
     for (std::int64_t chunk = 0; chunk < walk_->num_chunks(); ++chunk) {
       body(chunk);
-      ++steps_;
-      if (progress_ && !progress_(steps_, total,
-                                  fmt::format("block {} of {}", block_ + 1, config_.num_layers))) {
+      if (!Advanced()) {
         return Fail(ErrorCode::kCancelled, "interrupted");
       }
     }
@@ -179,7 +203,7 @@ class BlockSolver::Walks {
     const std::int64_t width = InputWidth(config_, group);
     Hessian hessian(width, walk_->max_chunk_rows());
     std::optional<CrossGram> cross;
-    if (truth_) {
+    if (truth_ && solver_.options_.correct_inputs) {
       cross.emplace(width, walk_->max_chunk_rows());
     }
     NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
@@ -287,6 +311,86 @@ class BlockSolver::Walks {
     return {};
   }
 
+  // The linears that were solved one by one learn together from what the block puts out. inputs_:
+  // what it sees; the truth's next hidden states are what it is asked for.
+  Result<void> LearnBlock(std::vector<SolvedWeight>& solved) {
+    for (std::int64_t chunk = 0; chunk < truth_->num_chunks(); ++chunk) {
+      truth_->End(chunk);
+    }
+    NIBBLE_TRY(vectors, ReadBlockVectors(overlay_, block_, pool_));
+    NIBBLE_TRY(linears, TakeLinears(solved));
+    LearnOptions options = solver_.options_.learn;
+    options.seed = static_cast<std::uint64_t>(block_);
+    options.scale_dtype = solver_.options_.scale_dtype;
+    BlockLearner learner(config_, std::move(vectors), solver_.calibration_.length, options, pool_);
+    NIBBLE_TRY(report,
+               learner.Learn(inputs_, truth_->hidden(), linears, [&] { return Advanced(); }));
+    PutLinears(linears, report, solved);
+    // Through the block once more, with what was learned.
+    std::ranges::copy(inputs_, walk_->hidden().begin());
+    for (const LinearGroup group : kLinearGroups) {
+      NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) { walk_->Advance(group, chunk); }));
+      NIBBLE_TRY_VOID(walk_->Load(group));
+    }
+    return {};
+  }
+
+  // Of the weights, by BlockLinear.
+  std::array<std::string, kNumBlockLinears> WeightNames() const {
+    std::array<std::string, kNumBlockLinears> names;
+    auto next = names.begin();
+    for (const LinearGroup group : kLinearGroups) {
+      for (const std::string_view linear : LinearsOf(group)) {
+        *next++ = WeightName(block_, linear);
+      }
+    }
+    return names;
+  }
+
+  Result<LearnedLinears> TakeLinears(std::vector<SolvedWeight>& solved) const {
+    LearnedLinears linears;
+    auto linear = linears.begin();
+    for (const std::string& name : WeightNames()) {
+      const auto found = std::ranges::find(solved, name, &SolvedWeight::name);
+      // FP8 has nothing to gain, and codes that are no numbers.
+      const bool learns = found != solved.end() && solver_.IsSolved(name) &&
+                          found->tensor.spec.codebook != Codebook::kFp8E4M3;
+      const Checkpoint& from = learns ? solver_.source_ : static_cast<const Checkpoint&>(overlay_);
+      NIBBLE_TRY(weights, ReadWeights(from, *from.Find(name), pool_));
+      linear->weights = std::move(weights);
+      if (learns) {
+        linear->quantized = std::move(found->tensor);
+      }
+      ++linear;
+    }
+    return linears;
+  }
+
+  void PutLinears(LearnedLinears& linears, const LearnReport& report,
+                  std::vector<SolvedWeight>& solved) {
+    const auto names = WeightNames();
+    for (SolvedWeight& weight : solved) {
+      const auto index = std::ranges::find(names, weight.name) - names.begin();
+      LearnedLinear& linear = linears[static_cast<std::size_t>(index)];
+      if (!linear.quantized) {
+        continue;
+      }
+      weight.tensor = std::move(*linear.quantized);
+      overlay_.Replace(weight.name, weight.tensor);
+      TensorStatistics statistics;
+      statistics.Add(weight.tensor, linear.weights);
+      json::Object facts = statistics.ToJson(weight.tensor.spec);
+      facts.Set("block_error_before", report.error_before);
+      facts.Set("block_error", report.error_after);
+      for (const char* key : {"damping", "dead_channels"}) {
+        if (const json::Value* kept = weight.facts.Find(key)) {
+          facts.Set(key, *kept);
+        }
+      }
+      weight.facts = std::move(facts);
+    }
+  }
+
   const BlockSolver& solver_;
   const ModelConfig& config_;
   ThreadPool& pool_;
@@ -295,6 +399,7 @@ class BlockSolver::Walks {
   const SolveProgress& progress_;
   std::unique_ptr<BlockWalk> walk_, truth_;
   BlockWalk::Inputs truth_inputs_;
+  std::vector<float> inputs_;  // of a block that learns, [num_rows, hidden_size]
   std::int64_t block_ = 0;
   std::uint64_t steps_ = 0;
 };
@@ -321,13 +426,18 @@ Result<void> BlockSolver::Plan() const {
     }
     const std::uint64_t floats = largest * (NeedsTruth() ? 3 : 2);
     std::uint64_t sums = 0;
-    if (options_.method == BlockMethod::kGptq) {
+    if (options_.method != BlockMethod::kWeighted) {
       sums = Hessian::SizeBytes(width, chunk) + HessianFactor::SizeBytes(width);
     }
     if (NeedsTruth()) {
       sums += CrossGram::SizeBytes(width, chunk) + InputShift::SizeBytes(width);
     }
     most = std::max(most, sums + floats * sizeof(float));
+  }
+  if (options_.method == BlockMethod::kLearned) {
+    most = std::max(most, BlockLearner::SizeBytes(source_.config(), calibration_.length,
+                                                  options_.learn, device_.pool().num_workers()));
+    most += static_cast<std::uint64_t>(tokens * source_.config().hidden_size) * sizeof(float);
   }
   device_.ledger().Plan("solver", most + 2 * codes);
   if (device_.ledger().planned_bytes() > device_.AvailableBytes()) {

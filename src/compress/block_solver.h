@@ -11,6 +11,7 @@
 #include "base/result.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/weight_writer.h"
+#include "compress/block_learner.h"
 #include "compress/calibration.h"
 #include "compress/solved_block.h"
 #include "device/device.h"
@@ -21,7 +22,8 @@ namespace nibble {
 
 enum class BlockMethod : std::uint8_t {
   kWeighted,  // rounding, scales searched with the inputs' mean squares as weights
-  kGptq
+  kGptq,
+  kLearned  // kGptq, then all linears of a block together by SignSGD on its output
 };
 
 /// How the linears of a model are solved on calibration data.
@@ -29,9 +31,10 @@ struct BlockSolverOptions {
   BlockMethod method = BlockMethod::kGptq;
   DType scale_dtype = DType::kF16;  // of uniform weights
   bool search_scale = true;
-  double damping = 0.01;  // kGptq, as the next two
+  double damping = 0.01;  // kGptq and kLearned, as the next two
   ColumnOrder order = ColumnOrder::kGroups;
   bool correct_inputs = true;  // each linear also makes up for what its input has lost
+  LearnOptions learn;          // kLearned
   std::set<std::string, std::less<>>
       rounded;  // weights that are rounded although others are solved
 };
@@ -65,10 +68,11 @@ class BlockSolver {
  private:
   class Walks;
   bool IsSolved(std::string_view weight) const {
-    return options_.method == BlockMethod::kGptq && !options_.rounded.contains(weight);
+    return options_.method != BlockMethod::kWeighted && !options_.rounded.contains(weight);
   }
   bool NeedsTruth() const {
-    return options_.method == BlockMethod::kGptq && options_.correct_inputs;
+    return options_.method == BlockMethod::kLearned ||
+           (options_.method == BlockMethod::kGptq && options_.correct_inputs);
   }
   const Checkpoint& source_;
   std::span<const WeightToWrite> weights_;

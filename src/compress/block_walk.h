@@ -63,6 +63,8 @@ class BlockWalk {
   /// hidden = output of the block, for one chunk; every group is loaded.
   void End(std::int64_t chunk);
 
+  /// Between blocks: what the next one sees, [num_rows, hidden_size].
+  std::span<float> hidden() { return {hidden_.as<float>(), hidden_.size_bytes() / sizeof(float)}; }
   std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens_.size()); }
 
  private:

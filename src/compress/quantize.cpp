@@ -293,7 +293,8 @@ class Run {
     return method_ == QuantizeMethod::kAwq || method_ == QuantizeMethod::kAwqGptq;
   }
   bool Propagates() const {
-    return method_ == QuantizeMethod::kGptq || method_ == QuantizeMethod::kAwqGptq;
+    return method_ == QuantizeMethod::kGptq || method_ == QuantizeMethod::kAwqGptq ||
+           method_ == QuantizeMethod::kLearned;
   }
   // What is quantized: the source, or the source with scales folded in.
   const Checkpoint& Weights() const { return folded_ ? *folded_ : source_; }
@@ -355,15 +356,28 @@ class Run {
                        HumanBytes(static_cast<double>(device.AvailableBytes())), lines);
   }
 
+  LearnOptions Learning() const {
+    // Half of it is how far all steps together go (docs/quantization.md: measured).
+    constexpr double kPositions = 0.1, kFactors = 0.3;
+    const auto steps = static_cast<double>(options_.learn_iterations);
+    return {.iterations = options_.learn_iterations,
+            .batch_tokens = options_.learn_batch_tokens,
+            .position_rate = kPositions / steps,
+            .factor_rate = kFactors / steps};
+  }
+
   BlockSolver Solver(Device& device) const {
     return {Weights(),
             solved_,
             *options_.calibration,
-            {.method = Propagates() ? BlockMethod::kGptq : BlockMethod::kWeighted,
+            {.method = method_ == QuantizeMethod::kLearned ? BlockMethod::kLearned
+                       : Propagates()                      ? BlockMethod::kGptq
+                                                           : BlockMethod::kWeighted,
              .scale_dtype = plan_.scale_dtype,
              .search_scale = options_.search_scale,
              .damping = options_.damping,
              .correct_inputs = options_.correct_inputs,
+             .learn = Learning(),
              .rounded = plan_.rounded},
             device};
   }
@@ -413,6 +427,10 @@ class Run {
       recipe.Set("column_order", Name(ColumnOrder::kGroups));
       recipe.Set("damping", options_.damping);
       recipe.Set("correct_inputs", options_.correct_inputs);
+      if (method_ == QuantizeMethod::kLearned) {
+        recipe.Set("learn_iterations", options_.learn_iterations);
+        recipe.Set("learn_batch_tokens", options_.learn_batch_tokens);
+      }
     } else if (Calibrates()) {
       recipe.Set("search_scale", "mean(x^2)");
     } else if (options_.scheme.codebook == Codebook::kNone && !options_.scheme.block_type) {
@@ -657,19 +675,22 @@ const char* Name(QuantizeMethod method) {
       return "awq";
     case QuantizeMethod::kAwqGptq:
       return "awq+gptq";
+    case QuantizeMethod::kLearned:
+      return "learned";
   }
   return "";
 }
 
 const std::vector<std::string>& MethodWords() {
-  static const std::vector<std::string> words = {"auto", "rtn", "gptq", "awq", "awq+gptq"};
+  static const std::vector<std::string> words = {"auto", "rtn",      "gptq",
+                                                 "awq",  "awq+gptq", "learned"};
   return words;
 }
 
 std::optional<QuantizeMethod> ParseMethod(std::string_view word) {
   for (const QuantizeMethod method :
        {QuantizeMethod::kAuto, QuantizeMethod::kRtn, QuantizeMethod::kGptq, QuantizeMethod::kAwq,
-        QuantizeMethod::kAwqGptq}) {
+        QuantizeMethod::kAwqGptq, QuantizeMethod::kLearned}) {
     if (word == Name(method)) {
       return method;
     }
@@ -693,6 +714,9 @@ QuantizeMethod WantedMethod(const QuantizeOptions& options) {
                [](const auto& plan) { return plan.method == QuantizeMethod::kGptq; })) {
     return method;
   }
+  if (method == QuantizeMethod::kLearned) {
+    return method;
+  }
   return method == QuantizeMethod::kAwq || method == QuantizeMethod::kAwqGptq
              ? QuantizeMethod::kAwqGptq
              : QuantizeMethod::kGptq;
@@ -709,7 +733,8 @@ Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
         "--budget and --max-kl measure what quantizing costs on --calibration FILE: text (or "
         ".jsonl rows) like what the model will read");
   }
-  if (options.budget && (wanted == QuantizeMethod::kAwq || wanted == QuantizeMethod::kAwqGptq)) {
+  if (options.budget && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kGptq &&
+      wanted != QuantizeMethod::kRtn) {
     return Fail(ErrorCode::kInvalidArgument,
                 fmt::format("--budget with --method {}: use auto, gptq or rtn", Name(wanted)));
   }

@@ -188,6 +188,7 @@ QuantizeMethod RoundingOf(QuantizeMethod method) {
       return QuantizeMethod::kRtn;
     case QuantizeMethod::kGptq:
     case QuantizeMethod::kAwqGptq:
+    case QuantizeMethod::kLearned:
       return QuantizeMethod::kGptq;
     case QuantizeMethod::kAuto:
       break;

@@ -537,6 +537,50 @@ TEST_F(QuantizeGptqModel, StoppedAnywhereItGoesOnToTheSameBytes) {
   }
 }
 
+TEST_F(QuantizeGptqModel, BlocksThatLearnComeCloserOnAnyNumberOfThreadsAndSurviveStops) {
+  options_.method = QuantizeMethod::kLearned;
+  options_.scheme.bits = 2;
+  options_.learn_iterations = 40;
+  options_.learn_batch_tokens = 96;
+  const auto whole = RunOn(1, temp_.path() / "whole");
+  ASSERT_TRUE(whole) << whole.error().message;
+  EXPECT_EQ(*whole->certificate.recipe.Find("method")->AsString(), "learned");
+  for (const char* name :
+       {"model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"}) {
+    const json::Value* entry = whole->log.Find(name);
+    ASSERT_NE(entry, nullptr);
+    EXPECT_LT(entry->Find("block_error")->AsDouble().value_or(1.0),
+              0.9 * entry->Find("block_error_before")->AsDouble().value_or(0.0));
+  }
+  EXPECT_TRUE(Serve(temp_.path() / "whole", ActivationMode::kInt16));
+  ASSERT_TRUE(RunOn(3, temp_.path() / "three"));
+  ExpectSameFolder(temp_.path() / "whole", temp_.path() / "three");
+  for (const double share : {0.2, 0.4, 0.8}) {
+    const fs::path out = temp_.path() / fmt::format("stopped-{}", share);
+    const auto stopped = Run(out, [&](std::string_view now, std::uint64_t done, std::uint64_t total,
+                                      const std::string&) {
+      return now != "calibrating" || static_cast<double>(done) < share * static_cast<double>(total);
+    });
+    ASSERT_FALSE(stopped);
+    EXPECT_EQ(stopped.error().code, ErrorCode::kCancelled);
+    ASSERT_TRUE(Run(out));
+    ExpectSameFolder(temp_.path() / "whole", out);
+  }
+}
+
+TEST_F(QuantizeGptqModel, TablesAndZeroPointsLearnToo) {
+  options_.method = QuantizeMethod::kLearned;
+  options_.learn_iterations = 10;
+  options_.scheme.symmetric = false;
+  options_.scheme.bits = 3;
+  ASSERT_TRUE(Run(temp_.path() / "asym"));
+  EXPECT_TRUE(Serve(temp_.path() / "asym", ActivationMode::kInt16));
+  options_.scheme.symmetric = true;
+  options_.scheme = {.group_size = kNf4Group, .codebook = Codebook::kNf4};
+  ASSERT_TRUE(Run(temp_.path() / "nf4"));
+  EXPECT_TRUE(Serve(temp_.path() / "nf4", ActivationMode::kInt16));
+}
+
 TEST_F(QuantizeGptqModel, Nf4AndZeroPointsAndWholeRowsAndEightBitsWorkToo) {
   for (const auto& [bits, group, symmetric, codebook] : {std::tuple{4, 32, true, Codebook::kNf4},
                                                          {4, 0, true, Codebook::kNone},
