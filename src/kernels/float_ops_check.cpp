@@ -84,7 +84,7 @@ std::vector<Output> ProduceNorm(const Level& level, std::uint32_t seed) {
   return outputs;
 }
 
-std::vector<Output> ProduceSwiGlu(const Level& level, std::uint32_t seed) {
+std::vector<Output> ProduceGated(const Level& level, std::uint32_t seed) {
   PhiloxEngine random(seed);
   std::vector<Output> outputs;
   for (const std::size_t width : kWidths) {
@@ -93,6 +93,8 @@ std::vector<Output> ProduceSwiGlu(const Level& level, std::uint32_t seed) {
     std::vector<float> out(width + kRoom, 1.5F);
     level.ops->swiglu(gate.data(), up.data(), out.data(), static_cast<std::int64_t>(width));
     Append(outputs.emplace_back(), out.data(), out.size());
+    level.ops->geglu(gate.data(), up.data(), out.data(), static_cast<std::int64_t>(width));
+    Append(outputs.back(), out.data(), out.size());
     level.ops->exp(gate.data(), out.data(), static_cast<std::int64_t>(width));
     Append(outputs.back(), out.data(), out.size());
   }
@@ -480,7 +482,7 @@ std::vector<KernelInfo> FloatKernelInfos() {
   static constexpr Operator kOperators[] = {
       {"norm.add_rms", "norm", "any width", ProduceNorm,
        [](Device& device, const Level& level) { return BenchRows(device, level, false); }},
-      {"swiglu", "norm", "any width", ProduceSwiGlu,
+      {"swiglu", "norm", "any width", ProduceGated,
        [](Device& device, const Level& level) { return BenchRows(device, level, true); }},
       {"attention.bf16", "attention", "head_dim 16 n <= 256", ProduceAttention<KvDType::kBF16>,
        [](Device& device, const Level& level) {

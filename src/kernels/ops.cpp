@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 
+#include "base/check.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/isa.h"
 #include "kernels/ops_kernel.h"
@@ -85,6 +87,26 @@ void SwiGlu(KernelContext& context, const float* gate, std::int64_t gate_stride,
 }
 
 void Exp(const float* x, float* y, std::int64_t count) { Kernels().exp(x, y, count); }
+
+void GeGlu(KernelContext& context, const float* gate, std::int64_t gate_stride, const float* up,
+           std::int64_t up_stride, float* out, std::int64_t out_stride, std::int64_t num_tokens,
+           std::int64_t width) {
+  NIBBLE_CHECK(context.device->kind() == DeviceKind::kCpu, "GeGlu runs on a CPU");
+  const auto run = Kernels().geglu;
+  ForRows(context, num_tokens, 4 * width, [&](std::int64_t m) {
+    run(gate + m * gate_stride, up + m * up_stride, out + m * out_stride, width);
+  });
+}
+
+void Scale(KernelContext& context, float* x, float factor, std::int64_t num_tokens,
+           std::int64_t width) {
+  NIBBLE_CHECK(context.device->kind() == DeviceKind::kCpu, "Scale runs on a CPU");
+  ForRows(context, num_tokens, width, [&](std::int64_t m) {
+    for (float& value : std::span(x + m * width, static_cast<std::size_t>(width))) {
+      value *= factor;
+    }
+  });
+}
 
 float ExpRef(float x) { return ref::Exp(x); }
 

@@ -15,8 +15,14 @@ struct OpsKernels {
   void (*add_bias)(float* x, const float* bias, std::int64_t width);
   // out = gate / (1 + exp(-gate)) * up. out may be gate or up.
   void (*swiglu)(const float* gate, const float* up, float* out, std::int64_t width);
+  // out = gelu(gate) * up by the tanh formula. out may be gate or up.
+  void (*geglu)(const float* gate, const float* up, float* out, std::int64_t width);
   void (*exp)(const float* x, float* y, std::int64_t count);
 };
+
+// Of GELU by tanh (Hendrycks & Gimpel 2016): -2 sqrt(2 / pi) and 0.044715 times it.
+constexpr float kGeluLinear = -1.5957691216F;
+constexpr float kGeluCubic = -0.0713548163F;
 
 extern const OpsKernels kRefOps;
 extern const OpsKernels kAvx2Ops;

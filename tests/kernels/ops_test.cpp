@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <numbers>
 #include <random>
 #include <vector>
 
@@ -226,6 +227,58 @@ TEST(SwiGlu, SameBitsEverywhereAndEqualToDoublePrecision) {
       return out;
     });
   }
+}
+
+TEST(GeGlu, SameBitsEverywhereAndEqualToDoublePrecision) {
+  for (const std::int64_t width : kWidths) {
+    const std::int64_t tokens = 19;
+    const std::int64_t stride = width + 5;
+    auto gate = Normal(tokens * stride, 1, 3.0F);
+    const auto up = Normal(tokens * stride, 2);
+    gate[0] = -200.0F;  // exp overflows: the result is -0 * up
+    gate[static_cast<std::size_t>(stride)] = 200.0F;
+    ExpectSameEverywhere([&](KernelContext& context) {
+      std::vector<float> out(static_cast<std::size_t>(tokens * width), NAN);
+      GeGlu(context, gate.data(), stride, up.data(), stride, out.data(), width, tokens, width);
+      for (std::int64_t m = 0; m < tokens; ++m) {
+        for (std::int64_t i = 0; i < width; ++i) {
+          const auto g = static_cast<double>(gate[static_cast<std::size_t>(m * stride + i)]);
+          const auto u = static_cast<double>(up[static_cast<std::size_t>(m * stride + i)]);
+          const double inner = std::sqrt(2.0 / std::numbers::pi) * (g + 0.044715 * g * g * g);
+          const double truth = 0.5 * g * (1.0 + std::tanh(inner)) * u;
+          // Where tanh is almost -1, the exponential carries the rounding of its argument.
+          const double bound = 1e-6 * (1.0 + 2.0 * std::abs(inner)) * std::abs(truth);
+          EXPECT_NEAR(static_cast<double>(out[static_cast<std::size_t>(m * width + i)]), truth,
+                      bound + 1e-14 * std::abs(g * u) + 1e-30);
+        }
+      }
+      return out;
+    });
+  }
+}
+
+TEST(Scale, MultipliesEveryElement) {
+  const auto x = Normal(19 * 1000, 3);
+  ExpectSameEverywhere([&](KernelContext& context) {
+    std::vector<float> y = x;
+    Scale(context, y.data(), 25.25F, 19, 1000);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      EXPECT_EQ(y[i], x[i] * 25.25F);
+    }
+    return y;
+  });
+}
+
+TEST(AddRmsNorm, MayWriteOverItsInput) {
+  const std::unique_ptr<Device> device = MakeCpuDevice(2);
+  KernelContext context{.device = device.get()};
+  const auto x = Normal(3 * 100, 1);
+  const auto weight = Normal(100, 2);
+  std::vector<float> input = x;
+  std::vector<float> separate(x.size());
+  AddRmsNorm(context, input.data(), nullptr, weight.data(), 1e-6F, separate.data(), 3, 100);
+  AddRmsNorm(context, input.data(), nullptr, weight.data(), 1e-6F, input.data(), 3, 100);
+  EXPECT_EQ(input, separate);
 }
 
 TEST(SwiGlu, MayWriteOverItsInput) {

@@ -9,6 +9,7 @@ const OpsKernels kAvx2Ops = {.name = "avx2",
                              .add_rms_norm = AddRmsNormRow,
                              .add_bias = AddBiasRow,
                              .swiglu = SwiGluRow,
+                             .geglu = GeGluRow,
                              .exp = ExpRow};
 
 }  // namespace nibble

@@ -9,6 +9,7 @@ const OpsKernels kAvx512Ops = {.name = "avx512",
                                .add_rms_norm = AddRmsNormRow,
                                .add_bias = AddBiasRow,
                                .swiglu = SwiGluRow,
+                               .geglu = GeGluRow,
                                .exp = ExpRow};
 
 }  // namespace nibble

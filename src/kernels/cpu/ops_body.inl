@@ -63,6 +63,16 @@ void SwiGluRow(const float* gate, const float* up, float* out, std::int64_t widt
   });
 }
 
+void GeGluRow(const float* gate, const float* up, float* out, std::int64_t width) {
+  const V one = Set(1.0F);
+  const V linear = Set(kGeluLinear);
+  const V cubic = Set(kGeluCubic);
+  ForLanes(width, [&](std::int64_t i, auto load, auto store) {
+    const V x = load(gate + i);
+    store(out + i, x / (one + Exp(Fma(x * x, cubic, linear) * x)) * load(up + i));
+  });
+}
+
 void ExpRow(const float* x, float* y, std::int64_t count) {
   ForLanes(count, [&](std::int64_t i, auto load, auto store) { store(y + i, Exp(load(x + i))); });
 }

@@ -39,6 +39,15 @@ void SwiGluRow(const float* gate, const float* up, float* out, std::int64_t widt
   }
 }
 
+// gelu(x) = x / 2 * (1 + tanh u) = x / (1 + exp(-2u)),  -2u = x (a + b x^2)
+void GeGluRow(const float* gate, const float* up, float* out, std::int64_t width) {
+  for (std::int64_t i = 0; i < width; ++i) {
+    const float x = gate[i];
+    const float minus_2u = std::fma(x * x, kGeluCubic, kGeluLinear) * x;
+    out[i] = x / (1.0F + ref::Exp(minus_2u)) * up[i];
+  }
+}
+
 void ExpRow(const float* x, float* y, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) {
     y[i] = ref::Exp(x[i]);
@@ -51,6 +60,7 @@ const OpsKernels kRefOps = {.name = "ref",
                             .add_rms_norm = AddRmsNormRow,
                             .add_bias = AddBiasRow,
                             .swiglu = SwiGluRow,
+                            .geglu = GeGluRow,
                             .exp = ExpRow};
 
 }  // namespace nibble
