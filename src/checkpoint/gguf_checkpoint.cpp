@@ -21,6 +21,7 @@ namespace {
 struct Source {
   const GgufTensor* tensor = nullptr;
   std::int64_t permuted_heads = 0;  // > 0: rows lie interleaved inside that many heads
+  float offset = 0.0F;              // what the file added to every element
 };
 
 class GgufCheckpoint final : public CheckpointBase {
@@ -83,11 +84,13 @@ Result<void> GgufCheckpoint::ReadConfig() {
     config_.architecture = Architecture::kQwen2;
   } else if (arch == "qwen3") {
     config_.architecture = Architecture::kQwen3;
+  } else if (arch == "gemma3") {
+    config_.architecture = Architecture::kGemma3;
   } else {
-    return Fail(
-        ErrorCode::kUnsupported,
-        fmt::format("{}: general.architecture \"{}\" is not supported (llama, qwen2 and qwen3 are)",
-                    Where(), Quote(arch)));
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{}: general.architecture \"{}\" is not supported (llama, qwen2, qwen3 "
+                            "and gemma3 are)",
+                            Where(), Quote(arch)));
   }
   std::optional<std::string> missing;
   const auto count = [&](const std::string& key,
@@ -137,7 +140,7 @@ Result<void> GgufCheckpoint::ReadConfig() {
     return Missing(Where(), arch + ".attention.layer_norm_rms_epsilon");
   }
   config_.rms_norm_eps = static_cast<float>(*eps);
-  config_.qk_norm = config_.architecture == Architecture::kQwen3;
+  ApplyArchitecture(config_);
   const auto has = [&](std::string_view name) {
     return std::ranges::any_of(file_->header().tensors,
                                [&](const GgufTensor& tensor) { return tensor.name == name; });
@@ -151,6 +154,14 @@ Result<void> GgufCheckpoint::ReadConfig() {
     // Mistral 7B v0.1: the one member of this family whose files say so.
     config_.architecture = Architecture::kMistral;
     config_.sliding_window = count("attention.sliding_window");
+  }
+  if (config_.architecture == Architecture::kGemma3) {
+    config_.sliding_window = count("attention.sliding_window");
+    config_.sliding_layers = SlidingLayers(config_.num_layers, kGemma3GlobalInterval);
+    // The largest Gemma 3 alone divides by the hidden size's share of a head; its files do not say.
+    const bool largest = config_.num_layers == 62;
+    config_.query_pre_attn_scalar =
+        largest ? config_.hidden_size / config_.num_heads : config_.head_dim;
   }
   config_.dtype = DType::kF16;
   if (vocabulary_) {
@@ -187,6 +198,10 @@ Result<void> GgufCheckpoint::ReadRope(const std::string& arch) {
   RopeConfig& rope = config_.rope;
   rope.theta = file_->Double(arch + ".rope.freq_base").value_or(10000.0);
   rope.original_max_position_embeddings = static_cast<double>(config_.max_position_embeddings);
+  if (config_.architecture == Architecture::kGemma3) {
+    config_.sliding_rope = rope;
+    config_.sliding_rope->theta = file_->Double(arch + ".rope.freq_base_swa").value_or(10000.0);
+  }
   if (file_->Int(arch + ".rope.dimension_count").value_or(config_.head_dim) != config_.head_dim) {
     return Fail(ErrorCode::kUnsupported,
                 fmt::format("{}: rotary embedding of a part of the head", Where()));
@@ -323,7 +338,7 @@ Result<void> GgufCheckpoint::MapWeights() {
   }
   by_name.erase("rope_freqs.weight");
   for (const ExpectedWeight& wanted : ExpectedWeights(config_)) {
-    const std::string name = GgufNameOf(wanted.name);
+    const std::string name = GgufNameOf(config_, wanted.name);
     const auto found = by_name.find(name);
     if (found == by_name.end()) {
       return Fail(ErrorCode::kNotFound, fmt::format("{}: tensor {} is missing", Where(), name));
@@ -353,7 +368,8 @@ Result<void> GgufCheckpoint::MapWeights() {
                         .size_bytes = tensor.size_bytes,
                         .file = path_.filename().string()});
     const Source source{.tensor = &tensor,
-                        .permuted_heads = GgufInterleavedHeads(config_, wanted.name)};
+                        .permuted_heads = GgufInterleavedHeads(config_, wanted.name),
+                        .offset = GgufOffsetOf(config_, wanted.name)};
     sources_[wanted.name] = source;
     by_name.erase(found);
   }
@@ -391,6 +407,11 @@ Result<QuantizedTensor> GgufCheckpoint::ReadRows(const WeightInfo& weight, std::
                    WidenFloats(weight.spec.float_dtype,
                                bytes.subspan(static_cast<std::size_t>(from) * stride, stride)));
         out.values.insert(out.values.end(), values.begin(), values.end());
+      }
+      if (source.offset != 0.0F) {
+        for (float& value : out.values) {
+          value -= source.offset;
+        }
       }
       if (weight.spec.rows == 1 && source.permuted_heads > 0) {
         const std::vector<float> interleaved = out.values;

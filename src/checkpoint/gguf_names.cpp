@@ -22,10 +22,14 @@ constexpr Pair kModules[] = {
     {"self_attn.k_norm", "attn_k_norm"}, {"post_attention_layernorm", "ffn_norm"},
     {"mlp.gate_proj", "ffn_gate"},       {"mlp.up_proj", "ffn_up"},
     {"mlp.down_proj", "ffn_down"}};
+// Where the outputs are normed as well, what is called post_attention is another norm.
+constexpr Pair kSandwichNorms[] = {{"post_attention_layernorm", "post_attention_norm"},
+                                   {"pre_feedforward_layernorm", "ffn_norm"},
+                                   {"post_feedforward_layernorm", "post_ffw_norm"}};
 
 }  // namespace
 
-std::string GgufNameOf(const std::string& canonical) {
+std::string GgufNameOf(const ModelConfig& config, const std::string& canonical) {
   for (const auto& [ours, theirs] : kTop) {
     if (canonical == ours) {
       return std::string(theirs);
@@ -35,14 +39,28 @@ std::string GgufNameOf(const std::string& canonical) {
   const auto dot = canonical.find('.', kPrefix.size());
   const auto last = canonical.rfind('.');
   const std::string module = canonical.substr(dot + 1, last - dot - 1);
+  const auto in_block = [&](std::string_view theirs) {
+    return fmt::format("blk.{}.{}{}", canonical.substr(kPrefix.size(), dot - kPrefix.size()),
+                       theirs, canonical.substr(last));
+  };
+  if (config.sandwich_norms) {
+    for (const auto& [ours, theirs] : kSandwichNorms) {
+      if (module == ours) {
+        return in_block(theirs);
+      }
+    }
+  }
   for (const auto& [ours, theirs] : kModules) {
     if (module == ours) {
-      return fmt::format("blk.{}.{}{}", canonical.substr(kPrefix.size(), dot - kPrefix.size()),
-                         theirs, canonical.substr(last));
+      return in_block(theirs);
     }
   }
   NIBBLE_CHECK(false, "a weight without a name in GGUF");
   return {};
+}
+
+float GgufOffsetOf(const ModelConfig& config, const std::string& canonical) {
+  return config.norm_plus_one && canonical.ends_with("norm.weight") ? 1.0F : 0.0F;
 }
 
 std::int64_t GgufInterleavedHeads(const ModelConfig& config, const std::string& canonical) {

@@ -9,7 +9,10 @@ namespace nibble {
 
 /// The name of a weight in a GGUF file:
 /// "model.layers.3.mlp.up_proj.weight" -> "blk.3.ffn_up.weight".
-std::string GgufNameOf(const std::string& canonical);
+std::string GgufNameOf(const ModelConfig& config, const std::string& canonical);
+
+/// What a GGUF file adds to the elements of a weight: Gemma's norms hold the 1 of 1 + w there.
+float GgufOffsetOf(const ModelConfig& config, const std::string& canonical);
 
 /// Heads whose rows lie interleaved in a GGUF file: those of q and k in a file of architecture
 /// llama; 0 for every other weight.

@@ -82,11 +82,38 @@ std::vector<float> RopeFactors(const RopeConfig& rope, std::int64_t head_dim) {
   return out;
 }
 
+// llama.cpp takes some of Gemma 3's numbers for granted; a model with others would compute
+// nonsense.
+Result<void> CheckGemma3(const ModelConfig& config) {
+  const auto refuse = [](const char* key) {
+    return Fail(
+        ErrorCode::kUnsupported,
+        fmt::format("{}: GGUF has no place for a value that published Gemma 3 models do not "
+                    "have; choose another format",
+                    key));
+  };
+  if (config.sliding_layers != SlidingLayers(config.num_layers, kGemma3GlobalInterval)) {
+    return refuse("layer_types");
+  }
+  if (config.query_pre_attn_scalar != config.head_dim) {
+    return refuse("query_pre_attn_scalar");
+  }
+  if (!config.sliding_rope || config.sliding_rope->theta != 10000.0 ||
+      config.sliding_rope->type != RopeType::kDefault) {
+    return refuse("rope_local_base_freq");
+  }
+  return {};
+}
+
 Result<void> DescribeModel(const GgufModelFacts& facts, GgufHeaderBuilder& header) {
   const ModelConfig& config = facts.config;
   const bool llama =
       config.architecture == Architecture::kLlama || config.architecture == Architecture::kMistral;
-  const std::string arch = llama ? "llama" : Name(config.architecture);
+  const bool gemma = config.architecture == Architecture::kGemma3;
+  const std::string arch = llama ? "llama" : gemma ? "gemma3" : Name(config.architecture);
+  if (gemma) {
+    NIBBLE_TRY_VOID(CheckGemma3(config));
+  }
   const auto u32 = [&](const char* key, std::int64_t value) {
     header.SetU32(arch + "." + key, static_cast<std::uint32_t>(value));
   };
@@ -222,7 +249,7 @@ class GgufWriter final : public WeightWriter {
     }
     for (const WeightToWrite& weight : weights_) {
       const std::int64_t dims[] = {weight.spec.cols, weight.spec.rows};
-      header.AddTensor(GgufNameOf(weight.name),
+      header.AddTensor(GgufNameOf(config_, weight.name),
                        std::span(dims).first(weight.spec.rows == 1 ? 1 : 2), *TypeOf(weight));
     }
     header_ = header.Build();
@@ -312,6 +339,11 @@ class GgufWriter final : public WeightWriter {
     if (vector) {
       typed.spec.float_dtype = DType::kF32;
       typed.values = rows.values;
+      if (const float offset = GgufOffsetOf(config_, weight.name); offset != 0.0F) {
+        for (float& value : typed.values) {
+          value += offset;
+        }
+      }
       if (heads > 0) {  // a bias moves element by element
         for (std::int64_t i = 0; i < weight.spec.cols; ++i) {
           typed.values[static_cast<std::size_t>(GgufRowOf(i, weight.spec.cols / heads))] =

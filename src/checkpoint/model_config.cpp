@@ -108,72 +108,48 @@ class ConfigReader {
   std::optional<Error> error_;
 };
 
-void ParseRope(ConfigReader& reader, const json::Value& config, ModelConfig& out) {
-  RopeConfig& rope = out.rope;
-  rope.theta = reader.Number("rope_theta", 10000.0);
-  rope.original_max_position_embeddings = static_cast<double>(out.max_position_embeddings);
-  const json::Value* parameters = reader.Member("rope_parameters");
-  if (parameters == nullptr) {
-    parameters = reader.Member("rope_scaling");
-  }
-  const double rotary = reader.Number("partial_rotary_factor", 1.0);
-  if (rotary != 1.0) {
+void RefusePartialRotary(ConfigReader& reader, double factor) {
+  if (factor != 1.0) {
     reader.Complain("partial_rotary_factor other than 1 is not supported", ErrorCode::kUnsupported);
   }
-  if (parameters == nullptr) {
-    return;
-  }
-  if (!parameters->IsObject()) {
-    reader.Complain("rope_scaling: expected an object");
-    return;
-  }
-  for (const auto& [key, value] : *parameters->AsObject()) {
-    if (value.IsObject()) {
-      reader.Complain(
-          fmt::format("rope_parameters by kind of layer (\"{}\") are not supported", Quote(key)),
-          ErrorCode::kUnsupported);
-    }
-  }
+}
+
+// One object of rope_parameters or rope_scaling over what `rope` says already.
+void ParseRopeParameters(ConfigReader& reader, const json::Value& parameters, RopeConfig& rope) {
   std::string type = "default";
   for (const char* key : {"type", "rope_type"}) {
-    const json::Value* value = parameters->Find(key);
+    const json::Value* value = parameters.Find(key);
     if (value != nullptr && value->AsString() != nullptr) {
       type = *value->AsString();
     }
   }
-  rope.theta = reader.NumberIn(*parameters, "rope_theta", rope.theta);
-  rope.factor = reader.NumberIn(*parameters, "factor", 1.0);
-  if (reader.NumberIn(*parameters, "partial_rotary_factor", rotary) != 1.0) {
-    reader.Complain("partial_rotary_factor other than 1 is not supported", ErrorCode::kUnsupported);
-  }
-  const json::Value* top_original = config.Find("original_max_position_embeddings");
-  rope.original_max_position_embeddings =
-      reader.NumberIn(*parameters, "original_max_position_embeddings",
-                      top_original != nullptr
-                          ? top_original->AsDouble().value_or(rope.original_max_position_embeddings)
-                          : rope.original_max_position_embeddings);
+  rope.theta = reader.NumberIn(parameters, "rope_theta", rope.theta);
+  rope.factor = reader.NumberIn(parameters, "factor", 1.0);
+  RefusePartialRotary(reader, reader.NumberIn(parameters, "partial_rotary_factor", 1.0));
+  rope.original_max_position_embeddings = reader.NumberIn(
+      parameters, "original_max_position_embeddings", rope.original_max_position_embeddings);
   if (type == "default") {
     rope.type = RopeType::kDefault;
   } else if (type == "linear") {
     rope.type = RopeType::kLinear;
   } else if (type == "llama3") {
     rope.type = RopeType::kLlama3;
-    rope.low_freq_factor = reader.NumberIn(*parameters, "low_freq_factor", 1.0);
-    rope.high_freq_factor = reader.NumberIn(*parameters, "high_freq_factor", 4.0);
+    rope.low_freq_factor = reader.NumberIn(parameters, "low_freq_factor", 1.0);
+    rope.high_freq_factor = reader.NumberIn(parameters, "high_freq_factor", 4.0);
     if (rope.high_freq_factor <= rope.low_freq_factor) {
       reader.Complain("rope_scaling: high_freq_factor must be above low_freq_factor");
     }
   } else if (type == "yarn") {
     rope.type = RopeType::kYarn;
-    rope.beta_fast = reader.NumberIn(*parameters, "beta_fast", 32.0);
-    rope.beta_slow = reader.NumberIn(*parameters, "beta_slow", 1.0);
-    const json::Value* truncate = parameters->Find("truncate");
+    rope.beta_fast = reader.NumberIn(parameters, "beta_fast", 32.0);
+    rope.beta_slow = reader.NumberIn(parameters, "beta_slow", 1.0);
+    const json::Value* truncate = parameters.Find("truncate");
     rope.truncate = truncate == nullptr ? true : truncate->AsBool().value_or(true);
-    if (const json::Value* factor = parameters->Find("attention_factor");
+    if (const json::Value* factor = parameters.Find("attention_factor");
         factor != nullptr && factor->AsDouble()) {
       rope.attention_factor = factor->AsDouble();
     }
-    if (parameters->Find("mscale") != nullptr || parameters->Find("mscale_all_dim") != nullptr) {
+    if (parameters.Find("mscale") != nullptr || parameters.Find("mscale_all_dim") != nullptr) {
       reader.Complain("rope_scaling: yarn with mscale (DeepSeek) is not supported",
                       ErrorCode::kUnsupported);
     }
@@ -185,6 +161,116 @@ void ParseRope(ConfigReader& reader, const json::Value& config, ModelConfig& out
   }
   if (rope.theta <= 0.0 || rope.factor <= 0.0 || rope.original_max_position_embeddings <= 0.0) {
     reader.Complain("rope parameters must be positive");
+  }
+}
+
+void ParseRope(ConfigReader& reader, ModelConfig& out) {
+  const bool gemma = out.architecture == Architecture::kGemma3;
+  RopeConfig& rope = out.rope;
+  rope.theta = reader.Number("rope_theta", gemma ? 1e6 : 10000.0);
+  rope.original_max_position_embeddings = reader.Number(
+      "original_max_position_embeddings", static_cast<double>(out.max_position_embeddings));
+  RefusePartialRotary(reader, reader.Number("partial_rotary_factor", 1.0));
+  if (gemma) {
+    out.sliding_rope = rope;  // long contexts are scaled in the other layers alone
+    out.sliding_rope->theta = reader.Number("rope_local_base_freq", 10000.0);
+  }
+  const json::Value* parameters = reader.Member("rope_parameters");
+  if (parameters == nullptr) {
+    parameters = reader.Member("rope_scaling");
+  }
+  if (parameters == nullptr) {
+    return;
+  }
+  if (!parameters->IsObject()) {
+    reader.Complain("rope_scaling: expected an object");
+    return;
+  }
+  bool by_kind = false;
+  for (const auto& [key, value] : *parameters->AsObject()) {
+    if (!value.IsObject()) {
+      continue;
+    }
+    by_kind = true;
+    if (gemma && key == "full_attention") {
+      ParseRopeParameters(reader, value, rope);
+    } else if (gemma && key == "sliding_attention") {
+      ParseRopeParameters(reader, value, *out.sliding_rope);
+    } else {
+      reader.Complain(
+          fmt::format("rope_parameters by kind of layer (\"{}\") are not supported", Quote(key)),
+          ErrorCode::kUnsupported);
+    }
+  }
+  if (!by_kind) {
+    ParseRopeParameters(reader, *parameters, rope);
+  }
+}
+
+// Which layers have the window, and whether those of this architecture may differ.
+void ParseSlidingWindow(ConfigReader& reader, ModelConfig& out) {
+  const bool gemma = out.architecture == Architecture::kGemma3;
+  if (reader.Member("sliding_window") != nullptr) {
+    const std::int64_t window = reader.Count("sliding_window");
+    if (out.architecture == Architecture::kMistral || gemma) {
+      out.sliding_window = window;
+    } else if (reader.Flag("use_sliding_window", false)) {
+      reader.Complain("sliding windows in only some layers (use_sliding_window) are not supported",
+                      ErrorCode::kUnsupported);
+    }
+  }
+  if (gemma) {
+    out.sliding_layers = SlidingLayers(
+        out.num_layers, reader.Count("sliding_window_pattern", kGemma3GlobalInterval));
+  }
+  const json::Value* layers = reader.Member("layer_types");
+  if (layers == nullptr || layers->AsArray() == nullptr) {
+    return;
+  }
+  const json::Array& kinds = *layers->AsArray();
+  if (gemma && static_cast<std::int64_t>(kinds.size()) != out.num_layers) {
+    reader.Complain(
+        fmt::format("layer_types has {} entries for {} layers", kinds.size(), out.num_layers));
+    return;
+  }
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    const std::string kind = kinds[i].AsString() == nullptr ? "" : *kinds[i].AsString();
+    const bool sliding = kind == "sliding_attention";
+    if (!sliding && kind != "full_attention") {
+      reader.Complain(fmt::format("layer_types: \"{}\" is not supported", Quote(kind)),
+                      ErrorCode::kUnsupported);
+      return;
+    }
+    if (gemma) {
+      out.sliding_layers[i] = sliding;
+    } else if (sliding != out.sliding_window.has_value()) {
+      reader.Complain("layer_types mixes kinds of attention, which is not supported",
+                      ErrorCode::kUnsupported);
+      return;
+    }
+  }
+}
+
+// What Gemma 3 adds; options that its later relatives use are refused.
+void ParseGemma3(ConfigReader& reader, ModelConfig& out) {
+  out.query_pre_attn_scalar = reader.Count("query_pre_attn_scalar", 256);
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+    if (reader.Member(key) != nullptr) {
+      reader.Complain(fmt::format("{} is not supported", key), ErrorCode::kUnsupported);
+    }
+  }
+  if (reader.Flag("use_bidirectional_attention", false)) {
+    reader.Complain("use_bidirectional_attention is not supported", ErrorCode::kUnsupported);
+  }
+}
+
+void ParseActivation(ConfigReader& reader, const ModelConfig& config) {
+  const bool gemma = config.architecture == Architecture::kGemma3;
+  const std::string known = gemma ? "gelu_pytorch_tanh" : "silu";
+  const char* key = gemma ? "hidden_activation" : "hidden_act";
+  if (const std::string found = reader.String(key, known); found != known) {
+    reader.Complain(fmt::format("{} \"{}\" is not supported ({} is)", key, Quote(found), known),
+                    ErrorCode::kUnsupported);
   }
 }
 
@@ -200,8 +286,27 @@ const char* Name(Architecture architecture) {
       return "qwen2";
     case Architecture::kQwen3:
       return "qwen3";
+    case Architecture::kGemma3:
+      return "gemma3_text";
   }
   return "?";
+}
+
+void ApplyArchitecture(ModelConfig& config) {
+  config.qk_norm = config.architecture == Architecture::kQwen3;
+  if (config.architecture == Architecture::kGemma3) {
+    config.qk_norm = config.norm_plus_one = config.sandwich_norms = true;
+    config.activation = GateActivation::kGeluTanh;
+    config.embedding_scale = std::sqrt(static_cast<float>(config.hidden_size));
+  }
+}
+
+std::vector<bool> SlidingLayers(std::int64_t num_layers, std::int64_t interval) {
+  std::vector<bool> out;
+  for (std::int64_t i = 0; i < num_layers; ++i) {
+    out.push_back((i + 1) % interval != 0);
+  }
+  return out;
 }
 
 Result<ModelConfig> ParseModelConfig(const json::Value& config, const std::string& source) {
@@ -219,54 +324,37 @@ Result<ModelConfig> ParseModelConfig(const json::Value& config, const std::strin
     out.architecture = Architecture::kQwen2;
   } else if (type == "qwen3") {
     out.architecture = Architecture::kQwen3;
+  } else if (type == "gemma3_text") {
+    out.architecture = Architecture::kGemma3;
   } else {
-    return Fail(
-        ErrorCode::kUnsupported,
-        fmt::format("{}: model_type \"{}\" is not supported (llama, mistral, qwen2 and qwen3 are)",
-                    source, Quote(type)));
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{}: model_type \"{}\" is not supported (llama, mistral, qwen2, qwen3 "
+                            "and gemma3_text are)",
+                            source, Quote(type)));
   }
+  const bool gemma = out.architecture == Architecture::kGemma3;
   out.hidden_size = reader.Count("hidden_size");
   out.intermediate_size = reader.Count("intermediate_size");
   out.num_layers = reader.Count("num_hidden_layers");
   out.num_heads = reader.Count("num_attention_heads");
   out.num_kv_heads = reader.Count("num_key_value_heads", out.num_heads);
-  out.head_dim =
-      reader.Count("head_dim", std::max<std::int64_t>(1, out.hidden_size / out.num_heads));
+  out.head_dim = reader.Count(
+      "head_dim", gemma ? 256 : std::max<std::int64_t>(1, out.hidden_size / out.num_heads));
   out.vocab_size = reader.Count("vocab_size");
   out.max_position_embeddings = reader.Count("max_position_embeddings", 2048);
   out.rms_norm_eps = static_cast<float>(reader.Number("rms_norm_eps", 1e-6));
-  ParseRope(reader, config, out);
-  // transformers: llama, mistral, qwen2 and qwen3 all default to untied.
-  out.tie_word_embeddings = reader.Flag("tie_word_embeddings", false);
+  ParseRope(reader, out);
+  // The defaults of transformers.
+  out.tie_word_embeddings = reader.Flag("tie_word_embeddings", gemma);
   const bool attention_bias = reader.Flag("attention_bias", false);
   out.qkv_bias = out.architecture == Architecture::kQwen2 || attention_bias;
   out.attention_out_bias = out.architecture != Architecture::kQwen2 && attention_bias;
   out.mlp_bias = out.architecture == Architecture::kLlama && reader.Flag("mlp_bias", false);
-  out.qk_norm = out.architecture == Architecture::kQwen3;
-  if (const std::string activation = reader.String("hidden_act", "silu"); activation != "silu") {
-    reader.Complain(fmt::format("hidden_act \"{}\" is not supported (silu is)", Quote(activation)),
-                    ErrorCode::kUnsupported);
-  }
-  if (reader.Member("sliding_window") != nullptr) {
-    const std::int64_t window = reader.Count("sliding_window");
-    if (out.architecture == Architecture::kMistral) {
-      out.sliding_window = window;
-    } else if (reader.Flag("use_sliding_window", false)) {
-      reader.Complain("sliding windows in only some layers (use_sliding_window) are not supported",
-                      ErrorCode::kUnsupported);
-    }
-  }
-  if (const json::Value* layers = reader.Member("layer_types");
-      layers != nullptr && layers->AsArray() != nullptr) {
-    for (const json::Value& layer : *layers->AsArray()) {
-      const std::string* kind = layer.AsString();
-      const char* expected = out.sliding_window ? "sliding_attention" : "full_attention";
-      if (kind == nullptr || *kind != expected) {
-        reader.Complain("layer_types mixes kinds of attention, which is not supported",
-                        ErrorCode::kUnsupported);
-        break;
-      }
-    }
+  ApplyArchitecture(out);
+  ParseActivation(reader, out);
+  ParseSlidingWindow(reader, out);
+  if (gemma) {
+    ParseGemma3(reader, out);
   }
   const std::string dtype = reader.String("dtype", reader.String("torch_dtype", "float32"));
   if (dtype == "bfloat16") {
@@ -299,76 +387,6 @@ Result<ModelConfig> ParseModelConfig(const json::Value& config, const std::strin
   return out;
 }
 
-json::Object ToHuggingFaceConfig(const ModelConfig& config) {
-  json::Object out;
-  const char* classes[] = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM",
-                           "Qwen3ForCausalLM"};
-  out.Set("architectures", json::Array{classes[static_cast<int>(config.architecture)]});
-  out.Set("model_type", Name(config.architecture));
-  out.Set("hidden_size", config.hidden_size);
-  out.Set("intermediate_size", config.intermediate_size);
-  out.Set("num_hidden_layers", config.num_layers);
-  out.Set("num_attention_heads", config.num_heads);
-  out.Set("num_key_value_heads", config.num_kv_heads);
-  out.Set("head_dim", config.head_dim);
-  out.Set("vocab_size", config.vocab_size);
-  out.Set("max_position_embeddings", config.max_position_embeddings);
-  out.Set("rms_norm_eps", static_cast<double>(config.rms_norm_eps));
-  out.Set("hidden_act", "silu");
-  out.Set("tie_word_embeddings", config.tie_word_embeddings);
-  if (config.architecture != Architecture::kQwen2) {
-    out.Set("attention_bias", config.qkv_bias);
-  }
-  if (config.architecture == Architecture::kLlama) {
-    out.Set("mlp_bias", config.mlp_bias);
-  }
-  if (config.architecture == Architecture::kMistral) {
-    out.Set("sliding_window",
-            config.sliding_window ? json::Value(*config.sliding_window) : json::Value());
-  }
-  out.Set("rope_theta", config.rope.theta);
-  if (config.rope.type != RopeType::kDefault) {
-    const char* types[] = {"default", "linear", "llama3", "yarn"};
-    json::Object rope;
-    rope.Set("rope_type", types[static_cast<int>(config.rope.type)]);
-    rope.Set("rope_theta", config.rope.theta);
-    rope.Set("factor", config.rope.factor);
-    if (config.rope.type != RopeType::kLinear) {
-      rope.Set("original_max_position_embeddings",
-               static_cast<std::int64_t>(config.rope.original_max_position_embeddings));
-    }
-    if (config.rope.type == RopeType::kLlama3) {
-      rope.Set("low_freq_factor", config.rope.low_freq_factor);
-      rope.Set("high_freq_factor", config.rope.high_freq_factor);
-    }
-    if (config.rope.type == RopeType::kYarn) {
-      rope.Set("beta_fast", config.rope.beta_fast);
-      rope.Set("beta_slow", config.rope.beta_slow);
-      if (config.rope.attention_factor) {
-        rope.Set("attention_factor", *config.rope.attention_factor);
-      }
-      rope.Set("truncate", config.rope.truncate);
-    }
-    out.Set("rope_scaling", std::move(rope));
-  }
-  if (config.bos_token_id) {
-    out.Set("bos_token_id", Raw(*config.bos_token_id));
-  }
-  if (config.eos_token_ids.size() == 1) {
-    out.Set("eos_token_id", Raw(config.eos_token_ids[0]));
-  } else if (!config.eos_token_ids.empty()) {
-    json::Array ids;
-    for (const TokenId id : config.eos_token_ids) {
-      ids.push_back(Raw(id));
-    }
-    out.Set("eos_token_id", std::move(ids));
-  }
-  out.Set("torch_dtype", config.dtype == DType::kBF16  ? "bfloat16"
-                         : config.dtype == DType::kF16 ? "float16"
-                                                       : "float32");
-  return out;
-}
-
 std::vector<ExpectedWeight> ExpectedWeights(const ModelConfig& config) {
   std::vector<ExpectedWeight> out;
   const std::int64_t hidden = config.hidden_size;
@@ -397,6 +415,10 @@ std::vector<ExpectedWeight> ExpectedWeights(const ModelConfig& config) {
       vector(at + "self_attn.k_norm.weight", config.head_dim);
     }
     vector(at + "post_attention_layernorm.weight", hidden);
+    if (config.sandwich_norms) {
+      vector(at + "pre_feedforward_layernorm.weight", hidden);
+      vector(at + "post_feedforward_layernorm.weight", hidden);
+    }
     linear(at + "mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
     linear(at + "mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
     linear(at + "mlp.down_proj", hidden, config.intermediate_size, config.mlp_bias);

@@ -13,10 +13,13 @@
 namespace nibble {
 
 /// The llama family: one plain forward pass covers all of them.
-enum class Architecture : std::uint8_t { kLlama, kMistral, kQwen2, kQwen3 };
+enum class Architecture : std::uint8_t { kLlama, kMistral, kQwen2, kQwen3, kGemma3 };
 
-/// The `model_type` of config.json: "llama", "mistral", "qwen2", "qwen3".
+/// The `model_type` of config.json: "llama", "mistral", "qwen2", "qwen3", "gemma3_text".
 const char* Name(Architecture architecture);
+
+/// What gates the feed-forward product.
+enum class GateActivation : std::uint8_t { kSilu, kGeluTanh };
 
 enum class RopeType : std::uint8_t { kDefault, kLinear, kLlama3, kYarn };
 
@@ -52,12 +55,40 @@ struct ModelConfig {
   bool qkv_bias = false;            // qwen2, or llama with attention_bias
   bool attention_out_bias = false;  // llama with attention_bias
   bool mlp_bias = false;
-  bool qk_norm = false;  // qwen3: RMSNorm over head_dim on q and k before RoPE
+  bool qk_norm = false;         // qwen3: RMSNorm over head_dim on q and k before RoPE
+  bool norm_plus_one = false;   // gemma3: norms multiply by 1 + what is stored
+  bool sandwich_norms = false;  // gemma3: the output of attention and of feed-forward is normed too
+  GateActivation activation = GateActivation::kSilu;
+  float embedding_scale = 1.0F;  // gemma3: sqrt(hidden_size)
+  std::optional<std::int64_t>
+      query_pre_attn_scalar;                   // gemma3: scores / sqrt of it, not of head_dim
   std::optional<std::int64_t> sliding_window;  // set only where layers really use it
+  // gemma3, by layer: false for those that see everything. Empty: the window is of all layers.
+  std::vector<bool> sliding_layers;
+  std::optional<RopeConfig> sliding_rope;  // of layers with a window, where theirs differs
   DType dtype = DType::kF32;  // storage dtype of the float tensors, `dtype` / `torch_dtype`
   std::optional<TokenId> bos_token_id;
   std::vector<TokenId> eos_token_ids;
+
+  /// Whether this layer's attention has the window.
+  bool SlidesIn(std::int64_t layer) const {
+    return sliding_window &&
+           (sliding_layers.empty() || sliding_layers[static_cast<std::size_t>(layer)]);
+  }
+  /// The module whose norm makes the input of gate and up.
+  const char* FeedForwardNorm() const {
+    return sandwich_norms ? "pre_feedforward_layernorm" : "post_attention_layernorm";
+  }
 };
+
+/// Fills in what every model of this architecture has in common, whatever a file says.
+void ApplyArchitecture(ModelConfig& config);
+
+/// The layers with a window where only every `interval`th has none: of 6, the sixth, the twelfth...
+std::vector<bool> SlidingLayers(std::int64_t num_layers, std::int64_t interval);
+
+/// Gemma 3's files say so or mean it: every sixth layer sees everything.
+inline constexpr std::int64_t kGemma3GlobalInterval = 6;
 
 /// Reads a Hugging Face config.json (legacy and current spellings of rope and dtype).
 /// Errors name the key: kUnsupported for an architecture, rope type, activation or option nibble

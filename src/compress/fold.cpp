@@ -87,6 +87,15 @@ FoldedCheckpoint::Change& FoldedCheckpoint::ChangeOf(const std::string& name) {
   return changes_[name];
 }
 
+void FoldedCheckpoint::DivideNorm(const std::string& name, const std::vector<float>& scales) {
+  Change& change = ChangeOf(name);
+  change.plus_one = config_.norm_plus_one;
+  // A vector is one row: what divides a norm's elements multiplies its columns.
+  for (const float scale : scales) {
+    change.columns.push_back(1.0F / scale);
+  }
+}
+
 FoldedCheckpoint::FoldedCheckpoint(const Checkpoint& source, const FoldedScales& scales)
     : source_(source) {
   path_ = source.path();
@@ -104,15 +113,10 @@ FoldedCheckpoint::FoldedCheckpoint(const Checkpoint& source, const FoldedScales&
       }
       switch (group) {
         case LinearGroup::kQkv:
-          // A vector is one row: what divides a norm's elements multiplies its columns.
-          for (const float scale : s) {
-            ChangeOf(WeightName(index, "input_layernorm")).columns.push_back(1.0F / scale);
-          }
+          DivideNorm(WeightName(index, "input_layernorm"), s);
           break;
         case LinearGroup::kGateUp:
-          for (const float scale : s) {
-            ChangeOf(WeightName(index, "post_attention_layernorm")).columns.push_back(1.0F / scale);
-          }
+          DivideNorm(WeightName(index, config_.FeedForwardNorm()), s);
           break;
         case LinearGroup::kOutput: {
           const std::int64_t repeat = config_.num_heads / config_.num_kv_heads;
@@ -156,10 +160,11 @@ Result<QuantizedTensor> FoldedCheckpoint::ReadRows(const WeightInfo& weight, std
   QuantizedTensor out{.spec = weight.spec, .values = Dequantize(rows)};
   out.spec.rows = row_end - row_begin;
   const auto cols = static_cast<std::size_t>(weight.spec.cols);
-  const auto& [columns, divisors] = change->second;
+  const auto& [columns, divisors, plus_one] = change->second;
+  const float one = plus_one ? 1.0F : 0.0F;
   for (std::size_t i = 0; i < out.values.size(); ++i) {
     if (!columns.empty()) {
-      out.values[i] *= columns[i % cols];
+      out.values[i] = (out.values[i] + one) * columns[i % cols] - one;
     }
     if (!divisors.empty()) {
       out.values[i] /= divisors[static_cast<std::size_t>(row_begin) + i / cols];

@@ -18,7 +18,7 @@ namespace nibble {
 /// are multiplied by them, and what makes the input is divided, so that the model stays the same.
 /// What makes it, in the llama family:
 ///   q, k, v     input_layernorm            o      the rows of v (a scale serves all query heads
-///   gate, up    post_attention_layernorm          that share a key-value head)
+///   gate, up    the norm before them              that share a key-value head)
 ///                                          down   the rows of up
 struct FoldedScales {
   std::vector<std::array<std::vector<float>, 4>> blocks;  // by LinearGroup; [InputWidth], or empty
@@ -49,8 +49,10 @@ class FoldedCheckpoint final : public CheckpointBase {
   // What happens to a weight: its columns are multiplied, its rows divided. Empty: nothing.
   struct Change {
     std::vector<float> columns, rows;
+    bool plus_one = false;  // 1 + w is multiplied, w is kept
   };
   Change& ChangeOf(const std::string& name);
+  void DivideNorm(const std::string& name, const std::vector<float>& scales);
 
   const Checkpoint& source_;
   std::map<std::string, Change, std::less<>> changes_;

@@ -19,6 +19,11 @@ std::int64_t QSize(const ModelConfig& config) { return config.num_heads * config
 std::int64_t KvSize(const ModelConfig& config) { return config.num_kv_heads * config.head_dim; }
 std::int64_t QkvSize(const ModelConfig& config) { return QSize(config) + 2 * KvSize(config); }
 
+float AttentionScale(const ModelConfig& config) {
+  return 1.0F /
+         std::sqrt(static_cast<float>(config.query_pre_attn_scalar.value_or(config.head_dim)));
+}
+
 // layer -1: a module outside the blocks.
 void Observe(KernelContext& context, const LinearObserver* observer, std::int64_t layer,
              std::string_view module, const float* x, std::int64_t stride, std::int64_t rows,
@@ -29,6 +34,14 @@ void Observe(KernelContext& context, const LinearObserver* observer, std::int64_
     std::vector<float> host;
     (*observer)(name, HostActivations(context, x, stride, rows, width, host), stride, rows, width);
   }
+}
+
+// Layers with a window may have frequencies of their own.
+std::int64_t NumRopeTables(const ModelConfig& config) { return config.sliding_rope ? 2 : 1; }
+
+std::size_t RopeBytes(const ModelConfig& config, const ModelLimits& limits) {
+  return static_cast<std::size_t>(NumRopeTables(config) * limits.max_positions * config.head_dim) *
+         sizeof(float);
 }
 
 // Copies host values to a buffer of the device, in pieces.
@@ -80,14 +93,19 @@ Result<void> LlamaModel::Plan(const Checkpoint& checkpoint, const WeightPlan& we
                               const ModelLimits& limits, ActivationMode activations,
                               Device& device) {
   const ModelConfig& config = checkpoint.config();
+  if (config.architecture == Architecture::kGemma3 && device.kind() == DeviceKind::kCuda) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{}: gemma3 runs on the CPU only: a card's kernels have no GELU, no "
+                            "norms behind a block and no window in some layers; use --device cpu",
+                            checkpoint.path().string()));
+  }
   MemoryLedger& ledger = device.ledger();
   ledger.Plan("weights", weights.arena_bytes);
   if (!weights.parts.empty()) {
     ledger.Plan("weight slots", kWeightSlots * weights.slot_bytes);
     ledger.Plan("weights (host)", weights.host_bytes, MemoryPlace::kHost);
   }
-  ledger.Plan("rope",
-              static_cast<std::uint64_t>(limits.max_positions * config.head_dim) * sizeof(float));
+  ledger.Plan("rope", RopeBytes(config, limits));
   ledger.Plan("workspace",
               static_cast<std::uint64_t>(LayOut(config, limits).total) * sizeof(float));
   ledger.Plan("scratch", ScratchBytes(device, config, limits, activations));
@@ -119,9 +137,7 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Allocate(const Checkpoint& check
   NIBBLE_TRY(arena, device.Allocate("weights", weights.arena_bytes));
   NIBBLE_TRY(slots, device.Allocate("weight slots", kWeightSlots * weights.slot_bytes));
   NIBBLE_TRY(host_weights, device.AllocateHost("weights (host)", weights.host_bytes));
-  NIBBLE_TRY(rope, device.Allocate("rope", static_cast<std::size_t>(limits.max_positions *
-                                                                    model->config_.head_dim) *
-                                               sizeof(float)));
+  NIBBLE_TRY(rope, device.Allocate("rope", RopeBytes(model->config_, limits)));
   NIBBLE_TRY(workspace, device.Allocate("workspace", static_cast<std::size_t>(model->at_.total) *
                                                          sizeof(float)));
   NIBBLE_TRY(scratch,
@@ -137,10 +153,7 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Allocate(const Checkpoint& check
                      .scratch_bytes = model->scratch_.size_bytes(),
                      .activations = activations};
   model->Bind(weights);
-  std::vector<float> table(
-      static_cast<std::size_t>(limits.max_positions * model->config_.head_dim));
-  FillRopeTable(model->config_.rope, model->config_.head_dim, limits.max_positions, table.data());
-  NIBBLE_TRY_VOID(Fill(device, model->rope_, table));
+  NIBBLE_TRY_VOID(model->FillRope());
   if (!weights.parts.empty()) {
     StreamedWeights streamed{.slots = model->weight_slots_.data(),
                              .slot_bytes = weights.slot_bytes};
@@ -150,6 +163,22 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Allocate(const Checkpoint& check
     NIBBLE_TRY_VOID(StreamWeights(device, streamed));
   }
   return model;
+}
+
+Result<void> LlamaModel::FillRope() {
+  const std::int64_t size = limits_.max_positions * config_.head_dim;
+  std::vector<float> tables(static_cast<std::size_t>(NumRopeTables(config_) * size));
+  FillRopeTable(config_.rope, config_.head_dim, limits_.max_positions, tables.data());
+  if (config_.sliding_rope) {
+    FillRopeTable(*config_.sliding_rope, config_.head_dim, limits_.max_positions,
+                  tables.data() + size);
+  }
+  return Fill(*device_, rope_, tables);
+}
+
+const float* LlamaModel::RopeOf(std::int64_t layer) const {
+  const bool second = config_.sliding_rope && config_.SlidesIn(layer);
+  return rope_.as<float>() + (second ? limits_.max_positions * config_.head_dim : 0);
 }
 
 void LlamaModel::Bind(const WeightPlan& plan) {
@@ -169,13 +198,18 @@ void LlamaModel::Bind(const WeightPlan& plan) {
     return weight == nullptr ? nullptr
                              : reinterpret_cast<const float*>(weights_.data() + weight->offset);
   };
+  const auto out_norm = [&](const std::string& name) {
+    return config_.sandwich_norms ? vector(name) : nullptr;
+  };
   embedding_ = matrix("model.embed_tokens.weight");
   head_ = config_.tie_word_embeddings ? embedding_ : matrix("lm_head.weight");
   final_norm_ = vector("model.norm.weight");
   for (std::int64_t i = 0; i < config_.num_layers; ++i) {
     const std::string at = fmt::format("model.layers.{}.", i);
     layers_.push_back({.input_norm = vector(at + "input_layernorm.weight"),
-                       .post_attention_norm = vector(at + "post_attention_layernorm.weight"),
+                       .feed_forward_norm = vector(at + config_.FeedForwardNorm() + ".weight"),
+                       .attention_out_norm = out_norm(at + "post_attention_layernorm.weight"),
+                       .feed_forward_out_norm = out_norm(at + "post_feedforward_layernorm.weight"),
                        .q_norm = vector(at + "self_attn.q_norm.weight"),
                        .k_norm = vector(at + "self_attn.k_norm.weight"),
                        .q = matrix(at + "self_attn.q_proj.weight"),
@@ -207,20 +241,27 @@ void LlamaModel::Forward(const ForwardBatch& batch, KvCache& cache,
                          const LinearObserver* observer) {
   const std::int64_t rows = batch.num_tokens();
   NIBBLE_CHECK(rows <= limits_.max_tokens, "a step larger than the workspace");
-  Embedding(context_, embedding_, batch.token_ids, At(at_.residual));
+  Embed(batch.token_ids, At(at_.residual));
   const float* delta = nullptr;
   for (std::int64_t i = 0; i < config_.num_layers; ++i) {
     const Layer& layer = layers_[static_cast<std::size_t>(i)];
     AddRmsNorm(context_, At(at_.residual), delta, layer.input_norm, config_.rms_norm_eps,
                At(at_.normed), rows, config_.hidden_size);
     Attend(i, i, rows, batch, cache, observer);
-    AddRmsNorm(context_, At(at_.residual), At(at_.delta), layer.post_attention_norm,
+    AddRmsNorm(context_, At(at_.residual), At(at_.delta), layer.feed_forward_norm,
                config_.rms_norm_eps, At(at_.normed), rows, config_.hidden_size);
     FeedForward(i, rows, observer);
     delta = At(at_.delta);
   }
   AddRmsNorm(context_, At(at_.residual), delta, nullptr, config_.rms_norm_eps, nullptr, rows,
              config_.hidden_size);
+}
+
+void LlamaModel::Embed(std::span<const TokenId> ids, float* hidden) {
+  Embedding(context_, embedding_, ids, hidden);
+  if (config_.embedding_scale != 1.0F) {
+    Scale(context_, hidden, config_.embedding_scale, std::ssize(ids), config_.hidden_size);
+  }
 }
 
 void LlamaModel::Attend(std::int64_t index, std::int64_t cache_layer, std::int64_t rows,
@@ -261,7 +302,7 @@ void LlamaModel::QkvAttention(std::int64_t index, std::int64_t cache_layer, cons
                 .q_norm = layer.q_norm,
                 .k_norm = layer.k_norm,
                 .norm_eps = config_.rms_norm_eps,
-                .rope = {.cos_sin = rope_.as<float>(),
+                .rope = {.cos_sin = RopeOf(index),
                          .max_positions = limits_.max_positions,
                          .head_dim = config_.head_dim}},
                batch.sequences);
@@ -271,8 +312,9 @@ void LlamaModel::QkvAttention(std::int64_t index, std::int64_t cache_layer, cons
                   .out = attention,
                   .out_stride = QSize(config_),
                   .num_heads = config_.num_heads,
-                  .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
-                  .sliding_window = static_cast<std::int32_t>(config_.sliding_window.value_or(0))},
+                  .scale = AttentionScale(config_),
+                  .sliding_window = static_cast<std::int32_t>(
+                      config_.SlidesIn(index) ? *config_.sliding_window : 0)},
                  batch.sequences);
 }
 
@@ -283,6 +325,14 @@ void LlamaModel::OutputProjection(std::int64_t index, const float* attention, st
   Linear(context_, attention, QSize(config_), rows, o);
   if (layer.o_bias != nullptr) {
     AddBias(context_, delta, config_.hidden_size, layer.o_bias, rows, config_.hidden_size);
+  }
+  NormOutput(layer.attention_out_norm, rows, delta);
+}
+
+void LlamaModel::NormOutput(const float* norm, std::int64_t rows, float* delta) {
+  if (norm != nullptr) {
+    AddRmsNorm(context_, delta, nullptr, norm, config_.rms_norm_eps, delta, rows,
+               config_.hidden_size);
   }
 }
 
@@ -308,7 +358,8 @@ void LlamaModel::GateUp(std::int64_t index, const float* x, std::int64_t rows, f
     AddBias(context_, gate, 2 * inner, layer.gate_bias, rows, inner);
     AddBias(context_, up, 2 * inner, layer.up_bias, rows, inner);
   }
-  SwiGlu(context_, gate, 2 * inner, up, 2 * inner, product, inner, rows, inner);
+  const auto gated = config_.activation == GateActivation::kSilu ? SwiGlu : GeGlu;
+  gated(context_, gate, 2 * inner, up, 2 * inner, product, inner, rows, inner);
 }
 
 void LlamaModel::DownProjection(std::int64_t index, const float* product, std::int64_t rows,
@@ -319,6 +370,7 @@ void LlamaModel::DownProjection(std::int64_t index, const float* product, std::i
   if (layer.down_bias != nullptr) {
     AddBias(context_, delta, config_.hidden_size, layer.down_bias, rows, config_.hidden_size);
   }
+  NormOutput(layer.feed_forward_out_norm, rows, delta);
 }
 
 void LlamaModel::ForwardBlock(std::int64_t index, float* hidden, const ForwardBatch& batch,
@@ -329,7 +381,7 @@ void LlamaModel::ForwardBlock(std::int64_t index, float* hidden, const ForwardBa
   AddRmsNorm(context_, hidden, nullptr, layer.input_norm, config_.rms_norm_eps, At(at_.normed),
              rows, config_.hidden_size);
   Attend(index, cache.spec.num_layers == 1 ? 0 : index, rows, batch, cache, observer);
-  AddRmsNorm(context_, hidden, At(at_.delta), layer.post_attention_norm, config_.rms_norm_eps,
+  AddRmsNorm(context_, hidden, At(at_.delta), layer.feed_forward_norm, config_.rms_norm_eps,
              At(at_.normed), rows, config_.hidden_size);
   FeedForward(index, rows, observer);
   AddRmsNorm(context_, hidden, At(at_.delta), nullptr, config_.rms_norm_eps, nullptr, rows,
@@ -359,9 +411,8 @@ void LlamaModel::AddAttention(std::int64_t index, const float* attention, std::i
 
 void LlamaModel::FeedForwardInput(std::int64_t index, float* hidden, std::int64_t num_tokens,
                                   float* x) {
-  AddRmsNorm(context_, hidden, nullptr,
-             layers_[static_cast<std::size_t>(index)].post_attention_norm, config_.rms_norm_eps, x,
-             num_tokens, config_.hidden_size);
+  AddRmsNorm(context_, hidden, nullptr, layers_[static_cast<std::size_t>(index)].feed_forward_norm,
+             config_.rms_norm_eps, x, num_tokens, config_.hidden_size);
 }
 
 void LlamaModel::FeedForwardProduct(std::int64_t index, const float* x, std::int64_t num_tokens,

@@ -39,12 +39,12 @@ struct ForwardBatch {
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(token_ids.size()); }
 };
 
-/// The llama family (Llama 2/3.x, SmolLM2, Mistral, Qwen2, Qwen3) as one plain forward pass.
-/// Weights and workspace have fixed addresses; Forward allocates nothing.
+/// The llama family (Llama 2/3.x, SmolLM2, Mistral, Qwen2, Qwen3, Gemma 3) as one plain forward
+/// pass. Weights and workspace have fixed addresses; Forward allocates nothing.
 class LlamaModel {
  public:
   /// Adds the lines of weights, "rope", "workspace" and "scratch" to the device's ledger without
-  /// allocating.
+  /// allocating. Errors: kUnsupported for what this device's kernels lack.
   static Result<void> Plan(const Checkpoint& checkpoint, const WeightPlan& weights,
                            const ModelLimits& limits, ActivationMode activations, Device& device);
 
@@ -88,9 +88,7 @@ class LlamaModel {
                 const LinearObserver* observer = nullptr);
 
   /// hidden[i, :] = the embedding of ids[i]: where a walk block by block starts.
-  void Embed(std::span<const TokenId> ids, float* hidden) {
-    Embedding(context_, embedding_, ids, hidden);
-  }
+  void Embed(std::span<const TokenId> ids, float* hidden);
 
   /// One decoder block alone, in place on hidden [num_tokens, hidden_size]: what a solver works on.
   /// A cache of one layer serves whichever block runs; it must have run all earlier rows too.
@@ -120,7 +118,9 @@ class LlamaModel {
  private:
   struct Layer {
     const float* input_norm = nullptr;
-    const float* post_attention_norm = nullptr;
+    const float* feed_forward_norm = nullptr;
+    const float* attention_out_norm = nullptr;     // Gemma 3, or null
+    const float* feed_forward_out_norm = nullptr;  // Gemma 3, or null
     const float* q_norm = nullptr;
     const float* k_norm = nullptr;
     PackedWeight q, k, v, o, gate, up, down;
@@ -144,6 +144,8 @@ class LlamaModel {
   static std::size_t ScratchBytes(const Device& device, const ModelConfig& config,
                                   const ModelLimits& limits, ActivationMode activations);
   void Bind(const WeightPlan& plan);
+  Result<void> FillRope();
+  const float* RopeOf(std::int64_t layer) const;
   void Attend(std::int64_t layer, std::int64_t cache_layer, std::int64_t rows,
               const ForwardBatch& batch, KvCache& cache, const LinearObserver* observer);
   void FeedForward(std::int64_t layer, std::int64_t rows, const LinearObserver* observer);
@@ -154,6 +156,7 @@ class LlamaModel {
                         float* delta);
   void GateUp(std::int64_t layer, const float* x, std::int64_t rows, float* product);
   void DownProjection(std::int64_t layer, const float* product, std::int64_t rows, float* delta);
+  void NormOutput(const float* norm, std::int64_t rows, float* delta);
   float* At(std::int64_t offset) const { return workspace_.as<float>() + offset; }
 
   ModelConfig config_;

@@ -78,7 +78,12 @@ Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, Device
   const PlannedWeight& planned = *task.weight;
   NIBBLE_TRY(rows, checkpoint.ReadRows(*planned.stored, task.row_begin, task.row_end));
   if (planned.is_vector) {
-    const std::vector<float> values = Dequantize(rows);
+    std::vector<float> values = Dequantize(rows);
+    if (checkpoint.config().norm_plus_one && planned.stored->name.ends_with("norm.weight")) {
+      for (float& value : values) {
+        value += 1.0F;
+      }
+    }
     const DeviceWrite write = device.Write(place, values.size() * sizeof(float));
     std::memcpy(write.data(), values.data(), values.size() * sizeof(float));
     return {};

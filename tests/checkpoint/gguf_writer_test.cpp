@@ -7,6 +7,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf_blocks.h"
+#include "checkpoint/gguf_names.h"
 #include "codec/encode.h"
 #include "tests/io/temp_folder.h"
 
@@ -16,19 +17,27 @@ namespace {
 using testing::TempFolder;
 
 ModelConfig MakeConfig(Architecture architecture) {
-  return {.architecture = architecture,
-          .hidden_size = 256,
-          .intermediate_size = 512,
-          .num_layers = 1,
-          .num_heads = 4,
-          .num_kv_heads = 2,
-          .head_dim = 64,
-          .vocab_size = 9,
-          .max_position_embeddings = 128,
-          .qkv_bias = architecture == Architecture::kLlama,
-          .attention_out_bias = architecture == Architecture::kLlama,
-          .qk_norm = architecture == Architecture::kQwen3,
-          .dtype = DType::kF16};
+  ModelConfig config{.architecture = architecture,
+                     .hidden_size = 256,
+                     .intermediate_size = 512,
+                     .num_layers = 1,
+                     .num_heads = 4,
+                     .num_kv_heads = 2,
+                     .head_dim = 64,
+                     .vocab_size = 9,
+                     .max_position_embeddings = 128,
+                     .qkv_bias = architecture == Architecture::kLlama,
+                     .attention_out_bias = architecture == Architecture::kLlama,
+                     .dtype = DType::kF16};
+  ApplyArchitecture(config);
+  if (architecture == Architecture::kGemma3) {
+    config.query_pre_attn_scalar = config.head_dim;
+    config.sliding_window = 32;
+    config.sliding_layers = SlidingLayers(config.num_layers, kGemma3GlobalInterval);
+    config.sliding_rope = config.rope;
+    config.tie_word_embeddings = true;
+  }
+  return config;
 }
 
 GgufModelFacts FactsOf(const ModelConfig& config) {
@@ -95,14 +104,15 @@ QuantizedTensor Slice(const QuantizedTensor& whole, std::int64_t begin, std::int
 TEST(GgufWriter, WhatIsWrittenReadsBackTheSame) {
   const TempFolder folder;
   int number = 0;
-  for (const Architecture architecture : {Architecture::kLlama, Architecture::kQwen3}) {
+  for (const Architecture architecture :
+       {Architecture::kLlama, Architecture::kQwen3, Architecture::kGemma3}) {
     for (const GgufType type :
          {GgufType::kF16, GgufType::kBF16, GgufType::kQ4_0, GgufType::kQ4_1, GgufType::kQ5_0,
           GgufType::kQ5_1, GgufType::kQ8_0, GgufType::kQ2_K, GgufType::kQ3_K, GgufType::kQ4_K,
           GgufType::kQ5_K, GgufType::kQ6_K}) {
       ModelConfig config = MakeConfig(architecture);
       config.rope.type = number % 2 == 0 ? RopeType::kLlama3 : RopeType::kDefault;
-      config.rope.factor = 8.0;
+      config.rope.factor = config.rope.type == RopeType::kLlama3 ? 8.0 : 1.0;
       std::vector<WeightToWrite> plan;
       std::vector<QuantizedTensor> weights;
       for (const ExpectedWeight& weight : ExpectedWeights(config)) {
@@ -136,6 +146,8 @@ TEST(GgufWriter, WhatIsWrittenReadsBackTheSame) {
       EXPECT_EQ((*checkpoint)->config().architecture, architecture);
       EXPECT_EQ((*checkpoint)->config().rope.type, config.rope.type);
       EXPECT_EQ((*checkpoint)->config().qkv_bias, config.qkv_bias);
+      EXPECT_EQ((*checkpoint)->config().sliding_layers, config.sliding_layers);
+      EXPECT_EQ((*checkpoint)->config().query_pre_attn_scalar, config.query_pre_attn_scalar);
       EXPECT_EQ((*checkpoint)->chat_template(), "{{ messages }}");
       EXPECT_EQ((*checkpoint)->gguf_vocabulary()->merges, (std::vector<std::string>{"a b"}));
       for (std::size_t i = 0; i < plan.size(); ++i) {
@@ -149,6 +161,40 @@ TEST(GgufWriter, WhatIsWrittenReadsBackTheSame) {
       }
     }
   }
+}
+
+TEST(GgufNames, GemmasNormsAreOthersAndHoldTheOne) {
+  const ModelConfig gemma = MakeConfig(Architecture::kGemma3);
+  const std::string at = "model.layers.3.";
+  EXPECT_EQ(GgufNameOf(gemma, at + "post_attention_layernorm.weight"),
+            "blk.3.post_attention_norm.weight");
+  EXPECT_EQ(GgufNameOf(gemma, at + "pre_feedforward_layernorm.weight"), "blk.3.ffn_norm.weight");
+  EXPECT_EQ(GgufNameOf(gemma, at + "post_feedforward_layernorm.weight"),
+            "blk.3.post_ffw_norm.weight");
+  EXPECT_EQ(GgufOffsetOf(gemma, at + "self_attn.q_norm.weight"), 1.0F);
+  EXPECT_EQ(GgufOffsetOf(gemma, "model.norm.weight"), 1.0F);
+  EXPECT_EQ(GgufOffsetOf(gemma, at + "self_attn.q_proj.weight"), 0.0F);
+  const ModelConfig llama = MakeConfig(Architecture::kLlama);
+  EXPECT_EQ(GgufNameOf(llama, at + "post_attention_layernorm.weight"), "blk.3.ffn_norm.weight");
+  EXPECT_EQ(GgufOffsetOf(llama, "model.norm.weight"), 0.0F);
+}
+
+TEST(GgufWriter, AGemmaThatNoFileDescribesIsRefused) {
+  const TempFolder folder;
+  auto out = AtomicWriter::Create(folder.path() / "m.gguf", {}, 0);
+  const auto message_of = [&](const ModelConfig& config) {
+    const auto writer = CreateGgufWriter(**out, "m", {}, FactsOf(config));
+    return writer ? "" : writer.error().message;
+  };
+  ModelConfig config = MakeConfig(Architecture::kGemma3);
+  config.sliding_layers[0] = false;
+  EXPECT_NE(message_of(config).find("layer_types"), std::string::npos);
+  config = MakeConfig(Architecture::kGemma3);
+  config.query_pre_attn_scalar = 24;
+  EXPECT_NE(message_of(config).find("query_pre_attn_scalar"), std::string::npos);
+  config = MakeConfig(Architecture::kGemma3);
+  config.sliding_rope->theta = 5.0;
+  EXPECT_NE(message_of(config).find("rope_local_base_freq"), std::string::npos);
 }
 
 TEST(GgufWriter, WhatGgufCannotHoldIsNamed) {

@@ -110,6 +110,49 @@ TEST(ModelConfig, WrongValuesAreNamed) {
   }
 }
 
+constexpr const char* kGemma =
+    R"({"model_type":"gemma3_text","hidden_size":64,"intermediate_size":96,"num_hidden_layers":7,)"
+    R"("num_attention_heads":4,"num_key_value_heads":2,"vocab_size":160,"head_dim":32)";
+
+TEST(ModelConfig, GemmasOldAndNewSpellingsSayTheSame) {
+  const auto old_style =
+      Parse(R"("sliding_window":12,"sliding_window_pattern":6,"rope_theta":500000.0,)"
+            R"("rope_local_base_freq":20000.0,"rope_scaling":{"rope_type":"linear","factor":8.0})",
+            kGemma);
+  ASSERT_TRUE(old_style) << old_style.error().message;
+  const auto new_style =
+      Parse(R"("sliding_window":12,"layer_types":["sliding_attention","sliding_attention",)"
+            R"("sliding_attention","sliding_attention","sliding_attention","full_attention",)"
+            R"("sliding_attention"],"rope_parameters":{"full_attention":{"rope_type":"linear",)"
+            R"("factor":8.0,"rope_theta":500000.0},"sliding_attention":{"rope_type":"default",)"
+            R"("rope_theta":20000.0}})",
+            kGemma);
+  ASSERT_TRUE(new_style) << new_style.error().message;
+  for (const ModelConfig& config : {*old_style, *new_style}) {
+    EXPECT_EQ(config.rope.type, RopeType::kLinear);
+    EXPECT_EQ(config.rope.theta, 500000.0);
+    EXPECT_EQ(config.sliding_rope->type, RopeType::kDefault);
+    EXPECT_EQ(config.sliding_rope->theta, 20000.0);
+    EXPECT_TRUE(config.SlidesIn(4));
+    EXPECT_FALSE(config.SlidesIn(5));
+    EXPECT_TRUE(config.SlidesIn(6));
+    EXPECT_TRUE(config.tie_word_embeddings);
+    EXPECT_EQ(config.embedding_scale, 8.0F);
+    EXPECT_EQ(config.query_pre_attn_scalar, 256);
+  }
+}
+
+TEST(ModelConfig, WhatGemmasRelativesAddIsRefusedByName) {
+  for (const char* more : {R"("final_logit_softcapping":30.0)", R"("attn_logit_softcapping":50.0)",
+                           R"("use_bidirectional_attention":true)", R"("hidden_activation":"gelu")",
+                           R"("layer_types":["sliding_attention"])"}) {
+    const auto config = Parse(more, kGemma);
+    ASSERT_FALSE(config) << more;
+    const std::string key = std::string(more).substr(1, std::string(more).find('"', 1) - 1);
+    EXPECT_NE(config.error().message.find(key), std::string::npos) << config.error().message;
+  }
+}
+
 bool SameModel(const ModelConfig& a, const ModelConfig& b) {
   return a.architecture == b.architecture && a.hidden_size == b.hidden_size &&
          a.intermediate_size == b.intermediate_size && a.num_layers == b.num_layers &&
@@ -118,7 +161,13 @@ bool SameModel(const ModelConfig& a, const ModelConfig& b) {
          a.max_position_embeddings == b.max_position_embeddings &&
          a.rms_norm_eps == b.rms_norm_eps && a.tie_word_embeddings == b.tie_word_embeddings &&
          a.qkv_bias == b.qkv_bias && a.attention_out_bias == b.attention_out_bias &&
-         a.mlp_bias == b.mlp_bias && a.qk_norm == b.qk_norm &&
+         a.mlp_bias == b.mlp_bias && a.qk_norm == b.qk_norm && a.norm_plus_one == b.norm_plus_one &&
+         a.sandwich_norms == b.sandwich_norms && a.activation == b.activation &&
+         a.embedding_scale == b.embedding_scale &&
+         a.query_pre_attn_scalar == b.query_pre_attn_scalar &&
+         a.sliding_layers == b.sliding_layers &&
+         a.sliding_rope.has_value() == b.sliding_rope.has_value() &&
+         (!a.sliding_rope || a.sliding_rope->theta == b.sliding_rope->theta) &&
          a.sliding_window == b.sliding_window && a.dtype == b.dtype &&
          a.bos_token_id == b.bos_token_id && a.eos_token_ids == b.eos_token_ids &&
          a.rope.type == b.rope.type && a.rope.theta == b.rope.theta &&
@@ -130,7 +179,7 @@ bool SameModel(const ModelConfig& a, const ModelConfig& b) {
 }
 
 TEST(ModelConfig, WhatIsWrittenReadsBackTheSame) {
-  for (const char* type : {"llama", "mistral", "qwen2", "qwen3"}) {
+  for (const char* type : {"llama", "mistral", "qwen2", "qwen3", "gemma3_text"}) {
     for (const char* more :
          {R"("tie_word_embeddings":true,"eos_token_id":[1,2],"bos_token_id":0)",
           R"("attention_bias":true,"mlp_bias":true,"dtype":"bfloat16","head_dim":32)",

@@ -100,7 +100,8 @@ INSTANTIATE_TEST_SUITE_P(Architectures, GoldenModel,
                          testing::Values("llama2", "llama3", "mistral", "mistral_window", "qwen2",
                                          "qwen3", "llama_bias", "llama_bias_sharded", "llama2_bf16",
                                          "rope_linear", "rope_yarn", "ct_int4_sym_g32",
-                                         "ct_int4_asym_g32", "ct_int8_channel"),
+                                         "ct_int4_asym_g32", "ct_int8_channel", "gemma3",
+                                         "gemma3_legacy"),
                          [](const auto& param) { return std::string(param.param); });
 
 TEST(LlamaModel, ObserverSeesTheInputOfEveryLinearInOrder) {
@@ -123,8 +124,10 @@ TEST(LlamaModel, ObserverSeesTheInputOfEveryLinearInOrder) {
   EXPECT_EQ(seen[6], "model.layers.0.mlp.down_proj");
 }
 
-TEST(LlamaModel, BlocksRunAloneGiveTheWholeForward) {
-  Runner runner("qwen3", 2, ActivationMode::kInt16);
+class LlamaModelBlocks : public testing::TestWithParam<const char*> {};
+
+TEST_P(LlamaModelBlocks, RunAloneGiveTheWholeForward) {
+  Runner runner(GetParam(), 2, ActivationMode::kInt16);
   const std::vector<TokenId> ids = {TokenId{5}, TokenId{6}, TokenId{7}, TokenId{8}};
   const AttentionSequence sequence{.num_rows = 4, .block_table = runner.table().data()};
   const ForwardBatch batch{.token_ids = ids, .sequences = {&sequence, 1}};
@@ -158,8 +161,10 @@ TEST(LlamaModel, BlocksRunAloneGiveTheWholeForward) {
   EXPECT_EQ(whole, apart);
 }
 
+INSTANTIATE_TEST_SUITE_P(Models, LlamaModelBlocks, testing::Values("qwen3", "gemma3"));
+
 TEST(LlamaModel, StepsOfABlockRunAloneGiveTheWholeBlock) {
-  for (const char* name : {"qwen3", "llama_bias"}) {
+  for (const char* name : {"qwen3", "llama_bias", "gemma3"}) {
     Runner runner(name, 2, ActivationMode::kInt16);
     LlamaModel& model = runner.model();
     const std::vector<TokenId> ids = {TokenId{5}, TokenId{6}, TokenId{7}, TokenId{8}};

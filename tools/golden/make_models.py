@@ -1,7 +1,8 @@
 """Tiny random models of every architecture that nibble reads, with the logits that transformers computes.
 
-Usage: make_models.py OUT            (tests/golden/models; the Python needs torch, transformers, tokenizers,
+Usage: make_models.py OUT [NAME...]  (tests/golden/models; the Python needs torch, transformers, tokenizers,
                                       safetensors, compressed-tensors: see OUT/PROVENANCE.md)
+With names only those plain models are made, and the others stay as they are.
 
 For every model OUT/<name>/ is a Hugging Face folder and OUT/<name>.expected.safetensors holds, in fp32 on the CPU,
 eager attention:
@@ -82,6 +83,20 @@ MODELS = {
                   "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
                                       "original_max_position_embeddings": 64}, "dtype": "float32"},
 }
+# Gemma 3 as new files spell it, and as the first ones did.
+GEMMA = {**{k: v for k, v in BASE.items() if k not in ("attention_bias", "mlp_bias", "hidden_act")},
+         "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh",
+         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "attention_bias": False}
+MODELS |= {
+    "gemma3": {**GEMMA, "num_hidden_layers": 3, "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 12,
+               "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+               "rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+                                   "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}},
+               "dtype": "float32"},
+    "gemma3_legacy": {**GEMMA, **ODD, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 10,
+                      "num_hidden_layers": 6, "sliding_window_pattern": 6, "rope_theta": 1000000.0,
+                      "rope_local_base_freq": 10000.0, "rope_scaling": None, "torch_dtype": "float32"},
+}
 # The weights of llama_bias in three files, and those of llama2 rounded to bfloat16.
 DERIVED = {"llama_bias_sharded": "llama_bias", "llama2_bf16": "llama2"}
 COMPRESSED = {
@@ -127,17 +142,19 @@ def pack_zero_points_on_meta():
     PackedQuantizationCompressor.compress = classmethod(compress)
 
 
-def random_weights(names_and_shapes, generator):
-    """Matrices and biases normal, norms around one; embeddings and head so that logits spread over some units."""
+def random_weights(names_and_shapes, generator, gemma=False):
+    """Matrices and biases normal, norms around one; embeddings and head so that logits spread over some units.
+    Gemma adds the one itself, and multiplies embeddings by the root of their width."""
     weights = {}
     for name, shape in names_and_shapes:
         values = torch.randn(shape, generator=generator)
         if name.endswith("norm.weight"):
-            weights[name] = 1.0 + 0.2 * values
+            # Gemma's blocks weigh as their last norms say: enough to outweigh the embedding.
+            weights[name] = (2.0 if gemma and ".post_" in name else 0.0 if gemma else 1.0) + 0.2 * values
         elif name.endswith("bias"):
             weights[name] = 0.3 * values
         elif "embed_tokens" in name or "lm_head" in name:
-            weights[name] = 0.5 * values
+            weights[name] = (0.2 if gemma else 0.5) * values
         else:
             weights[name] = 0.2 * values
     return weights
@@ -223,7 +240,7 @@ def make_plain(out, name, config):
         write_config(folder, config)
         skeleton = AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
         shapes = [(n, p.shape) for n, p in skeleton.named_parameters()]
-        weights = random_weights(shapes, torch.Generator().manual_seed(seed))
+        weights = random_weights(shapes, torch.Generator().manual_seed(seed), config["model_type"] == "gemma3_text")
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         if expect(out, name) >= MIN_MARGIN:
             return seed
@@ -302,9 +319,21 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     pack_zero_points_on_meta()
+    chosen, seeds, notes = sys.argv[2:], {}, {}
+    if chosen:
+        for name, seed, note in re.findall(r"^\| (\w+) \| (\d+) \| (.*?) ?\|$", (out / "PROVENANCE.md").read_text(), re.M):
+            seeds[name], notes[name] = seed, note
+    else:
+        make_all(out, seeds, notes)
+    for name in chosen:
+        seeds[name] = make_plain(out, name, MODELS[name])
+        print(name, seeds[name], flush=True)
+    write_provenance(out, seeds, notes)
+
+
+def make_all(out, seeds, notes):
     for old in out.iterdir():
         shutil.rmtree(old) if old.is_dir() else old.unlink()
-    seeds, notes = {}, {}
     for name, config in MODELS.items():
         seeds[name] = make_plain(out, name, config)
         print(name, seeds[name], flush=True)
@@ -317,6 +346,8 @@ def main():
         notes[name] = f"logits of the packed folder in transformers differ by {difference:.1e} at most"
         print(name, seeds[name], notes[name], flush=True)
 
+
+def write_provenance(out, seeds, notes):
     lines = [
         "# Tiny random models and their logits", "",
         "Written by `tools/golden/make_models.py tests/golden/models`: random weights of our own drawing, nothing",
@@ -329,7 +360,7 @@ def main():
     lines += [f"| {name} | {seed} | {notes.get(name, '')} |" for name, seed in seeds.items()]
     lines += ["", "sha256:", "", "```"]
     for file in sorted(out.rglob("*")):
-        if file.is_file():
+        if file.is_file() and file.name != "PROVENANCE.md":
             lines.append(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(out)}")
     lines += ["```", ""]
     (out / "PROVENANCE.md").write_text("\n".join(lines))
