@@ -246,7 +246,9 @@ class EvalCommand final : public Command {
       NIBBLE_TRY(loaded, LoadModel(flags, {}, environment));
       reference = std::move(loaded);
     }
-    const std::vector<TokenId> tokens = model.tokenizer->Encode(text, {.parse_special = false});
+    std::vector<TokenId> tokens = model.tokenizer->Encode(text, {.parse_special = false});
+    // Windows that slide share tokens: only the first can begin otherwise.
+    BeginWindows(model.checkpoint->config(), stride_ ? std::ssize(tokens) : context_, tokens);
     Progress progress("scoring");
     NIBBLE_TRY(
         report,

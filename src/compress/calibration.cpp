@@ -10,6 +10,7 @@
 #include "base/random.h"
 #include "base/sha256.h"
 #include "base/text.h"
+#include "eval/perplexity.h"
 #include "io/file.h"
 #include "template/chat.h"
 
@@ -223,6 +224,7 @@ Result<CalibrationSet> LoadCalibration(const std::filesystem::path& file, const 
     const auto begin = tokens.begin() + window * options.length;
     set.tokens.insert(set.tokens.end(), begin, begin + options.length);
   }
+  BeginWindows(model.config(), set.length, set.tokens);
   json::Object& identity = set.identity;
   identity.Set("file", file.filename().string());
   identity.Set("sha256", Sha256Hex(std::as_bytes(std::span(text))));

@@ -278,6 +278,7 @@ class Run {
     if (context_ < 2) {
       return Fail(ErrorCode::kInvalidArgument, "--context takes 2 or more");
     }
+    BeginWindows(source_.config(), context_, tokens_);
     return {};
   }
 

@@ -133,6 +133,15 @@ QualityReport QualityMeter::Report() const {
   return report;
 }
 
+void BeginWindows(const ModelConfig& config, std::int64_t length, std::span<TokenId> tokens) {
+  if (config.architecture != Architecture::kGemma3 || !config.bos_token_id) {
+    return;
+  }
+  for (std::size_t i = 0; i < tokens.size(); i += static_cast<std::size_t>(length)) {
+    tokens[i] = *config.bos_token_id;
+  }
+}
+
 Result<std::int64_t> CountWindows(std::span<const TokenId> tokens, const WindowOptions& options,
                                   std::int64_t vocab_size) {
   const auto length = static_cast<std::int64_t>(tokens.size());

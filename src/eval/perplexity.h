@@ -31,6 +31,10 @@ struct TextWindow {
   std::int64_t first_scored = 1;  // counted from begin
 };
 
+/// Puts the token that a text begins with in the place of the first token of every window, for
+/// models that are lost without it (Gemma 3): the same for measuring and for calibration.
+void BeginWindows(const ModelConfig& config, std::int64_t length, std::span<TokenId> tokens);
+
 /// Sums over scored positions of one pass; comparisons with a reference only where one was given.
 struct QualityReport {
   std::int64_t num_windows = 0;

@@ -39,6 +39,18 @@ std::vector<TokenId> SomeTokens(int count) {
   return tokens;
 }
 
+TEST(BeginWindows, PutsGemmasFirstTokenWhereEveryWindowBegins) {
+  std::vector<TokenId> tokens = SomeTokens(7);
+  ModelConfig config{.bos_token_id = TokenId{2}};
+  BeginWindows(config, 3, tokens);
+  EXPECT_EQ(tokens, SomeTokens(7));  // llama is measured as it ever was
+  config.architecture = Architecture::kGemma3;
+  BeginWindows(config, 3, tokens);
+  std::vector<TokenId> expected = SomeTokens(7);
+  expected[0] = expected[3] = expected[6] = TokenId{2};
+  EXPECT_EQ(tokens, expected);
+}
+
 TEST(ScoreRow, IsALogSoftmaxAndTakesTheLowestIndexOnTies) {
   const std::vector<float> logits = {1.0F, 3.0F, 3.0F, -2.0F};
   const double norm = std::log(std::exp(1.0) + 2.0 * std::exp(3.0) + std::exp(-2.0));
