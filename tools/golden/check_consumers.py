@@ -1,13 +1,13 @@
 """Does another program read what nibble wrote, and compute the same?
 
-Usage: check_consumers.py NIBBLE MODEL READER [--text FILE] [--windows 2] [--context 512] [--bound 2e-3]
-READER: transformers (compressed-tensors, bitsandbytes, plain folders), gptqmodel (GPTQ, AWQ) or llama.cpp (a .gguf
-file), from a Python that has it: transformers and bitsandbytes, gptqmodel, or llama-cpp-python.
+Usage: check_consumers.py NIBBLE READER MODEL... --text FILE [--windows 2] [--context 512] [--bound 2e-3]
+READER: transformers (compressed-tensors, bitsandbytes, plain folders, and .gguf files, which it decodes), gptqmodel (GPTQ,
+AWQ) or llama.cpp (a .gguf file), from a Python that has it: transformers and bitsandbytes, gptqmodel, or llama-cpp-python.
 
 The text is cut into windows of tokens as `nibble eval` does; the perplexity of the same tokens in the other program is
 printed beside nibble's (in torch also with the embedding and the head at the 8 bits that nibble serves, so that nothing
-but arithmetic differs), and the greedy continuation of a prompt beside that of `nibble run`. Exits 1 if the perplexities
-differ by more than the bound, relative: arithmetic alone stays below 1e-3.
+but arithmetic differs), and the greedy continuation of a prompt beside that of `nibble run`: one JSON line a model. Exits 1
+if one cannot be read, or the perplexities differ by more than the bound, relative: arithmetic alone stays below 1e-3.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import sys
 
 parser = argparse.ArgumentParser()
 parser.add_argument("nibble")
-parser.add_argument("model")
 parser.add_argument("reader", choices=["transformers", "gptqmodel", "llama.cpp"])
+parser.add_argument("models", nargs="+")
 parser.add_argument("--text", required=True)
 parser.add_argument("--windows", type=int, default=2)
 parser.add_argument("--context", type=int, default=512)
@@ -34,8 +34,8 @@ def run(*command):
     return subprocess.run([args.nibble, *command], check=True, capture_output=True, text=True).stdout
 
 
-def tokenizer(request):
-    out = subprocess.run([args.nibble, "tokenize", args.model, "--jsonl"], check=True, capture_output=True, text=True,
+def tokenizer(model, request):
+    out = subprocess.run([args.nibble, "tokenize", model, "--jsonl"], check=True, capture_output=True, text=True,
                          input=json.dumps(request) + "\n").stdout
     return json.loads(out)
 
@@ -49,18 +49,38 @@ def nll_of(logits, ids):
     return -log_p[numpy.arange(len(ids) - 1), ids[1:]].sum()
 
 
+def pack_zero_points_on_meta():
+    """transformers 5.23 builds the empty model by calling compress on meta tensors, where compressed-tensors 0.20
+    forgets to pack the zero points: an asymmetric checkpoint then fails to load. Gives it the packed shape."""
+    import torch
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+    plain = PackedQuantizationCompressor.compress.__func__
+
+    def compress(cls, state_dict, scheme):
+        packed = plain(cls, state_dict, scheme)
+        zero_point = packed.get("weight_zero_point")
+        if zero_point is not None and zero_point.device.type == "meta":
+            rows = -(-zero_point.shape[0] * scheme.weights.num_bits // 32)
+            packed["weight_zero_point"] = torch.empty((rows, zero_point.shape[1]), dtype=torch.int32, device="meta")
+        return packed
+
+    PackedQuantizationCompressor.compress = classmethod(compress)
+
+
 class Torch:
     """A model of transformers on the CPU, in float32."""
 
-    def __init__(self):
+    def __init__(self, model):
         import torch
         self.torch = torch
         torch.set_num_threads(2)
         if args.reader == "gptqmodel":
-            self.model = self.load_gptqmodel()
+            self.model = self.load_gptqmodel(model)
         else:
             from transformers import AutoModelForCausalLM
-            self.model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, device_map="cpu").eval()
+            folder, file = os.path.split(model) if model.endswith(".gguf") else (model, None)
+            options = {"gguf_file": file} if file else {"device_map": "cpu"}
+            self.model = AutoModelForCausalLM.from_pretrained(folder or ".", dtype=torch.float32, **options).eval()
             for layer in self.model.modules():  # bitsandbytes keeps to the dtype that the folder says
                 for value in layer.parameters(recurse=False):
                     if value.dtype in (torch.float16, torch.bfloat16):
@@ -69,18 +89,18 @@ class Torch:
                     layer.compute_dtype = torch.float32
                     layer.weight.quant_state.dtype = torch.float32
 
-    def load_gptqmodel(self):
+    def load_gptqmodel(self, folder):
         """Its kernels are for 16 bits only, so its layers are decoded, by its own code, to float32."""
         os.environ["GPTQMODEL_CPU_WORKERS"] = "2"
         from gptqmodel import BACKEND, GPTQModel
         from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
         from safetensors.torch import load_file
         torch = self.torch
-        with open(os.path.join(args.model, "config.json"), encoding="utf-8") as file:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             awq = json.load(file)["quantization_config"]["quant_method"] == "awq"
         backend = BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH
-        model = GPTQModel.load(args.model, backend=backend, device="cpu", dtype=torch.bfloat16).model.eval()
-        stored = load_file(os.path.join(args.model, "model.safetensors"))
+        model = GPTQModel.load(folder, backend=backend, device="cpu", dtype=torch.bfloat16).model.eval()
+        stored = load_file(os.path.join(folder, "model.safetensors"))
         for name, layer in list(model.named_modules()):
             if not hasattr(layer, "qweight"):
                 continue
@@ -123,9 +143,9 @@ class Torch:
 
 
 class LlamaCpp:
-    def __init__(self):
+    def __init__(self, model):
         import llama_cpp
-        self.model = llama_cpp.Llama(args.model, n_ctx=args.context, n_batch=args.context, logits_all=True, verbose=False,
+        self.model = llama_cpp.Llama(model, n_ctx=args.context, n_batch=args.context, logits_all=True, verbose=False,
                                      n_threads=2)
 
     def logits(self, ids):
@@ -134,14 +154,15 @@ class LlamaCpp:
         return self.model.scores[: len(ids)]
 
 
-def main():
-    ours = json.loads(run("eval", args.model, "--perplexity", args.text, "--context", str(args.context), "--windows",
-                          str(args.windows), "--activations", "int16", "--kv-cache-dtype", "float32", "--json"))
+def check(model):
+    plain = ["--activations", "int16", "--kv-cache-dtype", "float32", "--json"]
+    ours = json.loads(run("eval", model, "--perplexity", args.text, "--context", str(args.context), "--windows",
+                          str(args.windows), *plain))
     with open(args.text, encoding="utf-8", newline="") as file:
         text = file.read()[: args.windows * args.context * 12]
-    tokens = tokenizer({"text": text})["ids"]
-    prompt = tokenizer({"text": args.prompt})["ids"]
-    reader = LlamaCpp() if args.reader == "llama.cpp" else Torch()
+    tokens = tokenizer(model, {"text": text})["ids"]
+    prompt = tokenizer(model, {"text": args.prompt})["ids"]
+    reader = LlamaCpp(model) if args.reader == "llama.cpp" else Torch(model)
 
     def perplexity():
         nll, count = 0.0, 0
@@ -153,19 +174,34 @@ def main():
         return math.exp(nll / count)
 
     as_stored = theirs = perplexity()
-    if isinstance(reader, Torch):
+    if isinstance(reader, Torch) and not model.endswith(".gguf"):
         reader.serve_tables_as_nibble()
         theirs = perplexity()
     ids = list(prompt)
     for _ in range(args.max_tokens):
         ids.append(int(reader.logits(ids)[-1].argmax()))
-    greedy = json.loads(run("run", args.model, "--prompt", args.prompt, "--temperature", "0", "--max-tokens",
-                            str(args.max_tokens), "--json"))["text"]
+    greedy = json.loads(run("run", model, "--prompt", args.prompt, "--temperature", "0", "--max-tokens",
+                            str(args.max_tokens), *plain))["text"]
     difference = abs(theirs / ours["perplexity"] - 1)
-    print(json.dumps({"model": args.model, "reader": args.reader, "nibble": ours["perplexity"], "theirs": theirs,
-                      "theirs_as_stored": as_stored,
-                      "relative_difference": difference, "their_text": tokenizer({"ids": ids[len(prompt):]})["text"], "our_text": greedy}))
-    sys.exit(0 if difference <= args.bound else 1)
+    return {"ok": difference <= args.bound, "nibble": ours["perplexity"], "theirs": theirs, "theirs_as_stored": as_stored,
+            "relative_difference": difference, "their_text": tokenizer(model, {"ids": ids[len(prompt):]})["text"],
+            "our_text": greedy}
+
+
+def main():
+    if args.reader == "transformers":
+        pack_zero_points_on_meta()
+    good = True
+    for model in args.models:
+        try:
+            result = check(model)
+        except subprocess.CalledProcessError as error:
+            result = {"ok": False, "error": "nibble: " + error.stderr.strip().splitlines()[-1]}
+        except Exception as error:  # whatever the reader throws is its answer to this model
+            result = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        good = good and result["ok"]
+        print(json.dumps({"model": model, "reader": args.reader, **result}), flush=True)
+    sys.exit(0 if good else 1)
 
 
 main()
