@@ -1,0 +1,64 @@
+"""The rows of table.py: what is quantized, how, and by whom."""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class Row:
+    name: str
+    scheme: str
+    solver: str
+    options: list | dict = dataclasses.field(default_factory=list)  # flags of nibble quantize, or what peer.py takes
+    calibrated: bool = True
+    peer: str = ""
+
+
+def flags(scheme, group=None, symmetric=True):
+    out = ["--scheme", scheme]
+    if group:
+        out += ["--group-size", str(group)]
+    if not symmetric:
+        out += ["--no-symmetric"]
+    return out
+
+
+ROWS = [Row("source", "float", "source", calibrated=False)]
+
+SCHEMES = {
+    "int4-sym-g64": flags("int4", 64),
+    "int4-sym-g32": flags("int4", 32),
+    "int4-asym-g64": flags("int4", 64, symmetric=False),
+    "int4-asym-g32": flags("int4", 32, symmetric=False),
+    "int3-sym-g64": flags("int3", 64),
+    "int2-sym-g64": flags("int2", 64),
+    "int8-sym-g64": flags("int8", 64),
+    "int5-sym-g64": flags("int5", 64),
+    "int6-sym-g64": flags("int6", 64),
+    "nf4": flags("nf4"),
+    "fp4": flags("fp4"),
+    "q4_0": flags("q4_0"),
+    "q5_0": flags("q5_0"),
+    "q4_k": flags("q4_k"),
+    "q5_k": flags("q5_k"),
+    "q6_k": flags("q6_k"),
+}
+BLOCKS_WITH_MINIMA = ("q4_k", "q5_k", "q6_k")  # only rounded
+
+for scheme, options in SCHEMES.items():
+    ROWS.append(Row(f"{scheme}-absmax", scheme, "absmax", [*options, "--method", "rtn", "--no-search-scale"], calibrated=False))
+    ROWS.append(Row(f"{scheme}-rtn", scheme, "rtn", [*options, "--method", "rtn"]))
+    if scheme not in BLOCKS_WITH_MINIMA:
+        ROWS += [Row(f"{scheme}-{method.replace('+', '-')}", scheme, method, [*options, "--method", method])
+                 for method in ("awq", "gptq", "awq+gptq")]
+
+GRID = {"bits": 4, "group_size": 64, "symmetric": True}
+ROWS += [
+    Row("gptqmodel-gptq-int4-sym-g64", "int4-sym-g64", "gptq", GRID, peer="gptqmodel"),
+    Row("gptqmodel-gptq-int3-sym-g64", "int3-sym-g64", "gptq", {**GRID, "bits": 3}, peer="gptqmodel"),
+    Row("llmcompressor-gptq-int4-sym-g64", "int4-sym-g64", "gptq", GRID, peer="llmcompressor"),
+    Row("llmcompressor-awq-int4-sym-g64", "int4-sym-g64", "awq", {**GRID, "awq": True}, peer="llmcompressor"),
+    Row("autoround-int4-sym-g64", "int4-sym-g64", "learned", {**GRID, "iters": 200}, peer="auto-round"),
+    Row("autoround-rtn-int4-sym-g64", "int4-sym-g64", "rtn", {**GRID, "iters": 0}, peer="auto-round"),
+    Row("bitsandbytes-nf4", "nf4", "absmax", {"quant_type": "nf4"}, calibrated=False, peer="bitsandbytes"),
+    Row("bitsandbytes-fp4", "fp4", "absmax", {"quant_type": "fp4"}, calibrated=False, peer="bitsandbytes"),
+]
