@@ -286,6 +286,11 @@ class Run {
   Result<void> ChooseMethod() {
     NIBBLE_TRY(choice, nibble::ChooseMethod(options_));
     method_ = choice.method;
+    if (method_ == QuantizeMethod::kLearned &&
+        source_.config().architecture == Architecture::kGemma3) {
+      return Fail(ErrorCode::kUnsupported,
+                  "--method learned: the derivatives of gemma3's blocks are not known; use gptq");
+    }
     summary_.method_reason = choice.reason;
     return {};
   }
