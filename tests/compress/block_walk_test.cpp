@@ -13,7 +13,7 @@ namespace {
 
 // What the model runner multiplies, module by module, is what a walk shows.
 TEST(BlockWalk, ItsInputsAreThoseOfTheWholeModelToTheBit) {
-  for (const char* name : {"qwen3", "llama3", "mistral_window"}) {
+  for (const char* name : {"qwen3", "llama3", "mistral_window", "gemma3"}) {
     const auto path = std::filesystem::path(NIBBLE_SOURCE_DIR) / "tests/golden/models" / name;
     const auto checkpoint = Checkpoint::Open(path.string());
     ASSERT_TRUE(checkpoint) << checkpoint.error().message;

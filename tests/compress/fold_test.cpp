@@ -72,7 +72,7 @@ std::vector<float> InputsOf(const Checkpoint& checkpoint, const FoldedScales& sc
 
 TEST(FoldedCheckpoint, IsTheSameModelWithScaledInputs) {
   const auto device = MakeCpuDevice(1);
-  for (const char* name : {"llama3", "llama_bias", "qwen2", "qwen3", "mistral"}) {
+  for (const char* name : {"llama3", "llama_bias", "qwen2", "qwen3", "mistral", "gemma3"}) {
     const auto source = OpenGolden(name);
     const FoldedScales scales = RandomScales(source->config(), 3);
     const FoldedCheckpoint folded(*source, scales);

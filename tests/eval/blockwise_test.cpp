@@ -80,7 +80,7 @@ TEST_P(Blockwise, GivesTheNumbersOfWholeModelsToTheBit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Blockwise,
-                         testing::Values("llama3", "llama2", "qwen3", "ct_int4_sym_g32"));
+                         testing::Values("llama3", "llama2", "qwen3", "ct_int4_sym_g32", "gemma3"));
 
 TEST(Blockwise, StopsWhenAskedAndRefusesModelsOfDifferentShapes) {
   const auto checkpoint = Open("llama3");
