@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "base/text.h"
@@ -88,6 +89,9 @@ class QuantizeCommand final : public Command {
     options.Add("--certificate-text", &text_file_,
                 "text that the certificate is measured on (default: a built-in one)");
     options.Add("--context", &context_, "tokens of a window of that text");
+    options.Add("--evaluation", &evaluations_,
+                "NAME=FILE, any number of times: texts or .jsonl of your tasks, on each of which "
+                "the certificate says perplexity, KL and top-1");
     options.Add("--allow-requantize", &allow_requantize_,
                 "take a folder that is quantized already, and round it a second time");
     options.Add("--json", &json_, "print the certificate on standard output");
@@ -155,6 +159,8 @@ class QuantizeCommand final : public Command {
       options.text = std::move(*text);
       options.text_name = std::filesystem::path(text_file_).filename().string();
     }
+    NIBBLE_TRY(evaluations, ReadEvaluations(*source, *tokenizer));
+    options.evaluations = std::move(evaluations);
     CalibrationSet calibration;
     if (!calibration_file_.empty()) {
       NIBBLE_TRY_VOID(Calibrate(*source, *tokenizer, calibration));
@@ -232,6 +238,31 @@ class QuantizeCommand final : public Command {
     return ParseRecipe(*text, std::filesystem::path(recipe_file_).filename().string());
   }
 
+  Result<std::vector<TokenText>> ReadEvaluations(const Checkpoint& source,
+                                                 const Tokenizer& tokenizer) const {
+    std::vector<TokenText> texts;
+    for (const std::string& argument : evaluations_) {
+      const std::size_t equals = argument.find('=');
+      const std::string name = argument.substr(0, equals);
+      if (equals == std::string::npos || name.empty() || equals + 1 == argument.size()) {
+        return Fail(ErrorCode::kInvalidArgument,
+                    fmt::format("--evaluation {}: expected NAME=FILE, as in qa=questions.jsonl",
+                                Quote(argument)));
+      }
+      if (std::ranges::find(texts, name, &TokenText::name) != texts.end()) {
+        return Fail(
+            ErrorCode::kInvalidArgument,
+            fmt::format("--evaluation: {} is there twice; give each its own name", Quote(name)));
+      }
+      auto text = LoadText(argument.substr(equals + 1), name, source, tokenizer);
+      if (!text) {
+        return Fail(ErrorCode::kInvalidArgument, "--evaluation: " + text.error().message);
+      }
+      texts.push_back(std::move(*text));
+    }
+    return texts;
+  }
+
   Result<void> Calibrate(const Checkpoint& source, const Tokenizer& tokenizer,
                          CalibrationSet& calibration) const {
     if (seed_ < 0) {
@@ -267,13 +298,35 @@ class QuantizeCommand final : public Command {
                certificate.text_name, certificate.text_tokens, certificate.source_perplexity);
     row("int16 activations", certificate.int16);
     row("int8 activations", certificate.int8);
+    for (const Certificate::TextQuality& text : certificate.evaluations) {
+      fmt::print(stderr, "{} ({} tokens):\n  source            perplexity {:8.3f}\n", text.name,
+                 text.tokens, text.source_perplexity);
+      row("int16 activations", text.int16);
+      row("int8 activations", text.int8);
+    }
+    PrintChannels(certificate.calibration_match);
     fmt::print(stderr, "  --activations auto takes {}\n",
                certificate.auto_activations() == ActivationMode::kInt8 ? "int8" : "int16");
   }
 
+  static void PrintChannels(const json::Value& match) {
+    const auto count = [&](const char* key) {
+      const json::Value* found = match.Find(key);
+      return found == nullptr ? 0 : found->AsInt().value_or(0);
+    };
+    if (const std::int64_t dead = count("dead_channels"), rare = count("rare_channels");
+        dead + rare > 0) {
+      fmt::print(stderr,
+                 "{} input channels had no value in the calibration data and {} hardly any (below "
+                 "1/10,000 of the median): what it says of their weights is chance; "
+                 "quantization_log.json has them by tensor\n",
+                 dead, rare);
+    }
+  }
+
   std::string budget_;
   std::optional<double> max_kl_;
-  std::vector<std::string> candidates_;
+  std::vector<std::string> candidates_, evaluations_;
   static constexpr const char* kDefaultScheme = "int4";
   std::string source_, out_, text_file_, calibration_file_, recipe_file_;
   std::string scheme_ = kDefaultScheme, format_ = "auto";

@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/text.h"
 #include "compress/block_walk.h"
+#include "compress/calibration_match.h"
 #include "compress/overlay_checkpoint.h"
 #include "compress/read_weights.h"
 #include "compress/tensor_statistics.h"
@@ -178,10 +179,8 @@ class BlockSolver::Walks {
                             std::vector<SolvedWeight>& solved) {
     // A channel that was never seen still counts a little.
     double mean = 0.0;
-    std::int64_t dead = 0;
     for (const double square : squares) {
       mean += square / static_cast<double>(squares.size());
-      dead += square == 0.0 ? 1 : 0;
     }
     std::vector<float> importance;
     for (const double square : squares) {
@@ -191,9 +190,7 @@ class BlockSolver::Walks {
     return SolveLinears(group, takes, solved,
                         [&](const WeightSpec& spec, std::span<const float> weights,
                             json::Object& facts) -> Result<QuantizedTensor> {
-                          if (dead > 0) {
-                            facts.Set("dead_channels", dead);
-                          }
+                          SetChannelFacts(squares, facts);
                           return QuantizeWeighted(pool_, weights, spec, importance,
                                                   solver_.options_.scale_dtype);
                         });
@@ -229,7 +226,7 @@ class BlockSolver::Walks {
       }
     }
     for (const std::int64_t group_size : group_sizes) {
-      NIBBLE_TRY_VOID(SolveGroupsOf(group_size, group, hessian, cross, solved));
+      NIBBLE_TRY_VOID(SolveGroupsOf(group_size, group, hessian, cross, squares, solved));
     }
     return {};
   }
@@ -237,6 +234,7 @@ class BlockSolver::Walks {
   // The linears of a group that have this size of groups.
   Result<void> SolveGroupsOf(std::int64_t group_size, LinearGroup group, const Hessian& hessian,
                              const std::optional<CrossGram>& cross,
+                             const std::vector<double>& squares,
                              std::vector<SolvedWeight>& solved) {
     const auto factor = Factorize(pool_, hessian,
                                   {.order = solver_.options_.order,
@@ -274,9 +272,7 @@ class BlockSolver::Walks {
           facts.Set("relative_output_error",
                     report.energy > 0.0 ? std::sqrt(report.error / report.energy) : 0.0);
           facts.Set("damping", factor->damping);
-          if (factor->num_dead > 0) {
-            facts.Set("dead_channels", factor->num_dead);
-          }
+          SetChannelFacts(squares, facts);
           return tensor;
         });
   }

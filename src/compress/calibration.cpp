@@ -163,6 +163,19 @@ Result<std::vector<TokenId>> TokensOf(const std::filesystem::path& file, std::st
   return tokens;
 }
 
+Result<void> CheckVocabulary(const std::filesystem::path& file, const Checkpoint& model,
+                             const std::vector<TokenId>& tokens) {
+  const auto beyond = std::ranges::find_if(
+      tokens, [&](TokenId token) { return Raw(token) >= model.config().vocab_size; });
+  if (beyond != tokens.end()) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("{}: the tokenizer gives token {}, the model has {} only: they do not "
+                            "belong together",
+                            file.string(), Raw(*beyond), model.config().vocab_size));
+  }
+  return {};
+}
+
 // `count` of [0, total), each as likely as the others, ascending.
 std::vector<std::int64_t> Choose(std::int64_t total, std::int64_t count, std::uint64_t seed) {
   std::vector<std::int64_t> all(static_cast<std::size_t>(total));
@@ -180,6 +193,17 @@ std::vector<std::int64_t> Choose(std::int64_t total, std::int64_t count, std::ui
 
 }  // namespace
 
+Result<TokenText> LoadText(const std::filesystem::path& file, const std::string& name,
+                           const Checkpoint& model, const Tokenizer& tokenizer) {
+  NIBBLE_TRY(text, ReadFile(file, kMaxFileBytes));
+  std::int64_t num_rows = 0;
+  NIBBLE_TRY(tokens, TokensOf(file, text, model, tokenizer, num_rows));
+  NIBBLE_TRY_VOID(CheckVocabulary(file, model, tokens));
+  return TokenText{.name = name,
+                   .sha256 = Sha256Hex(std::as_bytes(std::span(text))),
+                   .tokens = std::move(tokens)};
+}
+
 Result<CalibrationSet> LoadCalibration(const std::filesystem::path& file, const Checkpoint& model,
                                        const Tokenizer& tokenizer,
                                        const CalibrationOptions& options) {
@@ -190,6 +214,7 @@ Result<CalibrationSet> LoadCalibration(const std::filesystem::path& file, const 
   NIBBLE_TRY(text, ReadFile(file, kMaxFileBytes));
   std::int64_t num_rows = 0;
   NIBBLE_TRY(tokens, TokensOf(file, text, model, tokenizer, num_rows));
+  NIBBLE_TRY_VOID(CheckVocabulary(file, model, tokens));
   if (tokens.empty() || text.find_first_not_of(" \t\r\n") == std::string::npos) {
     return Fail(ErrorCode::kInvalidArgument,
                 fmt::format("{}: there is no text in it; give text like what the model will read, "
@@ -209,14 +234,6 @@ Result<CalibrationSet> LoadCalibration(const std::filesystem::path& file, const 
                 fmt::format("{}: {} tokens are less than one sample of {}; give more text, or a "
                             "smaller --calibration-length",
                             file.string(), tokens.size(), options.length));
-  }
-  const auto beyond = std::ranges::find_if(
-      tokens, [&](TokenId token) { return Raw(token) >= model.config().vocab_size; });
-  if (beyond != tokens.end()) {
-    return Fail(ErrorCode::kInvalidArgument,
-                fmt::format("{}: the tokenizer gives token {}, the model has {} only: they do not "
-                            "belong together",
-                            file.string(), Raw(*beyond), model.config().vocab_size));
   }
   CalibrationSet set{.length = options.length};
   for (const std::int64_t window :

@@ -35,6 +35,16 @@ struct CalibrationSet {
   }
 };
 
+/// A text to measure on, as the model reads it.
+struct TokenText {
+  std::string name, sha256;  // of the file's bytes
+  std::vector<TokenId> tokens;
+};
+
+/// Reads a text of the same kinds as LoadCalibration does, all of it. Errors: as that.
+Result<TokenText> LoadText(const std::filesystem::path& file, const std::string& name,
+                           const Checkpoint& model, const Tokenizer& tokenizer);
+
 /// Reads calibration data. A file named .jsonl holds a JSON object a line:
 ///   {"text": ...}                                      as it stands, with the special tokens of
 ///   the

@@ -54,6 +54,22 @@ json::Value ToValue(const std::map<std::string, std::string>& hashes) {
   return object;
 }
 
+json::Value ToValue(const std::vector<Certificate::TextQuality>& texts) {
+  json::Array out;
+  for (const Certificate::TextQuality& text : texts) {
+    json::Object one;
+    one.Set("name", text.name);
+    one.Set("sha256", text.sha256);
+    one.Set("tokens", text.tokens);
+    one.Set("context", text.context);
+    one.Set("source_perplexity", text.source_perplexity);
+    one.Set("int16", ToValue(text.int16));
+    one.Set("int8", ToValue(text.int8));
+    out.emplace_back(std::move(one));
+  }
+  return out;
+}
+
 // Reads members by name and remembers the first that is missing or of the wrong type.
 class Reader {
  public:
@@ -104,6 +120,27 @@ class Reader {
                                            .top1 = reader.Double("top1")};
     Adopt(key, reader);
     return quality;
+  }
+  // None where the member is absent.
+  std::vector<Certificate::TextQuality> Evaluations(std::string_view key) {
+    std::vector<Certificate::TextQuality> out;
+    const json::Value* value = value_.Find(key);
+    const json::Array* texts = value == nullptr ? nullptr : value->AsArray();
+    if (value != nullptr && texts == nullptr) {
+      return Missing<std::vector<Certificate::TextQuality>>(key);
+    }
+    for (std::size_t i = 0; texts != nullptr && i < texts->size(); ++i) {
+      Reader text((*texts)[i]);
+      out.push_back({.name = text.String("name"),
+                     .sha256 = text.String("sha256"),
+                     .tokens = text.Int("tokens"),
+                     .context = text.Int("context"),
+                     .source_perplexity = text.Double("source_perplexity"),
+                     .int16 = text.Quality("int16"),
+                     .int8 = text.Quality("int8")});
+      Adopt(key, text);
+    }
+    return out;
   }
   Certificate::GoldenLogits Golden(std::string_view key) {
     Reader reader(Member(key));
@@ -173,6 +210,12 @@ std::string ToJson(const Certificate& certificate) {
   all.Set("recipe", certificate.recipe);
   all.Set("text", std::move(text));
   all.Set("quality", std::move(quality));
+  if (!certificate.evaluations.empty()) {
+    all.Set("evaluations", ToValue(certificate.evaluations));
+  }
+  if (!certificate.calibration_match.IsNull()) {
+    all.Set("calibration_match", certificate.calibration_match);
+  }
   all.Set("auto_activations",
           certificate.auto_activations() == ActivationMode::kInt8 ? "int8" : "int16");
   all.Set("embedding_and_head", std::move(tables));
@@ -238,6 +281,10 @@ Result<Certificate> ParseCertificate(std::string_view text, const std::string& s
   out.source_perplexity = quality.Double("source_perplexity");
   out.int16 = quality.Quality("int16");
   out.int8 = quality.Quality("int8");
+  out.evaluations = reader.Evaluations("evaluations");
+  if (const json::Value* match = parsed->Find("calibration_match")) {
+    out.calibration_match = *match;
+  }
   Reader tables(reader.Member("embedding_and_head"));
   out.tables_stored = tables.String("stored");
   out.tables_served = tables.String("served");

@@ -29,12 +29,22 @@ struct Certificate {
     std::vector<std::pair<TokenId, float>> top;  // the five largest, for people
   };
 
+  /// Against the source, on one text.
+  struct TextQuality {
+    std::string name, sha256;
+    std::int64_t tokens = 0, context = 0;
+    double source_perplexity = 0.0;
+    ModeQuality int16, int8;
+  };
+
   json::Value source;  // name, format, digests of what was quantized
   json::Value recipe;  // scheme, group size, symmetry, search
   std::string text_name, text_sha256;
   std::int64_t text_tokens = 0, text_context = 0;
   double source_perplexity = 0.0;
   ModeQuality int16, int8;
+  std::vector<TextQuality> evaluations;  // of the texts that the user named
+  json::Value calibration_match;         // how near the calibration data is to the texts, or null
   std::string tables_stored, tables_served;  // embedding and head: "f16", "w8 g32 sym"
   std::vector<TokenId> golden_prompt;
   GoldenLogits golden_int16, golden_int8;

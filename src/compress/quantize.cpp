@@ -15,6 +15,7 @@
 #include "compress/awq.h"
 #include "compress/block_solver.h"
 #include "compress/block_walk.h"
+#include "compress/calibration_match.h"
 #include "compress/fold.h"
 #include "compress/output_plan.h"
 #include "compress/solved_block.h"
@@ -86,6 +87,9 @@ class Run {
     const auto device = MakeCpuDevice(num_threads_);
     if (!options_.budget) {
       NIBBLE_TRY_VOID(PlanSolver(*device));
+    }
+    if (Calibrates()) {
+      NIBBLE_TRY_VOID(Match());
     }
     NIBBLE_TRY(digest, WeightsDigest(source_, [&](std::uint64_t done, std::uint64_t total) {
                  return !progress_ || progress_("hashing the source", done, total, {});
@@ -279,6 +283,31 @@ class Run {
       return Fail(ErrorCode::kInvalidArgument, "--context takes 2 or more");
     }
     BeginWindows(source_.config(), context_, tokens_);
+    for (const TokenText& text : options_.evaluations) {
+      if (text.tokens.size() < 2) {
+        return Fail(
+            ErrorCode::kInvalidArgument,
+            fmt::format("--evaluation {}: there is no text in it to measure on", text.name));
+      }
+    }
+    return {};
+  }
+
+  // Is the calibration data like what the model is judged on?
+  Result<void> Match() {
+    std::vector<TokenText> texts = {{.name = options_.text_name, .tokens = tokens_}};
+    texts.insert(texts.end(), options_.evaluations.begin(), options_.evaluations.end());
+    NIBBLE_TRY(match, MatchCalibration(
+                          source_, *options_.calibration, texts, num_threads_,
+                          [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
+                            return !progress_ || progress_("comparing texts", done, total, detail);
+                          }));
+    match_ = match.ToJson();
+    for (const std::string& line : match.Describe()) {
+      if (options_.notice) {
+        options_.notice(line);
+      }
+    }
     return {};
   }
 
@@ -455,6 +484,11 @@ class Run {
     out.Set("source_sha256", source_digest_);
     out.Set("recipe", RecipeJson());
     out.Set("text_sha256", Sha256Hex(std::as_bytes(std::span(options_.text))));
+    json::Array texts;
+    for (const TokenText& text : options_.evaluations) {
+      texts.emplace_back(json::Array{text.name, text.sha256});
+    }
+    out.Set("evaluations", std::move(texts));
     out.Set("context", context_);
     out.Set("shard_bytes", options_.shard_bytes);
     return out;
@@ -606,27 +640,51 @@ class Run {
                                 json::Dump(log_, {.indent = 1, .key_separator = ": "}) + "\n");
   }
 
+  Result<BlockwiseQuality> Measure(const Checkpoint& quantized, std::span<const TokenId> tokens,
+                                   std::int64_t context, std::span<const TokenId> prompt) {
+    const auto device = MakeCpuDevice(num_threads_);
+    return EvaluateBlockwise(
+        quantized, source_, *device, tokens, prompt,
+        {.context = context, .max_windows = options_.max_windows},
+        [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
+          return !progress_ || progress_("measuring", done, total, detail);
+        });
+  }
+
+  static Certificate::ModeQuality Keep(const QualityReport& report) {
+    return {.perplexity = report.perplexity,
+            .kl_mean = report.kl_mean,
+            .kl_stderr = report.kl_stderr,
+            .kl_p99 = report.kl_p99,
+            .top1 = report.top1};
+  }
+
+  Result<void> Evaluate(const Checkpoint& quantized) {
+    for (const TokenText& text : options_.evaluations) {
+      const std::int64_t context =
+          std::min(context_, static_cast<std::int64_t>(text.tokens.size()));
+      std::vector<TokenId> tokens = text.tokens;
+      BeginWindows(source_.config(), context, tokens);
+      NIBBLE_TRY(quality, Measure(quantized, tokens, context, {}));
+      summary_.certificate.evaluations.push_back(
+          {.name = text.name,
+           .sha256 = text.sha256,
+           .tokens = quality.int16.num_windows * context,
+           .context = context,
+           .source_perplexity = quality.int16.reference_perplexity,
+           .int16 = Keep(quality.int16),
+           .int8 = Keep(quality.int8)});
+    }
+    return {};
+  }
+
   Result<void> Certify(AtomicWriter& out) {
     Certificate& certificate = summary_.certificate;
     NIBBLE_TRY(quantized, Checkpoint::Open(out.partial_path().string()));
     certificate.golden_prompt.assign(tokens_.begin(), tokens_.begin() + kGoldenPromptTokens);
-    const auto device = MakeCpuDevice(num_threads_);
-    NIBBLE_TRY(
-        quality,
-        EvaluateBlockwise(*quantized, source_, *device, tokens_, certificate.golden_prompt,
-                          {.context = context_, .max_windows = options_.max_windows},
-                          [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
-                            return !progress_ || progress_("measuring", done, total, detail);
-                          }));
-    const auto keep = [](const QualityReport& report) {
-      return Certificate::ModeQuality{.perplexity = report.perplexity,
-                                      .kl_mean = report.kl_mean,
-                                      .kl_stderr = report.kl_stderr,
-                                      .kl_p99 = report.kl_p99,
-                                      .top1 = report.top1};
-    };
-    certificate.int16 = keep(quality.int16);
-    certificate.int8 = keep(quality.int8);
+    NIBBLE_TRY(quality, Measure(*quantized, tokens_, context_, certificate.golden_prompt));
+    certificate.int16 = Keep(quality.int16);
+    certificate.int8 = Keep(quality.int8);
     certificate.source_perplexity = quality.int16.reference_perplexity;
     certificate.golden_int16 = DescribeGoldenLogits(quality.prompt_logits_int16);
     certificate.golden_int8 = DescribeGoldenLogits(quality.prompt_logits_int8);
@@ -634,6 +692,13 @@ class Run {
     certificate.text_sha256 = Sha256Hex(std::as_bytes(std::span(options_.text)));
     certificate.text_tokens = quality.int16.num_windows * context_;
     certificate.text_context = context_;
+    NIBBLE_TRY_VOID(Evaluate(*quantized));
+    if (Calibrates()) {
+      const ChannelCounts channels = CountChannels(log_);
+      match_.Set("dead_channels", channels.dead);
+      match_.Set("rare_channels", channels.rare);
+      certificate.calibration_match = match_;
+    }
     json::Object origin;
     origin.Set("name", source_.path().filename().string());
     origin.Set("format", source_.format() == CheckpointFormat::kGguf ? "gguf" : "safetensors");
@@ -642,6 +707,7 @@ class Run {
     certificate.recipe = RecipeJson();
     const WeightInfo* table = quantized->Find("model.embed_tokens.weight");
     certificate.tables_stored = table->spec.ToString();
+    const auto device = MakeCpuDevice(num_threads_);
     NIBBLE_TRY(plan, PlanWeights(*quantized, *device, TableFormat::kAuto));
     certificate.tables_served = plan.Find("model.embed_tokens.weight")->packed.ToString();
     NIBBLE_TRY_VOID(HashCheckpoint(*quantized, certificate));
@@ -663,6 +729,7 @@ class Run {
   std::optional<FoldedCheckpoint> folded_;
   std::vector<SolvedWeight> block_;  // whose weights are being written
   std::string source_digest_;
+  json::Object match_;  // how near the calibration data is to the texts
   json::Object log_;
   QuantizeSummary summary_;
 };

@@ -42,14 +42,15 @@ struct QuantizeOptions {
   std::int64_t learn_iterations = 200;          // kLearned: steps of a block, 1 or more
   std::int64_t learn_batch_tokens = 512;        // kLearned: of a step, in whole windows
   Scheme scheme;                                // of every linear
-  std::optional<Recipe> recipe;       // or of some, and other schemes for others; scheme says
-                                      // nothing then
-  std::optional<Budget> budget;       // search such a recipe; needs calibration data
-  std::vector<Scheme> candidates;     // of that search; empty: UsualCandidates
-  std::optional<ModelFormat> format;  // absent: that of the first quantized weight (UsualFormat)
-  bool search_scale = true;           // off: plain absmax
-  bool allow_requantize = false;      // of a folder whose linears are quantized already
-  std::string text;                   // what the certificate is measured on
+  std::optional<Recipe> recipe;        // or of some, and other schemes for others; scheme says
+                                       // nothing then
+  std::optional<Budget> budget;        // search such a recipe; needs calibration data
+  std::vector<Scheme> candidates;      // of that search; empty: UsualCandidates
+  std::optional<ModelFormat> format;   // absent: that of the first quantized weight (UsualFormat)
+  bool search_scale = true;            // off: plain absmax
+  bool allow_requantize = false;       // of a folder whose linears are quantized already
+  std::vector<TokenText> evaluations;  // further texts that the certificate measures
+  std::string text;                    // what the certificate is measured on
   std::string text_name;
   std::int64_t text_context = 512;  // tokens of a window; shortened for a short text
   std::int64_t max_windows = 16;

@@ -117,6 +117,9 @@ QualityReport QualityMeter::Report() const {
   report.num_tokens = num_tokens_;
   report.nll = nll_.value();
   report.nll_stderr = nll_.standard_error();
+  for (const auto& [nll, scored] : nll_.windows) {
+    report.window_nll.push_back(nll);
+  }
   report.perplexity = std::exp(report.nll);
   if (has_reference_) {
     report.reference_perplexity = std::exp(reference_nll_.value());

@@ -38,10 +38,11 @@ void BeginWindows(const ModelConfig& config, std::int64_t length, std::span<Toke
 /// Sums over scored positions of one pass; comparisons with a reference only where one was given.
 struct QualityReport {
   std::int64_t num_windows = 0;
-  std::int64_t num_tokens = 0;  // scored
-  double perplexity = 0.0;      // exp(mean negative log-likelihood), natural
-  double nll = 0.0;             // mean
-  double nll_stderr = 0.0;      // over windows, as all of them here; 0 for a single one
+  std::int64_t num_tokens = 0;     // scored
+  double perplexity = 0.0;         // exp(mean negative log-likelihood), natural
+  double nll = 0.0;                // mean
+  double nll_stderr = 0.0;         // over windows, as all of them here; 0 for a single one
+  std::vector<double> window_nll;  // of each window, in order
   double reference_perplexity = 0.0;
   double kl_mean = 0.0;  // mean KL(reference || model) a position, nats
   double kl_stderr = 0.0;

@@ -1,5 +1,6 @@
 """CTest `e2e_checkpoint`: quantize, inspect, run and eval on tiny models; damage is refused with exit code 4."""
 
+import hashlib
 import json
 import pathlib
 import random
@@ -78,6 +79,36 @@ class Checkpoint(unittest.TestCase):
         coarse = json.loads(check_run("eval", self.int4, "--perplexity", text, "--context", 128, "--json",
                                       "--windows", 3, "--reference", GOLDEN / "llama3"))
         self.assertGreater(coarse["kl_mean"], distance["kl_mean"])
+
+    def test_the_certificate_measures_every_evaluation_and_the_calibration_data(self):
+        prose, chats, codes = (self.root / name for name in ("prose.txt", "chats.jsonl", "codes.txt"))
+        prose.write_text("The house on the hill and the road to the house. " * 100)
+        turn = {"messages": [{"role": "user", "content": "Where is the house?"},
+                             {"role": "assistant", "content": "On the hill, by the road."}]}
+        chats.write_text((json.dumps(turn) + "\n") * 20)
+        codes.write_text("#!/bin/sh\nx=$((7*9)); [ -z \"$Q\" ] && exit 3; {}|~^%@ " * 40)
+        out = self.root / "evaluated"
+        command = ["quantize", GOLDEN / "llama3", "--out", out, "--calibration", prose, "--calibration-length", 64,
+                   "--calibration-samples", 4, "--certificate-text", prose, "--context", 64]
+        result = run(*command, "--evaluation", f"chats={chats}", "--evaluation", f"codes={codes}")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        certificate = json.loads((out / "nibble_certificate.json").read_text())
+        self.assertEqual([text["name"] for text in certificate["evaluations"]], ["chats", "codes"])
+        for text, file in zip(certificate["evaluations"], (chats, codes)):
+            self.assertEqual(text["sha256"], hashlib.sha256(file.read_bytes()).hexdigest())
+            self.assertGreater(text["int16"]["kl_mean"], 0)
+            self.assertGreater(text["source_perplexity"], 1)
+        match = certificate["calibration_match"]
+        self.assertEqual([text["name"] for text in match["texts"]], ["prose.txt", "chats", "codes"])
+        self.assertEqual(match["texts"][0]["token_coverage"], 1.0)
+        self.assertLess(match["texts"][2]["token_coverage"], 0.9)
+        self.assertIn("warning: calibration data is far from codes", result.stderr)
+        self.assertNotIn("is far from prose.txt", result.stderr)
+        self.assertEqual(run("verify", out).returncode, 0)
+        for argument, says in (("chats", "NAME=FILE"), (f"x={self.root / 'none'}", "none")):
+            wrong = run(*command[:3], self.root / "never", *command[4:], "--evaluation", argument)
+            self.assertEqual(wrong.returncode, EXIT_USAGE, wrong.stderr)
+            self.assertIn(says, wrong.stderr)
 
     def damaged(self, folder, name, change):
         copy = self.root / "damaged"
