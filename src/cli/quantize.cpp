@@ -61,8 +61,9 @@ class QuantizeCommand final : public Command {
     options.Choice(
         "--method", &method_, MethodWords(),
         "how codes are chosen: rounding (with calibration data: for what flows in), GPTQ, "
-        "AWQ's scales and rounding, AWQ's scales and GPTQ, or GPTQ whose codes and scales then "
-        "learn from each block's output (slow, for 2 and 3 bits); auto takes GPTQ below 8 "
+        "AWQ's scales and rounding, AWQ's scales and GPTQ, GPTQ whose codes and scales then "
+        "learn from each block's output (slow, for 2 and 3 bits), or SmoothQuant's scales and "
+        "rounding (int8, for --activations int8); auto takes GPTQ below 8 "
         "bits if there is calibration data");
     options.Add("--group-size", &group_size_,
                 "columns that share a scale; 0: a whole row (default: the largest of 128, 64, 32 "
@@ -79,6 +80,9 @@ class QuantizeCommand final : public Command {
     options.Add("--damping", &damping_,
                 "added to a Hessian's diagonal, as a share of its mean; grows where that is too "
                 "little");
+    options.Add(
+        "--smooth-alpha", &smooth_alpha_,
+        "smoothquant: how much of the activations' outliers moves into the weights, 0 to 1");
     options.Add("--correct-inputs", &correct_inputs_,
                 "let each linear make up for what the linears before it have lost");
     options.Add("--learn-iterations", &learn_iterations_,
@@ -109,6 +113,9 @@ class QuantizeCommand final : public Command {
       return Fail(ErrorCode::kInvalidArgument,
                   "--learn-iterations and --learn-batch take 1 or more");
     }
+    if (!(smooth_alpha_ >= 0.0 && smooth_alpha_ <= 1.0)) {
+      return Fail(ErrorCode::kInvalidArgument, "--smooth-alpha takes 0 to 1");
+    }
     Scheme scheme = *ParseScheme(scheme_);
     if (scheme.has_own_groups() &&
         (!symmetric_ || group_size_.value_or(scheme.group_size) != scheme.group_size)) {
@@ -135,6 +142,7 @@ class QuantizeCommand final : public Command {
     NIBBLE_TRY(tokenizer, LoadTokenizer(*source));
     QuantizeOptions options{.method = *ParseMethod(method_),
                             .damping = damping_,
+                            .smooth_alpha = smooth_alpha_,
                             .correct_inputs = correct_inputs_,
                             .learn_iterations = learn_iterations_,
                             .learn_batch_tokens = learn_batch_tokens_,
@@ -334,6 +342,7 @@ class QuantizeCommand final : public Command {
   CalibrationOptions calibration_;
   std::int64_t seed_ = 0;
   double damping_ = 0.01;
+  double smooth_alpha_ = 0.5;
   bool correct_inputs_ = true;
   std::int64_t learn_iterations_ = 200;
   std::int64_t learn_batch_tokens_ = 512;

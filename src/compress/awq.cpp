@@ -1,15 +1,13 @@
 #include "compress/awq.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
-#include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "base/check.h"
-#include "compress/block_walk.h"
+#include "compress/group_scales.h"
 #include "compress/read_weights.h"
 #include "solve/hessian.h"
 #include "solve/rtn.h"
@@ -20,15 +18,22 @@ namespace {
 constexpr int kSteps = 8;
 constexpr double kStep = 0.1;
 
-class Search {
+class AwqScaler final : public GroupScaler {
  public:
-  Search(const Checkpoint& source, std::span<const WeightToWrite> weights, DType scale_dtype,
-         ThreadPool& pool)
+  AwqScaler(const Checkpoint& source, std::span<const WeightToWrite> weights, DType scale_dtype,
+            ThreadPool& pool)
       : source_(source), weights_(weights), scale_dtype_(scale_dtype), pool_(pool) {}
 
+  void Begin(std::int64_t width, std::int64_t max_rows) override {
+    hessian_.emplace(width, max_rows);
+  }
+  void Add(const BlockWalk::Inputs& inputs) override {
+    hessian_->Add(pool_, inputs.x, inputs.num_rows);
+  }
+
   // The best scales of one group, empty if none beat 1.
-  Result<std::vector<float>> Run(std::int64_t block, LinearGroup group,
-                                 const Hessian& hessian) const {
+  Result<std::vector<float>> Scales(std::int64_t block, LinearGroup group) override {
+    const Hessian& hessian = *hessian_;
     const std::int64_t width = hessian.width();
     std::vector<double> square;
     double mean = 0.0;
@@ -120,6 +125,7 @@ class Search {
   std::span<const WeightToWrite> weights_;
   DType scale_dtype_;
   ThreadPool& pool_;
+  std::optional<Hessian> hessian_;  // of the group's input
 };
 
 }  // namespace
@@ -128,39 +134,8 @@ Result<FoldedScales> SearchAwqScales(const Checkpoint& source,
                                      std::span<const WeightToWrite> weights,
                                      const CalibrationSet& calibration, DType scale_dtype,
                                      Device& device, const SolveProgress& progress) {
-  const ModelConfig& config = source.config();
-  const Search search(source, weights, scale_dtype, device.pool());
-  NIBBLE_TRY(walk, BlockWalk::Create(source, calibration.tokens, calibration.length, device));
-  NIBBLE_TRY_VOID(walk->Embed());
-  FoldedScales out;
-  const auto chunks = static_cast<std::uint64_t>(walk->num_chunks());
-  const std::uint64_t total =
-      static_cast<std::uint64_t>(config.num_layers) * std::size(kLinearGroups) * chunks;
-  std::uint64_t done = 0;
-  for (std::int64_t block = 0; block < config.num_layers; ++block) {
-    out.blocks.emplace_back();
-    NIBBLE_TRY_VOID(walk->Begin(block));
-    for (const LinearGroup group : kLinearGroups) {
-      Hessian hessian(InputWidth(config, group), walk->max_chunk_rows());
-      for (std::int64_t chunk = 0; chunk < walk->num_chunks(); ++chunk) {
-        const BlockWalk::Inputs inputs = walk->Advance(group, chunk);
-        hessian.Add(device.pool(), inputs.x, inputs.num_rows);
-        if (progress &&
-            !progress(++done, total, fmt::format("block {} of {}", block + 1, config.num_layers))) {
-          return Fail(ErrorCode::kCancelled, "interrupted");
-        }
-      }
-      NIBBLE_TRY(scales, search.Run(block, group, hessian));
-      out.blocks.back()[static_cast<std::size_t>(group)] = std::move(scales);
-      NIBBLE_TRY_VOID(walk->Load(group));
-    }
-    if (block + 1 < config.num_layers) {
-      for (std::int64_t chunk = 0; chunk < walk->num_chunks(); ++chunk) {
-        walk->End(chunk);
-      }
-    }
-  }
-  return out;
+  AwqScaler scaler(source, weights, scale_dtype, device.pool());
+  return FindGroupScales(source, calibration, scaler, device, progress);
 }
 
 }  // namespace nibble

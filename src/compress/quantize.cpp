@@ -18,6 +18,7 @@
 #include "compress/calibration_match.h"
 #include "compress/fold.h"
 #include "compress/output_plan.h"
+#include "compress/smoothquant.h"
 #include "compress/solved_block.h"
 #include "compress/tensor_statistics.h"
 #include "eval/blockwise.h"
@@ -325,7 +326,8 @@ class Run {
   }
 
   bool Folds() const {
-    return method_ == QuantizeMethod::kAwq || method_ == QuantizeMethod::kAwqGptq;
+    return method_ == QuantizeMethod::kAwq || method_ == QuantizeMethod::kAwqGptq ||
+           method_ == QuantizeMethod::kSmoothQuant;
   }
   bool Propagates() const {
     return method_ == QuantizeMethod::kGptq || method_ == QuantizeMethod::kAwqGptq ||
@@ -366,11 +368,15 @@ class Run {
       folded_.emplace(source_, scales);
       return {};
     }
-    NIBBLE_TRY(scales, SearchAwqScales(
-                           source_, solved_, *options_.calibration, plan_.scale_dtype, device,
-                           [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
-                             return !progress_ || progress_("scaling", done, total, detail);
-                           }));
+    const SolveProgress progress = [&](std::uint64_t done, std::uint64_t total,
+                                       const std::string& detail) {
+      return !progress_ || progress_("scaling", done, total, detail);
+    };
+    NIBBLE_TRY(scales, method_ == QuantizeMethod::kSmoothQuant
+                           ? SmoothScales(source_, *options_.calibration, options_.smooth_alpha,
+                                          device, progress)
+                           : SearchAwqScales(source_, solved_, *options_.calibration,
+                                             plan_.scale_dtype, device, progress));
     NIBBLE_TRY_VOID(out.WriteWhole(kScalesFile, json::Dump(scales.ToJson())));
     folded_.emplace(source_, scales);
     return {};
@@ -454,7 +460,10 @@ class Run {
     } else {
       DescribeScheme(recipe);
     }
-    if (Folds()) {
+    if (method_ == QuantizeMethod::kSmoothQuant) {
+      recipe.Set("input_scales", "max|x|^alpha / max|w|^(1 - alpha)");
+      recipe.Set("alpha", options_.smooth_alpha);
+    } else if (Folds()) {
       recipe.Set("input_scales", "rms(x)^a, a by the output's error");
     }
     if (Propagates()) {
@@ -750,20 +759,22 @@ const char* Name(QuantizeMethod method) {
       return "awq+gptq";
     case QuantizeMethod::kLearned:
       return "learned";
+    case QuantizeMethod::kSmoothQuant:
+      return "smoothquant";
   }
   return "";
 }
 
 const std::vector<std::string>& MethodWords() {
-  static const std::vector<std::string> words = {"auto", "rtn",      "gptq",
-                                                 "awq",  "awq+gptq", "learned"};
+  static const std::vector<std::string> words = {"auto",     "rtn",     "gptq",       "awq",
+                                                 "awq+gptq", "learned", "smoothquant"};
   return words;
 }
 
 std::optional<QuantizeMethod> ParseMethod(std::string_view word) {
   for (const QuantizeMethod method :
        {QuantizeMethod::kAuto, QuantizeMethod::kRtn, QuantizeMethod::kGptq, QuantizeMethod::kAwq,
-        QuantizeMethod::kAwqGptq, QuantizeMethod::kLearned}) {
+        QuantizeMethod::kAwqGptq, QuantizeMethod::kLearned, QuantizeMethod::kSmoothQuant}) {
     if (word == Name(method)) {
       return method;
     }
@@ -805,6 +816,12 @@ Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
         ErrorCode::kInvalidArgument,
         "--budget and --max-kl measure what quantizing costs on --calibration FILE: text (or "
         ".jsonl rows) like what the model will read");
+  }
+  if (options.recipe && options.recipe->method == QuantizeMethod::kSmoothQuant &&
+      wanted != QuantizeMethod::kSmoothQuant) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "the recipe's method smoothquant rounds every module: leave gptq out of its rules, "
+                "or give method awq");
   }
   if (options.budget && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kGptq &&
       wanted != QuantizeMethod::kRtn) {

@@ -23,12 +23,13 @@
 namespace nibble {
 
 enum class QuantizeMethod : std::uint8_t {
-  kAuto,     // ChooseMethod
-  kRtn,      // round to nearest; with calibration data scales are searched for what flows in
-  kGptq,     // block by block on calibration data
-  kAwq,      // scales folded into what makes the inputs, then as kRtn with calibration data
-  kAwqGptq,  // the same scales, then GPTQ
-  kLearned   // as kGptq, then a block's codes and scales learn together from its output
+  kAuto,        // ChooseMethod
+  kRtn,         // round to nearest; with calibration data scales are searched for what flows in
+  kGptq,        // block by block on calibration data
+  kAwq,         // scales folded into what makes the inputs, then as kRtn with calibration data
+  kAwqGptq,     // the same scales, then GPTQ
+  kLearned,     // as kGptq, then a block's codes and scales learn together from its output
+  kSmoothQuant  // SmoothScales folded in, then as kRtn with calibration data
 };
 const char* Name(QuantizeMethod method);
 std::optional<QuantizeMethod> ParseMethod(std::string_view word);
@@ -38,14 +39,15 @@ struct QuantizeOptions {
   QuantizeMethod method = QuantizeMethod::kAuto;
   const CalibrationSet* calibration = nullptr;  // kGptq needs it; must outlive the run
   double damping = 0.01;                        // kGptq: of the mean of a Hessian's diagonal
-  bool correct_inputs = true;                   // kGptq: make up for what the input has lost
-  std::int64_t learn_iterations = 200;          // kLearned: steps of a block, 1 or more
-  std::int64_t learn_batch_tokens = 512;        // kLearned: of a step, in whole windows
-  Scheme scheme;                                // of every linear
-  std::optional<Recipe> recipe;        // or of some, and other schemes for others; scheme says
-                                       // nothing then
-  std::optional<Budget> budget;        // search such a recipe; needs calibration data
-  std::vector<Scheme> candidates;      // of that search; empty: UsualCandidates
+  double smooth_alpha = 0.5;  // kSmoothQuant: 0 leaves activations alone, 1 gives weights all of it
+  bool correct_inputs = true;             // kGptq: make up for what the input has lost
+  std::int64_t learn_iterations = 200;    // kLearned: steps of a block, 1 or more
+  std::int64_t learn_batch_tokens = 512;  // kLearned: of a step, in whole windows
+  Scheme scheme;                          // of every linear
+  std::optional<Recipe> recipe;           // or of some, and other schemes for others; scheme says
+                                          // nothing then
+  std::optional<Budget> budget;           // search such a recipe; needs calibration data
+  std::vector<Scheme> candidates;         // of that search; empty: UsualCandidates
   std::optional<ModelFormat> format;   // absent: that of the first quantized weight (UsualFormat)
   bool search_scale = true;            // off: plain absmax
   bool allow_requantize = false;       // of a folder whose linears are quantized already

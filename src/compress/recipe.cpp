@@ -185,6 +185,7 @@ QuantizeMethod RoundingOf(QuantizeMethod method) {
   switch (method) {
     case QuantizeMethod::kRtn:
     case QuantizeMethod::kAwq:
+    case QuantizeMethod::kSmoothQuant:
       return QuantizeMethod::kRtn;
     case QuantizeMethod::kGptq:
     case QuantizeMethod::kAwqGptq:

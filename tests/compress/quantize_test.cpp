@@ -618,8 +618,9 @@ TEST_F(QuantizeGptqModel, RoundingFollowsTheInputsIfItIsToldThem) {
   EXPECT_LT(weighted->certificate.int16.kl_mean, plain->certificate.int16.kl_mean);
 }
 
-TEST_F(QuantizeGptqModel, ScalesOfAwqAreFoldedInAndSurviveAStop) {
-  for (const QuantizeMethod method : {QuantizeMethod::kAwq, QuantizeMethod::kAwqGptq}) {
+TEST_F(QuantizeGptqModel, ScalesAreFoldedInAndSurviveAStop) {
+  for (const QuantizeMethod method :
+       {QuantizeMethod::kAwq, QuantizeMethod::kAwqGptq, QuantizeMethod::kSmoothQuant}) {
     options_.method = method;
     options_.scheme.bits = 8;  // so that a scale that is folded in on one side only would show
     const fs::path out = temp_.path() / Name(method);
