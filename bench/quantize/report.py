@@ -18,7 +18,7 @@ def summarize(records, order):
     for name in names:
         runs = [record for record in records if record["row"] == name]
         good = [run for run in runs if "error" not in run]
-        entry = {key: runs[0][key] for key in ("row", "tool", "scheme", "solver")} | {"seeds": len(good)}
+        entry = {key: runs[0][key] for key in ("row", "tool", "scheme", "kind", "solver")} | {"seeds": len(good)}
         if not good:
             entry["error"] = runs[0]["error"]
         for _, key, _ in COLUMNS:
@@ -28,7 +28,7 @@ def summarize(records, order):
                 if len(values) > 1:
                     entry[key + "_stderr"] = statistics.stdev(values) / math.sqrt(len(values))
         for task in {task for run in good for task in run.get("tasks", {})}:
-            entry.setdefault("tasks", {})[task] = statistics.mean(run["tasks"][task]["value"] for run in good)
+            entry.setdefault("tasks", {})[task] = statistics.mean(run["tasks"][task]["value"] for run in good if task in run.get("tasks", {}))
         out.append(entry)
     return out
 
@@ -48,9 +48,9 @@ def task_names(rows):
 def lines(result):
     rows = result["rows"]
     tasks = task_names(rows)
-    yield ["tool", "scheme", "solver", "seeds", *(title for title, _, _ in COLUMNS), *tasks]
+    yield ["tool", "scheme", "kind", "solver", "seeds", *(title for title, _, _ in COLUMNS), *tasks]
     for entry in rows:
-        head = [entry["tool"], entry["scheme"], entry["solver"], str(entry["seeds"])]
+        head = [entry["tool"], entry["scheme"], entry["kind"], entry["solver"], str(entry["seeds"])]
         if "error" in entry:
             yield [*head, entry["error"]]
             continue
@@ -65,50 +65,61 @@ def text(result):
     return "\n".join(out + ["| " + " | ".join(row).replace("\n", " ") + " |" for row in table[1:]])
 
 
+FAMILIES = [("learned", "learned rounding", "#2a9d5c"), ("gptq", "GPTQ", "#1b6ca8"), ("smoothquant", "SmoothQuant", "#8d6cab"),
+            ("awq", "AWQ", "#c04f8f"), ("rtn", "rounding, searched scales", "#d9822b"), ("absmax", "rounding, absmax", "#888888")]
+
+
+def family(row):
+    """The first family whose word is in the solver's name: awq+gptq is GPTQ here."""
+    return next((entry for entry in FAMILIES if entry[0] in row["solver"]), FAMILIES[-1])
+
+
 def plot(rows):
-    """KL against bytes, both logarithmic: every row a dot, ours filled."""
-    points = [row for row in rows if row.get("kl_mean", 0) > 0 and row.get("bytes")]
+    """KL, logarithmic, against bits a weight of the linears: every row a mark, a disc if ours and a ring if another tool's."""
+    points = [row for row in rows if row.get("kl_mean", 0) > 0 and row.get("bits_per_weight")]
     if not points:
         return ""
-    width, height, margin = 860, 480, 60
-    xs = [math.log10(row["bytes"]) for row in points]
-    ys = [math.log10(row["kl_mean"]) for row in points]
+    width, height, left, right, top, bottom = 900, 520, 64, 24, 40, 52
+    lowest, highest = (end(row["bits_per_weight"] for row in points) for end in (min, max))
+    x_low, x_high = math.floor(lowest * 2) / 2 - 0.25, math.ceil(highest * 2) / 2 + 0.25
+    logs = [math.log10(row["kl_mean"]) for row in points]
+    y_low, y_high = min(logs) - 0.1, max(logs) + 0.1
 
-    def place(value, values, size, flip):
-        low, high = min(values) - 0.02, max(values) + 0.02
-        share = (value - low) / (high - low)
-        return margin + (1 - share if flip else share) * (size - 2 * margin)
+    def x_of(bits):
+        return left + (bits - x_low) / (x_high - x_low) * (width - left - right)
 
-    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="KL against bytes">',
-           f'<rect x="{margin}" y="{margin}" width="{width - 2 * margin}" height="{height - 2 * margin}" class="frame"/>']
-    for tick in [1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]:
-        if min(ys) <= math.log10(tick) <= max(ys):
-            y = place(math.log10(tick), ys, height, True)
-            out.append(f'<line x1="{margin}" x2="{width - margin}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-                       f'<text x="{margin - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for megabytes in range(10, 2000, 10):
-        x_log = math.log10(megabytes * 1e6)
-        if min(xs) <= x_log <= max(xs) and (megabytes % 50 == 0 or max(xs) - min(xs) < 0.4):
-            x = place(x_log, xs, width, False)
-            out.append(f'<line y1="{margin}" y2="{height - margin}" x1="{x:.1f}" x2="{x:.1f}" class="grid"/>'
-                       f'<text x="{x:.1f}" y="{height - margin + 18}" text-anchor="middle">{megabytes}</text>')
-    out.append(f'<text x="{width / 2}" y="{height - 12}" text-anchor="middle">tensors, MB</text>'
-               f'<text x="16" y="{margin - 16}">KL to the source, nats</text>')
-    for row, x, y in zip(points, xs, ys):
-        kind = "ours" if row["tool"] == "nibble" else "peer"
-        label = escape.escape(f"{row['tool']} {row['scheme']} {row['solver']}: KL {row['kl_mean']:.4f}")
-        out.append(f'<circle class="{kind}" r="5" cx="{place(x, xs, width, False):.1f}" '
-                   f'cy="{place(y, ys, height, True):.1f}"><title>{label}</title></circle>')
-    return "\n".join(out + ["</svg>", '<p><span class="ours">●</span> nibble <span class="peer">○</span> other tools; '
-                            "hover over a dot for its name</p>"])
+    def y_of(log):
+        return top + (y_high - log) / (y_high - y_low) * (height - top - bottom)
+
+    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="KL against bits a weight">',
+           f'<rect x="{left}" y="{top}" width="{width - left - right}" height="{height - top - bottom}" class="frame"/>']
+    for tick in (step * 10.0 ** power for power in range(-6, 2) for step in (1, 2, 5)):
+        if y_low <= math.log10(tick) <= y_high:
+            y = y_of(math.log10(tick))
+            out.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+                       f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for bits in range(math.ceil(x_low), math.floor(x_high) + 1):
+        x = x_of(bits)
+        out.append(f'<line y1="{top}" y2="{height - bottom}" x1="{x:.1f}" x2="{x:.1f}" class="grid"/>'
+                   f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{bits}</text>')
+    out.append(f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">bits a weight of the linears, '
+               f'all that decodes them included</text><text x="{left}" y="{top - 12}">KL to the source, nats</text>')
+    for row, log in zip(points, logs):
+        colour = family(row)[2]
+        look = f'fill="{colour}"' if row["tool"] == "nibble" else f'fill="none" stroke="{colour}" stroke-width="2.5"'
+        label = escape.escape(f"{row['tool']} {row['scheme']} {row['solver']}: {row['bits_per_weight']:.2f} bits, KL {row['kl_mean']:.4f}")
+        out.append(f'<circle {look} r="5" cx="{x_of(row["bits_per_weight"]):.1f}" cy="{y_of(log):.1f}"><title>{label}</title></circle>')
+    used = [entry for entry in FAMILIES if any(family(row) is entry for row in points)]
+    legend = " ".join(f'<span style="color:{colour}">●</span> {name}' for _, name, colour in used)
+    return "\n".join(out + ["</svg>", f"<p>{legend}. Rings are other tools. Hover over a mark for its name.</p>"])
 
 
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#222}
+STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1400px;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}th,td{padding:.25rem .6rem;
-border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}th:nth-child(-n+3),td:nth-child(-n+3){text-align:left}
+border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}th:nth-child(-n+4),td:nth-child(-n+4){text-align:left}
 tr.peer td{background:#f6f2ea}td.error{text-align:left;white-space:pre-wrap;color:#a00}svg{max-width:100%;height:auto}
-.frame{fill:none;stroke:#999}.grid{stroke:#eee}svg text{font-size:12px;fill:#444}circle.ours{fill:#1b6ca8}
-circle.peer{fill:none;stroke:#b5651d;stroke-width:2}span.ours{color:#1b6ca8}span.peer{color:#b5651d}"""
+.frame{fill:none;stroke:#999}.grid{stroke:#eee}svg text{font-size:12px;fill:#444}dl{display:grid;
+grid-template-columns:max-content 1fr;gap:.1rem 1rem}dt{color:#666}dd{margin:0}.scroll{overflow-x:auto}"""
 
 
 def html(result):
@@ -119,10 +130,11 @@ def html(result):
     for entry, row in zip(result["rows"], table[1:]):
         cells = [f"<td>{escape.escape(value)}</td>" for value in row]
         if "error" in entry:
-            cells[-1] = f'<td class="error" colspan="{len(table[0]) - 4}">{escape.escape(entry["error"])}</td>'
+            cells[-1] = f'<td class="error" colspan="{len(table[0]) - 5}">{escape.escape(entry["error"])}</td>'
         kind = "" if entry["tool"] == "nibble" else ' class="peer"'
         body.append(f"<tr{kind}>{''.join(cells)}</tr>")
-    facts = ", ".join(f"{key}: {result[key]}" for key in ("source", "calibration", "judge", "commit"))
+    keys = ("cpu", "calibration", "judge", "tasks", "commit")
+    facts = "".join(f"<dt>{key}</dt><dd>{escape.escape(result[key])}</dd>" for key in keys if result[key])
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Quantization of {escape.escape(result["source"])}</title>'
-            f"<style>{STYLE}</style><h1>Quantization of {escape.escape(result['source'])}</h1><p>{escape.escape(facts)}</p>"
-            f"{plot(result['rows'])}<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></html>\n")
+            f"<style>{STYLE}</style><h1>Quantization of {escape.escape(result['source'])}</h1><dl>{facts}</dl><p>Calibrated rows: mean of the seeds, ± its standard error.</p>"
+            f'{plot(result["rows"])}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div></html>\n')

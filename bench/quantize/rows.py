@@ -11,6 +11,12 @@ class Row:
     options: list | dict = dataclasses.field(default_factory=list)  # flags of nibble quantize, or what peer.py takes
     calibrated: bool = True
     peer: str = ""
+    activations: str = "int16"  # of the judge
+
+    @property
+    def kind(self):
+        """What the scheme's codes stand for."""
+        return KINDS[self.scheme]
 
 
 def flags(scheme, group=None, symmetric=True):
@@ -21,6 +27,14 @@ def flags(scheme, group=None, symmetric=True):
         out += ["--no-symmetric"]
     return out
 
+
+KINDS = {"float": "floats", "fp8": "floats of 8 bits, a scale a row", "fp8-block": "floats of 8 bits, a scale for 128 x 128",
+         "nf4": "table of 16 values", "fp4": "table of 16 values", "mixed-4.5bpw": "uniform, bits by module",
+         "int8-row": "uniform, symmetric, a scale a row"}
+KINDS |= {f"int{bits}-{form}-g{group}": f"uniform, {form}metric" for bits in range(2, 9) for form in ("sym", "asym")
+          for group in (32, 64)}
+KINDS |= {name: "GGUF blocks, uniform, symmetric" for name in ("q4_0", "q5_0", "q6_k")}
+KINDS |= {name: "GGUF blocks, uniform with minima" for name in ("q4_k", "q5_k")}
 
 ROWS = [Row("source", "float", "source", calibrated=False)]
 
@@ -42,14 +56,29 @@ SCHEMES = {
     "q5_k": flags("q5_k"),
     "q6_k": flags("q6_k"),
 }
-BLOCKS_WITH_MINIMA = ("q4_k", "q5_k", "q6_k")  # only rounded
+SUPERBLOCKS = ("q4_k", "q5_k", "q6_k")  # only rounded
+LEARNED = ("int4-sym-g64", "int3-sym-g64", "int2-sym-g64")
 
 for scheme, options in SCHEMES.items():
     ROWS.append(Row(f"{scheme}-absmax", scheme, "absmax", [*options, "--method", "rtn", "--no-search-scale"], calibrated=False))
     ROWS.append(Row(f"{scheme}-rtn", scheme, "rtn", [*options, "--method", "rtn"]))
-    if scheme not in BLOCKS_WITH_MINIMA:
+    if scheme in LEARNED:
+        ROWS.append(Row(f"{scheme}-learned", scheme, "learned", [*options, "--method", "learned"]))
+    if scheme not in SUPERBLOCKS:
         ROWS += [Row(f"{scheme}-{method.replace('+', '-')}", scheme, method, [*options, "--method", method])
                  for method in ("awq", "gptq", "awq+gptq")]
+
+ROWS += [
+    Row("mixed-4.5bpw-gptq", "mixed-4.5bpw", "gptq",
+        ["--budget", "4.5bpw", "--candidates", "int3", "--candidates", "int4", "--candidates", "int5", "--candidates", "int6"]),
+    Row("fp8-rtn", "fp8", "rtn", ["--scheme", "fp8", "--method", "rtn"]),
+    Row("fp8-gptq", "fp8", "gptq", ["--scheme", "fp8", "--method", "gptq"]),
+    Row("fp8-block-rtn", "fp8-block", "rtn", ["--scheme", "fp8-block", "--method", "rtn"]),
+]
+for method in ("rtn", "smoothquant"):
+    ROWS += [Row(f"int8-row-{method}-{activations}", "int8-row", f"{method}, {activations} activations",
+                 ["--scheme", "int8", "--group-size", "0", "--method", method], activations=activations)
+             for activations in ("int16", "int8")]
 
 GRID = {"bits": 4, "group_size": 64, "symmetric": True}
 ROWS += [

@@ -2,13 +2,13 @@
 
 Usage: table.py --source FOLDER --data SHARED/data --work DIR --out FILE.json [--nibble build/release/nibble]
                 [--rows REGEX] [--seeds 3] [--tasks lambada,arc_easy,hellaswag] [--task-items N]
-                [--peer gptqmodel=PYTHON ...] [--report-only]
+                [--peer gptqmodel=PYTHON ...] [--quantize-only] [--report-only]
 
 --source: a float folder (SmolLM2-135M-Instruct from its GGUF: tools/golden/make_smollm2.py says how). Every row of rows.py
 whose name matches --rows is quantized with the same calibration tokens, 32 windows of 512 of WikiText-2's valid text, taken
 at another offset for every seed; then one judge, `nibble eval` on the first 10 windows of 2,048 tokens of the test text
-(int16 activations, float32 cache), gives perplexity, KL to the source, top-1 and, with --tasks, scores on the first N items
-(acc_norm where a task has it, else acc). Peers write
+(int16 activations unless the row says int8, float32 cache), gives perplexity, KL to the source, top-1 and, with --tasks, scores on the first N items
+(acc_norm where a task has it, else acc; the first seed's alone). Peers write
 formats that nibble reads; tools/golden/check_consumers.py shows that nibble computes what they compute.
 
 A peer's row runs with the Python that --peer names (peer.py's head lists the packages); without one it is left out, and a
@@ -32,7 +32,8 @@ import report
 import rows
 
 WINDOWS, LENGTH = 32, 512
-JUDGE = ["--context", "2048", "--windows", "10", "--activations", "int16", "--kv-cache-dtype", "float32", "--json"]
+JUDGE = ["--context", "2048", "--windows", "10", "--kv-cache-dtype", "float32", "--json"]
+MIB = {"kB": 1e3 / 2**20, "MB": 1e6 / 2**20, "GB": 1e9 / 2**20}
 PEER_SCRIPT = pathlib.Path(__file__).with_name("peer.py")
 
 
@@ -48,6 +49,7 @@ def parse_args():
     parser.add_argument("--tasks", default="")
     parser.add_argument("--task-items", type=int, default=200)
     parser.add_argument("--peer", action="append", default=[], metavar="TOOL=PYTHON")
+    parser.add_argument("--quantize-only", action="store_true", help="judge them when the same command runs without this flag")
     parser.add_argument("--report-only", action="store_true")
     return parser.parse_args()
 
@@ -61,18 +63,36 @@ class Failed(Exception):
 
 
 def run(command, log):
-    """Runs it with its output in a file; wall and CPU minutes and the peak of its memory."""
+    """Runs it with its output in a file; wall and CPU minutes, the peak of its memory, and that without mapped files."""
     begin = time.monotonic()
+    anonymous = 0
     with open(log, "wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT,
-                                   env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT,
+                                       env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
+        except OSError as error:
+            raise Failed(str(error)) from None
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid != 0:
+                break
+            anonymous = max(anonymous, anonymous_kib(process.pid))
+            time.sleep(0.1)
         process.returncode = os.waitstatus_to_exitcode(status)
+    text = log.read_text("utf-8", "replace")
     if process.returncode != 0:
-        tail = log.read_bytes()[-2000:].decode("utf-8", "replace").strip().splitlines()
-        raise Failed(f"exit {process.returncode}: " + "\n".join(tail[-5:]))
-    return {"minutes": (time.monotonic() - begin) / 60, "cpu_minutes": (usage.ru_utime + usage.ru_stime) / 60,
-            "peak_mib": usage.ru_maxrss / 1024}
+        raise Failed(f"exit {process.returncode}: " + "\n".join(text[-2000:].strip().splitlines()[-5:]))
+    out = {"minutes": (time.monotonic() - begin) / 60, "cpu_minutes": (usage.ru_utime + usage.ru_stime) / 60,
+           "peak_mib": usage.ru_maxrss / 1024, "anonymous_mib": anonymous / 1024}
+    stated = [float(number) * MIB[unit] for number, unit in re.findall(r"; at most ([0-9.]+) (kB|MB|GB) of ", text)]
+    return out | ({"stated_mib": max(stated)} if stated else {})
+
+
+def anonymous_kib(pid):
+    try:
+        return int(re.search(r"RssAnon:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1])
+    except (OSError, TypeError):  # it has just ended
+        return 0
 
 
 def nibble_json(args, *command):
@@ -130,35 +150,48 @@ def bits_per_weight(args, folder):
     return 8 * size / elements if elements else None, seen["tensors"]["bytes"]
 
 
-def judge(args, folder):
+def judge(args, row, seed, folder):
     """One run of nibble eval: the text beside the source, and the tasks."""
-    command = ["eval", str(folder), "--reference", str(args.source), "--perplexity", str(args.data / "wikitext2/wiki.test.raw"), *JUDGE]
-    if args.tasks:
+    command = ["eval", str(folder), "--reference", str(args.source), "--perplexity", str(args.data / "wikitext2/wiki.test.raw"), *JUDGE,
+               "--activations", row.activations]
+    if args.tasks and seed == 0:
         command += ["--tasks", args.tasks, "--data", str(args.data), "--limit", str(args.task_items)]
     seen = nibble_json(args, *command)
     keep = ("perplexity", "reference_perplexity", "kl_mean", "kl_stderr", "kl_p99", "top1", "cpu")
     scores = {name: task["metrics"].get("acc_norm", task["metrics"]["acc"]) for name, task in seen.get("tasks", {}).items()}
-    return {key: seen[key] for key in keep} | {"tasks": scores}
+    return {key: seen[key] for key in keep} | {"activations": row.activations, "tasks": scores}
+
+
+def quantized(args, row, seed):
+    """The folder of a row, made or found finished, and what making it took."""
+    if row.solver == "source":
+        return args.source, {}
+    folder, log = args.work / f"{row.name}-{seed}", args.work / f"{row.name}-{seed}.log"
+    finished = args.work / f"{row.name}-{seed}.cost.json"
+    if not finished.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        load = os.getloadavg()[0]
+        cost = quantize(args, row, seed, folder, log) | {"load_before": load, "load_after": os.getloadavg()[0]}
+        finished.write_text(json.dumps(cost))
+    return folder, json.loads(finished.read_text())
 
 
 def measure(args, row, seed):
-    """One (row, seed): the record that goes to done/."""
-    folder, log = args.work / f"{row.name}-{seed}", args.work / f"{row.name}-{seed}.log"
-    record = {"row": row.name, "tool": row.peer or "nibble", "scheme": row.scheme, "solver": row.solver, "seed": seed,
-              "load_before": os.getloadavg()[0]}
-    shutil.rmtree(folder, ignore_errors=True)
+    """One (row, seed): the record that goes to done/; none if it is to be judged later."""
+    record = {"row": row.name, "tool": row.peer or "nibble", "scheme": row.scheme, "kind": row.kind, "solver": row.solver,
+              "seed": seed}
     try:
-        if row.solver == "source":
-            folder = args.source
-        else:
-            record |= quantize(args, row, seed, folder, log)
+        folder, cost = quantized(args, row, seed)
+        if args.quantize_only:
+            return None
+        record |= cost
         record["bits_per_weight"], record["bytes"] = bits_per_weight(args, folder)
-        record |= judge(args, folder)
+        record |= judge(args, row, seed, folder)
     except Failed as error:
         record["error"] = str(error)
-    record["load_after"] = os.getloadavg()[0]
-    if folder != args.source:
-        shutil.rmtree(folder, ignore_errors=True)
+    for left in args.work.glob(f"{row.name}-{seed}"):
+        shutil.rmtree(left)
+    (args.work / f"{row.name}-{seed}.cost.json").unlink(missing_ok=True)
     return record
 
 
@@ -176,13 +209,18 @@ def main():
                 continue
             say("begin", row.name, "seed", seed)
             record = measure(args, row, seed)
+            if record is None:
+                continue
             file.write_text(json.dumps(record, indent=1) + "\n")
             say("done ", row.name, "seed", seed, f"KL {record['kl_mean']:.4f}" if "kl_mean" in record else record["error"])
     records = [json.loads(file.read_text()) for file in sorted(done.glob("*.json"))]
     commit = subprocess.run(["git", "-C", str(PEER_SCRIPT.parent), "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True,
                             check=False).stdout.strip()
-    result = {"commit": commit, "source": args.source.name, "calibration": f"wiki.valid {WINDOWS} x {LENGTH}, one offset a seed",
-              "judge": "nibble eval, wiki.test " + " ".join(JUDGE[:-1]), "rows": report.summarize(records, rows.ROWS),
+    cpus = sorted({record["cpu"] for record in records if "cpu" in record})
+    result = {"commit": commit, "cpu": ", ".join(cpus), "source": args.source.name,
+              "calibration": f"wiki.valid {WINDOWS} x {LENGTH}, another piece of it for each seed",
+              "judge": "nibble eval, wiki.test " + " ".join(JUDGE[:-1]),
+              "tasks": f"first {args.task_items} items, first seed" if args.tasks else "", "rows": report.summarize(records, rows.ROWS),
               "runs": records}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     args.out.with_suffix(".html").write_text(report.html(result), encoding="utf-8")
