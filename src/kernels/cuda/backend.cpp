@@ -1,5 +1,6 @@
 #include "kernels/cuda/backend.h"
 
+#include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -23,6 +21,8 @@
 
 // What a CUDA device keeps from step to step (steps.cpp) and from operator to operator
 // (backend.cpp).
+
+struct CUevent_st;
 
 namespace nibble::cuda {
 
@@ -65,7 +65,7 @@ struct State {
   InputLayout at;
   DeviceBuffer inputs, partial, arrived, shared, slot_tokens;  // on the device
   DeviceBuffer staging, results;                               // pinned, one piece a slot
-  std::vector<cudaEvent_t> copied;                             // by slot
+  std::vector<CUevent_st*> copied;                             // by slot
   std::unique_ptr<WeightStream> weights;                       // null: all weights lie on the card
   int slot = -1;
   // Of the step begun last.
@@ -82,11 +82,10 @@ struct State {
   std::vector<Adjustment> adjustments;                    // of one row, while they are listed
   std::array<std::pair<const void*, float>, 4> scales{};  // of fp16 activations, by address
 
-  ~State() {
-    for (cudaEvent_t event : copied) {
-      cudaEventDestroy(event);
-    }
-  }
+  State() = default;
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State();
   int num_slots() const { return static_cast<int>(copied.size()); }
   std::byte* staging_of(int index) const {
     return staging.data() + static_cast<std::size_t>(index) * at.bytes;

@@ -1,6 +1,7 @@
 // Steps on a CUDA device: what they need in memory, and their inputs and results, which travel
 // through pinned memory, one piece of it a step in flight.
 
+#include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -103,6 +104,12 @@ SampleRecord RecordOf(const SampleRow& row) {
 }
 
 }  // namespace
+
+State::~State() {
+  for (CUevent_st* event : copied) {
+    cudaEventDestroy(event);
+  }
+}
 
 void CopyInputs(CudaDevice& device, State& state, std::size_t offset, std::size_t bytes) {
   if (bytes > 0) {
