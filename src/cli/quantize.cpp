@@ -10,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/progress.h"
 #include "cli/session.h"
+#include "compress/block_walk.h"
 #include "compress/calibration.h"
 #include "io/file.h"
 #include "kernels/isa.h"
@@ -76,6 +77,9 @@ class QuantizeCommand final : public Command {
                 "text or .jsonl like what the model will read");
     options.Add("--calibration-samples", &calibration_.num_samples, "windows taken from it");
     options.Add("--calibration-length", &calibration_.length, "tokens of a window");
+    options.Choice("--calibration-rows", &rows_, {"auto", "memory", "disk"},
+                   "where the activations of all tokens lie; disk: in a file beside --out; auto: "
+                   "there if they would take more than half of the free memory");
     options.Add("--seed", &seed_, "which windows");
     options.Add("--damping", &damping_,
                 "added to a Hessian's diagonal, as a share of its mean; grows where that is too "
@@ -283,6 +287,13 @@ class QuantizeCommand final : public Command {
       return Fail(ErrorCode::kInvalidArgument, "--calibration: " + loaded.error().message);
     }
     calibration = std::move(*loaded);
+    // Two walks at most keep them.
+    const std::uint64_t bytes =
+        2 * BlockWalk::RowBytes(source.config(), std::ssize(calibration.tokens));
+    if (rows_ == "disk" || (rows_ == "auto" && bytes > AvailableMemoryBytes() / 2)) {
+      const std::filesystem::path folder = std::filesystem::path(out_).parent_path();
+      calibration.rows_folder = folder.empty() ? "." : folder;
+    }
     if (calibration.num_windows() < options.num_samples) {
       fmt::print(stderr, "warning: {} gives {} samples of {} tokens, {} were asked for\n",
                  calibration_file_, calibration.num_windows(), options.length, options.num_samples);
@@ -336,7 +347,7 @@ class QuantizeCommand final : public Command {
   std::optional<double> max_kl_;
   std::vector<std::string> candidates_, evaluations_;
   static constexpr const char* kDefaultScheme = "int4";
-  std::string source_, out_, text_file_, calibration_file_, recipe_file_;
+  std::string source_, out_, text_file_, calibration_file_, recipe_file_, rows_ = "auto";
   std::string scheme_ = kDefaultScheme, format_ = "auto";
   std::string method_ = "auto";
   CalibrationOptions calibration_;

@@ -34,12 +34,12 @@ class BlockSolver::Walks {
 
   Result<void> Go() {
     const CalibrationSet& calibration = solver_.calibration_;
-    NIBBLE_TRY(
-        walk, BlockWalk::Create(overlay_, calibration.tokens, calibration.length, solver_.device_));
+    NIBBLE_TRY(walk, BlockWalk::Create(overlay_, calibration.tokens, calibration.length,
+                                       solver_.device_, calibration.rows_folder));
     walk_ = std::move(walk);
     if (solver_.NeedsTruth()) {
       NIBBLE_TRY(truth, BlockWalk::Create(solver_.source_, calibration.tokens, calibration.length,
-                                          solver_.device_));
+                                          solver_.device_, calibration.rows_folder));
       truth_ = std::move(truth);
       NIBBLE_TRY_VOID(truth_->Embed());
     }
@@ -403,9 +403,11 @@ class BlockSolver::Walks {
 Result<void> BlockSolver::Plan() const {
   const OverlayCheckpoint overlay(source_, weights_);
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
-  NIBBLE_TRY_VOID(BlockWalk::Plan(overlay, tokens, calibration_.length, device_));
+  NIBBLE_TRY_VOID(
+      BlockWalk::Plan(overlay, tokens, calibration_.length, device_, calibration_.rows_folder));
   if (NeedsTruth()) {
-    NIBBLE_TRY_VOID(BlockWalk::Plan(source_, tokens, calibration_.length, device_));
+    NIBBLE_TRY_VOID(
+        BlockWalk::Plan(source_, tokens, calibration_.length, device_, calibration_.rows_folder));
   }
   // Of the group that needs most: its sums, their factor, one of its matrices, and the codes of the
   // whole block.
@@ -438,10 +440,11 @@ Result<void> BlockSolver::Plan() const {
   device_.ledger().Plan("solver", most + 2 * codes);
   if (device_.ledger().planned_bytes() > device_.AvailableBytes()) {
     return Fail(ErrorCode::kOutOfMemory,
-                fmt::format("solving block by block needs {} and {} are available; use fewer "
+                fmt::format("solving block by block needs {} and {} are available; use {}fewer "
                             "--calibration-samples or a smaller --calibration-length",
                             HumanBytes(static_cast<double>(device_.ledger().planned_bytes())),
-                            HumanBytes(static_cast<double>(device_.AvailableBytes()))));
+                            HumanBytes(static_cast<double>(device_.AvailableBytes())),
+                            calibration_.rows_folder.empty() ? "--calibration-rows disk, " : ""));
   }
   return {};
 }

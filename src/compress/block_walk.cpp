@@ -72,8 +72,14 @@ Result<KvCacheSpec> BlockWalk::CacheSpec(const Checkpoint& checkpoint, const Dev
   return spec;
 }
 
+std::uint64_t BlockWalk::RowBytes(const ModelConfig& config, std::int64_t num_tokens) {
+  return static_cast<std::uint64_t>(num_tokens * (config.hidden_size + WidestInner(config))) *
+         sizeof(float);
+}
+
 Result<void> BlockWalk::Plan(const Checkpoint& checkpoint, std::int64_t num_tokens,
-                             std::int64_t length, Device& device) {
+                             std::int64_t length, Device& device,
+                             const std::filesystem::path& rows_folder) {
   const ModelConfig& config = checkpoint.config();
   NIBBLE_TRY(plan, PlanWeights(checkpoint, device, TableFormat::kAuto));
   const ModelLimits limits = LimitsOf(length);
@@ -83,15 +89,16 @@ Result<void> BlockWalk::Plan(const Checkpoint& checkpoint, std::int64_t num_toke
   const auto blocks =
       static_cast<std::uint64_t>((length + spec.block_size_tokens - 1) / spec.block_size_tokens);
   device.ledger().Plan("kv_cache", blocks * spec.BlockBytes());
-  const std::int64_t floats = num_tokens * (config.hidden_size + WidestInner(config)) +
-                              limits.max_tokens * config.hidden_size;
-  device.ledger().Plan("calibration", static_cast<std::uint64_t>(floats) * sizeof(float));
+  device.ledger().Plan("calibration",
+                       static_cast<std::uint64_t>(limits.max_tokens * config.hidden_size) * 4 +
+                           (rows_folder.empty() ? RowBytes(config, num_tokens) : 0));
   return {};
 }
 
 Result<std::unique_ptr<BlockWalk>> BlockWalk::Create(const Checkpoint& checkpoint,
                                                      std::span<const TokenId> tokens,
-                                                     std::int64_t length, Device& device) {
+                                                     std::int64_t length, Device& device,
+                                                     const std::filesystem::path& rows_folder) {
   NIBBLE_CHECK(device.kind() == DeviceKind::kCpu, "the walk reads hidden states in place");
   NIBBLE_CHECK(length > 0 && static_cast<std::int64_t>(tokens.size()) % length == 0,
                "whole windows");
@@ -108,16 +115,21 @@ Result<std::unique_ptr<BlockWalk>> BlockWalk::Create(const Checkpoint& checkpoin
   NIBBLE_TRY(spec, CacheSpec(checkpoint, device));
   const std::int64_t blocks = (length + spec.block_size_tokens - 1) / spec.block_size_tokens;
   NIBBLE_TRY(kv, device.Allocate("kv_cache", static_cast<std::size_t>(blocks) * spec.BlockBytes()));
-  const auto floats = [](std::int64_t count) {
-    return static_cast<std::size_t>(count) * sizeof(float);
-  };
-  const std::int64_t rows = walk->num_rows();
-  NIBBLE_TRY(hidden, device.Allocate("calibration", floats(rows * config.hidden_size)));
-  NIBBLE_TRY(inner, device.Allocate("calibration", floats(rows * WidestInner(config))));
-  NIBBLE_TRY(input, device.Allocate("calibration", floats(limits.max_tokens * config.hidden_size)));
+  const std::size_t row_bytes = RowBytes(config, walk->num_rows());
+  if (rows_folder.empty()) {
+    NIBBLE_TRY(memory, device.Allocate("calibration", row_bytes));
+    walk->memory_ = std::move(memory);
+    walk->hidden_ = walk->memory_.as<float>();
+  } else {
+    NIBBLE_TRY(file, ScratchMemory::Create(rows_folder, row_bytes));
+    walk->file_ = std::move(file);
+    walk->hidden_ = reinterpret_cast<float*>(walk->file_.bytes().data());
+  }
+  walk->inner_ = walk->hidden_ + walk->num_rows() * config.hidden_size;
+  NIBBLE_TRY(input, device.Allocate("calibration", static_cast<std::size_t>(limits.max_tokens *
+                                                                            config.hidden_size) *
+                                                       sizeof(float)));
   walk->kv_buffer_ = std::move(kv);
-  walk->hidden_ = std::move(hidden);
-  walk->inner_ = std::move(inner);
   walk->input_ = std::move(input);
   walk->cache_ = {.spec = spec, .num_blocks = blocks, .data = walk->kv_buffer_.data()};
   for (std::int64_t i = 0; i < blocks; ++i) {
@@ -148,6 +160,28 @@ BlockWalk::Chunk BlockWalk::ChunkAt(std::int64_t index) const {
           .num_rows = std::min(chunk_tokens_, length_ - position)};
 }
 
+std::span<float> BlockWalk::hidden() {
+  return {hidden_, static_cast<std::size_t>(num_rows() * checkpoint_.config().hidden_size)};
+}
+
+void BlockWalk::Leave() {
+  if (!current_ || file_.bytes().empty()) {
+    return;
+  }
+  const ModelConfig& config = checkpoint_.config();
+  const auto release = [&](const float* rows, std::int64_t width) {
+    const auto bytes = [](std::int64_t floats) {
+      return static_cast<std::size_t>(floats) * sizeof(float);
+    };
+    file_.Release(bytes(rows - hidden_ + current_->first_row * width),
+                  bytes(current_->num_rows * width));
+  };
+  release(hidden_, config.hidden_size);
+  release(inner_, InputWidth(config, LinearGroup::kOutput));
+  release(inner_, config.intermediate_size);
+  current_.reset();
+}
+
 Result<void> BlockWalk::Embed() {
   const WeightPlan part = PartOf(plan_, checkpoint_.config(), ModelPart::kEmbedding);
   NIBBLE_TRY_VOID(LoadWeights(checkpoint_, part, device_, model_->weight_places(), {}, {}));
@@ -158,7 +192,9 @@ Result<void> BlockWalk::Embed() {
     const Chunk chunk = ChunkAt(i);
     model_->Embed(tokens_.subspan(static_cast<std::size_t>(chunk.first_row),
                                   static_cast<std::size_t>(chunk.num_rows)),
-                  hidden_.as<float>() + chunk.first_row * checkpoint_.config().hidden_size);
+                  hidden_ + chunk.first_row * checkpoint_.config().hidden_size);
+    Leave();
+    current_ = chunk;
   }
   return {};
 }
@@ -182,11 +218,13 @@ Result<void> BlockWalk::Load(LinearGroup group) {
 BlockWalk::Inputs BlockWalk::Advance(LinearGroup group, std::int64_t chunk_index) {
   const ModelConfig& config = checkpoint_.config();
   const Chunk chunk = ChunkAt(chunk_index);
+  Leave();
+  current_ = chunk;
   const std::int64_t rows = chunk.num_rows;
   const std::int64_t attention_width = InputWidth(config, LinearGroup::kOutput);
-  float* hidden = hidden_.as<float>() + chunk.first_row * config.hidden_size;
-  float* attention = inner_.as<float>() + chunk.first_row * attention_width;
-  float* product = inner_.as<float>() + chunk.first_row * config.intermediate_size;
+  float* hidden = hidden_ + chunk.first_row * config.hidden_size;
+  float* attention = inner_ + chunk.first_row * attention_width;
+  float* product = inner_ + chunk.first_row * config.intermediate_size;
   float* x = input_.as<float>();
   switch (group) {
     case LinearGroup::kQkv:
@@ -220,9 +258,10 @@ BlockWalk::Inputs BlockWalk::Advance(LinearGroup group, std::int64_t chunk_index
 void BlockWalk::End(std::int64_t chunk_index) {
   const ModelConfig& config = checkpoint_.config();
   const Chunk chunk = ChunkAt(chunk_index);
-  model_->AddFeedForward(block_, inner_.as<float>() + chunk.first_row * config.intermediate_size,
-                         chunk.num_rows,
-                         hidden_.as<float>() + chunk.first_row * config.hidden_size);
+  Leave();
+  current_ = chunk;
+  model_->AddFeedForward(block_, inner_ + chunk.first_row * config.intermediate_size,
+                         chunk.num_rows, hidden_ + chunk.first_row * config.hidden_size);
 }
 
 }  // namespace nibble

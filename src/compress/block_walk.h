@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,6 +14,7 @@
 #include "base/result.h"
 #include "checkpoint/checkpoint.h"
 #include "device/device.h"
+#include "io/scratch_memory.h"
 #include "model/llama.h"
 
 namespace nibble {
@@ -33,14 +36,18 @@ std::int64_t InputWidth(const ModelConfig& config, LinearGroup group);
 /// cache, to the bit. On a CPU device.
 class BlockWalk {
  public:
+  /// Bytes of what is kept of every token: its hidden state and its widest input, fp32.
+  static std::uint64_t RowBytes(const ModelConfig& config, std::int64_t num_tokens);
   /// Adds its memory to the ledger of the device: a part of the model, its workspace and, as
-  /// "calibration", hidden states and the widest input of all tokens in fp32. tokens: windows of
-  /// `length`, [num_windows * length]; checkpoint and tokens must outlive the walk.
+  /// "calibration", RowBytes, if rows_folder is empty; else those lie in a file there. tokens:
+  /// windows of `length`, [num_windows * length]; checkpoint and tokens must outlive the walk.
   static Result<void> Plan(const Checkpoint& checkpoint, std::int64_t num_tokens,
-                           std::int64_t length, Device& device);
+                           std::int64_t length, Device& device,
+                           const std::filesystem::path& rows_folder = {});
   static Result<std::unique_ptr<BlockWalk>> Create(const Checkpoint& checkpoint,
                                                    std::span<const TokenId> tokens,
-                                                   std::int64_t length, Device& device);
+                                                   std::int64_t length, Device& device,
+                                                   const std::filesystem::path& rows_folder = {});
 
   /// Loads the embedding and starts all rows.
   Result<void> Embed();
@@ -64,7 +71,7 @@ class BlockWalk {
   void End(std::int64_t chunk);
 
   /// Between blocks: what the next one sees, [num_rows, hidden_size].
-  std::span<float> hidden() { return {hidden_.as<float>(), hidden_.size_bytes() / sizeof(float)}; }
+  std::span<float> hidden();
   std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens_.size()); }
 
  private:
@@ -79,6 +86,8 @@ class BlockWalk {
     std::int64_t num_rows = 0;
   };
   Chunk ChunkAt(std::int64_t index) const;
+  // Rows on disk: those of the chunk before need no memory any more.
+  void Leave();
   static ModelLimits LimitsOf(std::int64_t length);
   static Result<KvCacheSpec> CacheSpec(const Checkpoint& checkpoint, const Device& device);
 
@@ -88,7 +97,12 @@ class BlockWalk {
   Device& device_;
   WeightPlan plan_;  // overlapping
   std::unique_ptr<LlamaModel> model_;
-  DeviceBuffer hidden_, inner_, input_, kv_buffer_;
+  DeviceBuffer memory_;  // of all rows: hidden states, then widest inputs. Or:
+  ScratchMemory file_;
+  float* hidden_ = nullptr;  // [num_rows, hidden_size]
+  float* inner_ = nullptr;   // [num_rows, a group's width]
+  DeviceBuffer input_, kv_buffer_;
+  std::optional<Chunk> current_;
   KvCache cache_;
   std::vector<BlockId> block_table_;
   std::int64_t chunk_tokens_ = 0, chunks_of_window_ = 0;

@@ -25,6 +25,8 @@ struct CalibrationSet {
   std::int64_t length = 0;
   std::vector<TokenId> tokens;  // [num_windows * length]
   json::Object identity;        // what they are: file, hashes, counts, seed; goes into certificates
+  std::filesystem::path rows_folder;  // where all tokens' activations lie, in a file for the time
+                                      // of the run; empty: in memory
 
   std::int64_t num_windows() const {
     return length == 0 ? 0 : static_cast<std::int64_t>(tokens.size()) / length;

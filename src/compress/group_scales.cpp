@@ -11,7 +11,8 @@ Result<FoldedScales> FindGroupScales(const Checkpoint& source, const Calibration
                                      GroupScaler& scaler, Device& device,
                                      const SolveProgress& progress) {
   const ModelConfig& config = source.config();
-  NIBBLE_TRY(walk, BlockWalk::Create(source, calibration.tokens, calibration.length, device));
+  NIBBLE_TRY(walk, BlockWalk::Create(source, calibration.tokens, calibration.length, device,
+                                     calibration.rows_folder));
   NIBBLE_TRY_VOID(walk->Embed());
   FoldedScales out;
   const auto chunks = static_cast<std::uint64_t>(walk->num_chunks());

@@ -391,10 +391,19 @@ class Run {
       lines += fmt::format("{}{} {}", lines.empty() ? "" : ", ", line.name,
                            HumanBytes(static_cast<double>(line.planned_bytes)));
     }
-    return fmt::format("{} on {} samples of {} tokens; at most {} of {} free ({})", what,
-                       options_.calibration->num_windows(), options_.calibration->length,
+    const CalibrationSet& calibration = *options_.calibration;
+    std::string on_disk;
+    if (!calibration.rows_folder.empty()) {
+      const std::uint64_t rows =
+          BlockWalk::RowBytes(source_.config(), std::ssize(calibration.tokens));
+      on_disk =
+          fmt::format("; activations in a file in {}, {} {}", calibration.rows_folder.string(),
+                      Propagates() ? "2 times" : "", HumanBytes(static_cast<double>(rows)));
+    }
+    return fmt::format("{} on {} samples of {} tokens; at most {} of {} free ({}){}", what,
+                       calibration.num_windows(), calibration.length,
                        HumanBytes(static_cast<double>(device.ledger().planned_bytes())),
-                       HumanBytes(static_cast<double>(device.AvailableBytes())), lines);
+                       HumanBytes(static_cast<double>(device.AvailableBytes())), lines, on_disk);
   }
 
   LearnOptions Learning() const {

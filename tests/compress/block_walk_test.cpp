@@ -7,9 +7,12 @@
 #include <memory>
 
 #include "engine/model_runner.h"
+#include "tests/io/temp_folder.h"
 
 namespace nibble {
 namespace {
+
+using testing::TempFolder;
 
 // What the model runner multiplies, module by module, is what a walk shows.
 TEST(BlockWalk, ItsInputsAreThoseOfTheWholeModelToTheBit) {
@@ -54,7 +57,10 @@ TEST(BlockWalk, ItsInputsAreThoseOfTheWholeModelToTheBit) {
                     cache, &observer);
     }
 
-    const auto walk = BlockWalk::Create(**checkpoint, tokens, kLength, *device);
+    const TempFolder folder;
+    const bool on_disk = name == std::string_view("llama3");
+    const auto walk = BlockWalk::Create(**checkpoint, tokens, kLength, *device,
+                                        on_disk ? folder.path() : std::filesystem::path());
     ASSERT_TRUE(walk) << walk.error().message;
     ASSERT_TRUE((*walk)->Embed());
     for (std::int64_t block = 0; block < config.num_layers; ++block) {
