@@ -397,8 +397,8 @@ class Run {
       const std::uint64_t rows =
           BlockWalk::RowBytes(source_.config(), std::ssize(calibration.tokens));
       on_disk =
-          fmt::format("; activations in a file in {}, {} {}", calibration.rows_folder.string(),
-                      Propagates() ? "2 times" : "", HumanBytes(static_cast<double>(rows)));
+          fmt::format("; activations in {} of {} in {}", Propagates() ? "two files" : "a file",
+                      HumanBytes(static_cast<double>(rows)), calibration.rows_folder.string());
     }
     return fmt::format("{} on {} samples of {} tokens; at most {} of {} free ({}){}", what,
                        calibration.num_windows(), calibration.length,
