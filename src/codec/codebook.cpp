@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "tensor/float16.h"
+
 namespace nibble {
 namespace {
 
@@ -67,7 +69,63 @@ std::uint8_t NearestFp4(float v) {
   return static_cast<std::uint8_t>(v < 0.0F ? code | 8U : code);
 }
 
+// Sign, and 0 or the magnitudes given; code 8 is -0.
+constexpr std::array<float, 16> Signed(const std::array<float, 8>& magnitudes) {
+  std::array<float, 16> values{};
+  for (std::size_t code = 0; code < 16; ++code) {
+    values[code] = code < 8 ? magnitudes[code] : -magnitudes[code - 8];
+  }
+  return values;
+}
+
+constexpr std::array<float, 16> kE2M1Values =
+    Signed({0.0F, 0.5F, 1.0F, 1.5F, 2.0F, 3.0F, 4.0F, 6.0F});
+
+std::uint8_t NearestE2M1(float v) {
+  const float magnitude = std::fabs(v);
+  // Ties go to the even code: the odd ones keep neither of their ends.
+  const int code = (magnitude > 0.25F ? 1 : 0) + (magnitude >= 0.75F ? 1 : 0) +
+                   (magnitude > 1.25F ? 1 : 0) + (magnitude >= 1.75F ? 1 : 0) +
+                   (magnitude > 2.5F ? 1 : 0) + (magnitude >= 3.5F ? 1 : 0) +
+                   (magnitude > 5.0F ? 1 : 0);
+  return static_cast<std::uint8_t>(code + (std::signbit(v) ? 8 : 0));
+}
+
+// Sign and exponent, of which 0 means 0; where the sign would make a second 0 of it, the exponent
+// goes one lower instead. On SmolLM2 that loses least (docs/quantization.md).
+constexpr std::array<float, 16> LogValues(std::uint32_t top) {
+  std::array<float, 16> values{};  // with 3 bits the upper half is for kernels that read 16
+  for (std::uint32_t code = 1; code <= 2 * top + 1; ++code) {
+    const bool negative = code > top;
+    const std::uint32_t exponent = negative ? code - top - 1 : code;
+    const float magnitude = 1.0F / static_cast<float>(1U << (top - exponent));
+    values[code] = negative ? -magnitude : magnitude;
+  }
+  return values;
+}
+
+constexpr std::uint32_t kLog4Top = 7;  // the code of 1
+constexpr std::uint32_t kLog3Top = 3;
+constexpr std::array<float, 16> kLog4Values = LogValues(kLog4Top);
+constexpr std::array<float, 16> kLog3Values = LogValues(kLog3Top);
+
+std::uint8_t NearestLog(float v, std::uint32_t top) {
+  const bool negative = v < 0.0F;
+  const float magnitude = std::fabs(v);
+  std::uint32_t code = negative ? top + 1 : 1;
+  const std::uint32_t last = negative ? 2 * top + 1 : top;
+  float value = 1.0F / static_cast<float>(1U << (last - code));
+  if (magnitude <= 0.5F * value) {
+    return 0;
+  }
+  for (; code < last && magnitude > 1.5F * value; ++code) {
+    value *= 2.0F;
+  }
+  return static_cast<std::uint8_t>(code);
+}
+
 constexpr float kLargestE4M3 = 448.0F;
+constexpr float kLargestE5M2 = 57344.0F;
 
 constexpr float E4M3Value(std::uint32_t code) {
   const std::uint32_t magnitude = code & 0x7fU;
@@ -88,6 +146,28 @@ constexpr std::array<float, 256> kE4M3Values = [] {
   }
   return values;
 }();
+
+// e5m2 is the upper half of binary16.
+constexpr std::array<float, 256> kE5M2Values = [] {
+  std::array<float, 256> values{};
+  for (std::uint32_t code = 0; code < 256; ++code) {
+    values[code] = F16ToFloat(static_cast<std::uint16_t>(code << 8));
+  }
+  return values;
+}();
+
+std::uint8_t NearestE5M2(float v) {
+  const float magnitude = std::min(std::fabs(v), kLargestE5M2);
+  const std::uint32_t sign = std::signbit(v) ? 0x80U : 0U;
+  std::uint32_t code = 0;
+  if (magnitude < 0x1p-14F) {
+    code = static_cast<std::uint32_t>(std::nearbyint(magnitude * 0x1p16F));  // 4 is 2^-14 itself
+  } else {
+    const auto bits = std::bit_cast<std::uint32_t>(magnitude);
+    code = ((bits + 0xfffffU + ((bits >> 21) & 1U)) >> 21) - (112U << 2);
+  }
+  return static_cast<std::uint8_t>(code | sign);
+}
 
 std::uint8_t NearestE4M3(float v) {
   const float magnitude = std::min(std::fabs(v), kLargestE4M3);
@@ -112,13 +192,45 @@ const char* Name(Codebook codebook) {
       return "fp4";
     case Codebook::kFp8E4M3:
       return "fp8";
+    case Codebook::kFp8E5M2:
+      return "fp8-e5m2";
+    case Codebook::kE2M1:
+      return "e2m1";
+    case Codebook::kLog4:
+      return "log4";
+    case Codebook::kLog3:
+      return "log3";
     case Codebook::kNone:
       break;
   }
   return "";
 }
 
-int BitsOf(Codebook codebook) { return codebook == Codebook::kFp8E4M3 ? 8 : 4; }
+std::optional<Codebook> ParseCodebook(std::string_view name) {
+  for (const Codebook codebook :
+       {Codebook::kNf4, Codebook::kFp4, Codebook::kFp8E4M3, Codebook::kFp8E5M2, Codebook::kE2M1,
+        Codebook::kLog4, Codebook::kLog3}) {
+    if (Name(codebook) == name) {
+      return codebook;
+    }
+  }
+  return std::nullopt;
+}
+
+int BitsOf(Codebook codebook) { return IsFp8(codebook) ? 8 : codebook == Codebook::kLog3 ? 3 : 4; }
+
+float LargestOf(Codebook codebook) {
+  switch (codebook) {
+    case Codebook::kFp8E4M3:
+      return kLargestE4M3;
+    case Codebook::kFp8E5M2:
+      return kLargestE5M2;
+    case Codebook::kE2M1:
+      return kE2M1Values[7];
+    default:
+      return 1.0F;
+  }
+}
 
 std::span<const float> ValuesOf(Codebook codebook) {
   switch (codebook) {
@@ -128,6 +240,14 @@ std::span<const float> ValuesOf(Codebook codebook) {
       return kFp4Values;
     case Codebook::kFp8E4M3:
       return kE4M3Values;
+    case Codebook::kFp8E5M2:
+      return kE5M2Values;
+    case Codebook::kE2M1:
+      return kE2M1Values;
+    case Codebook::kLog4:
+      return kLog4Values;
+    case Codebook::kLog3:
+      return std::span(kLog3Values).first(8);
     case Codebook::kNone:
       break;
   }
@@ -135,11 +255,22 @@ std::span<const float> ValuesOf(Codebook codebook) {
 }
 
 std::uint8_t NearestCode(Codebook codebook, float v) {
-  if (codebook == Codebook::kFp8E4M3) {
-    return NearestE4M3(v);
-  }
-  if (codebook == Codebook::kFp4) {
-    return NearestFp4(v);
+  switch (codebook) {
+    case Codebook::kFp8E4M3:
+      return NearestE4M3(v);
+    case Codebook::kFp8E5M2:
+      return NearestE5M2(v);
+    case Codebook::kFp4:
+      return NearestFp4(v);
+    case Codebook::kE2M1:
+      return NearestE2M1(v);
+    case Codebook::kLog4:
+      return NearestLog(v, kLog4Top);
+    case Codebook::kLog3:
+      return NearestLog(v, kLog3Top);
+    case Codebook::kNf4:
+    case Codebook::kNone:
+      break;
   }
   // lower_bound: midpoints strictly below v.
   return static_cast<std::uint8_t>(std::ranges::lower_bound(kNf4Midpoints, v) -

@@ -36,6 +36,16 @@ int RoundSmall(float value) {
 
 }  // namespace
 
+float PowerOfTwoScale(float absmax, float largest) {
+  if (absmax == 0.0F) {
+    return 1.0F;
+  }
+  constexpr float kUp = 1.75F;
+  const int exponent = std::ilogb(absmax);
+  const int up = std::ldexp(absmax, -exponent) >= kUp ? 1 : 0;
+  return std::ldexp(1.0F, std::clamp(exponent + up - std::ilogb(largest), -127, 127));
+}
+
 QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows, std::int64_t cols,
                              int bits, std::int64_t group_size) {
   QuantizedTensor out;
@@ -68,16 +78,18 @@ QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows,
 }
 
 QuantizedTensor EncodeCodebook(std::span<const float> rows, std::int64_t num_rows,
-                               std::int64_t cols, Codebook codebook, std::int64_t group_size) {
-  QuantizedTensor out;
+                               std::int64_t cols, Codebook codebook, std::int64_t group_size,
+                               ScaleGrid scale_grid, float scale_divisor) {
+  QuantizedTensor out{.scale_divisor = scale_grid == ScaleGrid::kE4M3 ? scale_divisor : 1.0F};
   out.spec = {.rows = num_rows,
               .cols = cols,
               .kind = CodecKind::kCodebook,
               .bits = BitsOf(codebook),
               .group_size = group_size,
               .has_f32_scales = true,
-              .codebook = codebook};
-  const float largest = codebook == Codebook::kFp8E4M3 ? 448.0F : 1.0F;
+              .codebook = codebook,
+              .scale_grid = scale_grid};
+  const float largest = LargestOf(codebook);
   constexpr float kTiny = 1e-38F;  // what bitsandbytes divides by at least
   out.codes.reserve(rows.size());
   for (std::int64_t row = 0; row < num_rows; ++row) {
@@ -85,7 +97,10 @@ QuantizedTensor EncodeCodebook(std::span<const float> rows, std::int64_t num_row
       const auto values =
           rows.subspan(static_cast<std::size_t>(row * cols + begin),
                        static_cast<std::size_t>(std::min(group_size, cols - begin)));
-      const float scale = AbsMax(values) / largest;
+      const float absmax = AbsMax(values);
+      const float scale = scale_grid == ScaleGrid::kPowersOfTwo
+                              ? PowerOfTwoScale(absmax, largest)
+                              : ScaleOnGrid(absmax / largest, scale_grid, scale_divisor);
       const float inverse = 1.0F / std::max(scale, kTiny);
       out.scales.push_back(scale);
       for (const float value : values) {

@@ -19,10 +19,17 @@ float RoundToDType(float value, DType dtype);
 QuantizedTensor EncodeAbsmax(std::span<const float> rows, std::int64_t num_rows, std::int64_t cols,
                              int bits, std::int64_t group_size);
 
+/// The power of two that compressed-tensors scales a block by whose largest magnitude is absmax:
+/// absmax down to a power of two, or up from 1.75 times one on, over that of `largest`; 1 for a
+/// block of zeros.
+float PowerOfTwoScale(float absmax, float largest);
+
 /// The same for a codebook, without search and with scales in f32:
 ///   scale = absmax / the codebook's largest value,  code = NearestCode(w * (1 / scale))
 /// kNf4 and kFp4 give the bytes that bitsandbytes writes, its absmax being the scale.
+/// scale_grid: the scale is moved there first, to a power of two as PowerOfTwoScale says.
 QuantizedTensor EncodeCodebook(std::span<const float> rows, std::int64_t num_rows,
-                               std::int64_t cols, Codebook codebook, std::int64_t group_size);
+                               std::int64_t cols, Codebook codebook, std::int64_t group_size,
+                               ScaleGrid scale_grid = ScaleGrid::kAny, float scale_divisor = 1.0F);
 
 }  // namespace nibble

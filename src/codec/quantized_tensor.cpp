@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <span>
 
@@ -15,12 +16,37 @@ std::string WeightSpec::ToString() const {
   if (kind == CodecKind::kFloat) {
     return float_dtype == DType::kF32 ? "f32" : float_dtype == DType::kF16 ? "f16" : "bf16";
   }
-  const char* wide = has_f32_scales ? " f32 scales" : "";
+  const char* stored = scale_grid == ScaleGrid::kPowersOfTwo ? " e8m0 scales"
+                       : scale_grid == ScaleGrid::kE4M3      ? " e4m3 scales"
+                       : has_f32_scales                      ? " f32 scales"
+                                                             : "";
+  const std::string group = has_one_scale ? "tensor" : fmt::format("g{}", group_size);
   if (kind == CodecKind::kCodebook) {
-    return fmt::format("{} g{}{}", Name(codebook), group_size, wide);
+    return fmt::format("{} {}{}", Name(codebook), group, stored);
   }
   const char* grid = kind == CodecKind::kMinimum ? "min" : has_zero_points ? "zp" : "sym";
-  return fmt::format("w{} g{} {}{}", bits, group_size, grid, wide);
+  return fmt::format("w{} {} {}{}", bits, group, grid, stored);
+}
+
+float ScaleOnGrid(float scale, ScaleGrid grid, float divisor) {
+  switch (grid) {
+    case ScaleGrid::kPowersOfTwo: {
+      if (scale <= 0.0F) {
+        return 1.0F;
+      }
+      int exponent = 0;
+      const float fraction = std::frexp(scale, &exponent);  // 0.5 to 1
+      constexpr float kMiddle = 0.70710678F;
+      return std::ldexp(1.0F, std::clamp(fraction < kMiddle ? exponent - 1 : exponent, -127, 127));
+    }
+    case ScaleGrid::kE4M3: {
+      const std::uint8_t code = NearestCode(Codebook::kFp8E4M3, std::max(scale, 0.0F) * divisor);
+      return ValuesOf(Codebook::kFp8E4M3)[code] / divisor;
+    }
+    case ScaleGrid::kAny:
+      break;
+  }
+  return scale;
 }
 
 namespace {
@@ -44,6 +70,16 @@ int UnionOfBits(std::span<const std::uint8_t> codes) {
   all |= all >> 16;
   all |= all >> 8;
   return static_cast<int>(all & 0xff);
+}
+
+template <typename T>
+bool AllEqual(const std::vector<T>& values) {
+  return std::ranges::all_of(values, [&](T value) { return value == values.front(); });
+}
+
+bool IsScale(float scale, const WeightSpec& spec, float divisor) {
+  return spec.scale_grid == ScaleGrid::kAny ||
+         ScaleOnGrid(scale, spec.scale_grid, divisor) == scale;
 }
 
 }  // namespace
@@ -85,16 +121,26 @@ Result<void> Validate(const QuantizedTensor& tensor) {
   if (UnionOfBits(tensor.codes) > top) {
     return Fail(ErrorCode::kInvalidArgument, fmt::format("a code exceeds {} bits", spec.bits));
   }
-  if (spec.codebook == Codebook::kFp8E4M3 &&
+  if (IsFp8(spec.codebook) &&
       std::ranges::any_of(tensor.codes, [&](auto code) { return IsNan(spec.codebook, code); })) {
     return Fail(ErrorCode::kInvalidArgument, "a code is not a number");
+  }
+  if (spec.has_one_scale &&
+      (spec.num_groups() != 1 || !AllEqual(tensor.scales) || !AllEqual(tensor.zero_points))) {
+    return Fail(ErrorCode::kInvalidArgument, "rows differ in the scale that all of them share");
+  }
+  const auto off_grid = std::ranges::find_if(
+      tensor.scales, [&](float scale) { return !IsScale(scale, spec, tensor.scale_divisor); });
+  if (off_grid != tensor.scales.end()) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("{} is no scale of {}", *off_grid, spec.ToString()));
   }
   return {};
 }
 
 QuantizedTensor SliceRows(const QuantizedTensor& tensor, std::int64_t begin, std::int64_t end) {
   NIBBLE_CHECK(0 <= begin && begin <= end && end <= tensor.spec.rows, "rows of the tensor");
-  QuantizedTensor out{.spec = tensor.spec};
+  QuantizedTensor out{.spec = tensor.spec, .scale_divisor = tensor.scale_divisor};
   out.spec.rows = end - begin;
   const auto copy = [&](const auto& from, auto& to, std::int64_t width) {
     if (!from.empty()) {

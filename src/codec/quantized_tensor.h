@@ -16,7 +16,14 @@ enum class CodecKind : std::uint8_t {
   kFloat,    // no codes: plain values of `float_dtype`
   kUniform,  // w = (code - zero_point) * scale
   kMinimum,  // w = code * scale + minimum           (GGUF Q4_1; the minimum is a float)
-  kCodebook  // w = ValuesOf(codebook)[code] * scale (NF4, FP4, FP8)
+  kCodebook  // w = ValuesOf(codebook)[code] * scale (NF4, FP4, FP8, ...)
+};
+
+/// Which numbers scales may be.
+enum class ScaleGrid : std::uint8_t {
+  kAny,          // those of their storage
+  kPowersOfTwo,  // 2^-127 to 2^127 (E8M0; MXFP4)
+  kE4M3          // e4m3 numbers of 0 or more, divided by the tensor's scale_divisor (NVFP4)
 };
 
 /// What a weight matrix is stored as, without the values.
@@ -31,12 +38,14 @@ struct WeightSpec {
   bool has_zero_points = false;         // kUniform; absent: zero_point = 2^(bits-1) everywhere
   bool has_f32_scales = false;          // scales and minima are f32; else f16 or bf16 values
   Codebook codebook = Codebook::kNone;  // kCodebook: which; it says how wide a code is
+  ScaleGrid scale_grid = ScaleGrid::kAny;
+  bool has_one_scale = false;  // the whole matrix has one, which `scales` repeats for every row
 
   std::int64_t num_groups() const {
     return group_size == 0 ? 0 : (cols + group_size - 1) / group_size;
   }
   /// "w4 g64 sym", "w8 g32 zp", "w4 g32 min", "w4 g32 sym f32 scales", "nf4 g64 f32 scales",
-  /// "bf16", for tables and messages.
+  /// "e2m1 g32 e8m0 scales", "w8 tensor sym", "bf16", for tables and messages.
   std::string ToString() const;
   friend bool operator==(const WeightSpec&, const WeightSpec&) = default;
 };
@@ -50,8 +59,13 @@ struct QuantizedTensor {
   std::vector<float> scales;              // [rows * num_groups]
   std::vector<std::uint8_t> zero_points;  // [rows * num_groups], or empty
   std::vector<float> minima;              // [rows * num_groups], kMinimum
+  float scale_divisor = 1.0F;             // ScaleGrid::kE4M3: every scale is an e4m3 number over it
   std::vector<float> values;  // [rows * cols], kFloat (widened exactly from float_dtype)
 };
+
+/// The scale of the grid that is nearest (powers of two: by their ratio); scale >= 0. E8M0 has no
+/// 0: that becomes 1. kAny: as it is.
+float ScaleOnGrid(float scale, ScaleGrid grid, float divisor);
 
 /// Checks that the arrays have the sizes that the spec asks for and codes fit their width.
 Result<void> Validate(const QuantizedTensor& tensor);

@@ -17,6 +17,7 @@ class Walk {
     out_.spec = to;
     out_.spec.rows = from.spec.rows;
     out_.spec.cols = from.spec.cols;
+    out_.scale_divisor = from.scale_divisor;
     out_.spec.has_f32_scales = to.kind != CodecKind::kFloat && scales == DType::kF32;
   }
 

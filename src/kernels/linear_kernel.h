@@ -9,7 +9,7 @@
 
 namespace nibble {
 
-// kNf4: any table of 16 values (NF4, FP4).
+// kNf4: any table of at most 16 values (NF4, FP4, e2m1, log4, log3).
 enum class LinearFormat : std::uint8_t { kF32, kF16, kBF16, kW4, kW8, kNf4, kFp8 };
 enum class LinearGrid : std::uint8_t {
   kSymmetric,   // zero point 8 (w4) or 128 (w8)

@@ -73,9 +73,8 @@ int Middle(const PackedLayout& layout) {
     case LinearFormat::kW4:
       return 8;
     case LinearFormat::kNf4:
-      return NearestCode(
-          layout.codebook == ValuesOf(Codebook::kFp4).data() ? Codebook::kFp4 : Codebook::kNf4,
-          0.0F);
+      return static_cast<int>(std::find(layout.codebook, layout.codebook + 16, 0.0F) -
+                              layout.codebook);
     case LinearFormat::kFp8:
       return NearestCode(Codebook::kFp8E4M3, 0.0F);
     default:
@@ -184,11 +183,13 @@ Result<PackedLayout> LayoutOf(const WeightSpec& spec) {
                     codebook != (spec.codebook != Codebook::kNone))) {
     return Fail(ErrorCode::kUnsupported,
                 fmt::format("no kernel runs {} weights of {} bits (2 to 8 bits in groups, uniform "
-                            "or with minima, nf4, fp4 and fp8 are supported)",
+                            "or with minima, and codebooks are supported)",
                             spec.ToString(), spec.bits));
   }
-  // Groups that no unit divides (GGUF's Q6_K has 16 columns) run as the exact values.
-  const bool as_values = group < spec.cols && group % 32 != 0;
+  // Groups that no unit divides (GGUF's Q6_K has 16 columns) run as the exact values, and so does
+  // what no kernel decodes.
+  const bool as_values =
+      (group < spec.cols && group % 32 != 0) || spec.codebook == Codebook::kFp8E5M2;
   if (is_float || as_values) {
     switch (as_values ? DType::kF32 : spec.float_dtype) {
       case DType::kF32:

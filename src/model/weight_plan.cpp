@@ -73,6 +73,12 @@ Result<void> CheckHash(const Checkpoint& checkpoint, const WeightInfo& weight,
   return {};
 }
 
+// Tables that run as their values on a card.
+bool NoCudaKernelDecodes(Codebook codebook) {
+  return codebook != Codebook::kNone && codebook != Codebook::kNf4 && codebook != Codebook::kFp4 &&
+         codebook != Codebook::kFp8E4M3;
+}
+
 Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, Device& device,
                       std::byte* place) {
   const PlannedWeight& planned = *task.weight;
@@ -88,7 +94,11 @@ Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, Device
     std::memcpy(write.data(), values.data(), values.size() * sizeof(float));
     return {};
   }
-  if (planned.packed != planned.stored->spec) {
+  if (planned.packed.kind == CodecKind::kFloat && rows.spec.kind != CodecKind::kFloat) {
+    WeightSpec spec = planned.packed;
+    spec.rows = rows.spec.rows;
+    rows = {.spec = spec, .values = Dequantize(rows)};
+  } else if (planned.packed != planned.stored->spec) {
     rows = EncodeAbsmax(Dequantize(rows), rows.spec.rows, rows.spec.cols, planned.packed.bits,
                         planned.packed.group_size);
   }
@@ -134,6 +144,8 @@ Result<WeightPlan> PlanWeights(const Checkpoint& checkpoint, const Device& devic
                           .kind = CodecKind::kUniform,
                           .bits = 8,
                           .group_size = kTableGroup};
+      } else if (device.kind() == DeviceKind::kCuda && NoCudaKernelDecodes(stored->spec.codebook)) {
+        planned.packed = {.rows = stored->spec.rows, .cols = stored->spec.cols};
       }
       auto size = PackedSizeBytes(device, planned.packed);
       if (!size) {

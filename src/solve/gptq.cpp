@@ -11,6 +11,7 @@
 #include "kernels/gram.h"
 #include "solve/grid.h"
 #include "solve/row_panels.h"
+#include "solve/rtn.h"
 
 namespace nibble {
 namespace {
@@ -24,12 +25,10 @@ constexpr std::int64_t kPanel = kGramPanel;
 class Sweep {
  public:
   Sweep(std::span<const float> weights, const HessianFactor& factor, const GptqOptions& options,
-        QuantizedTensor& out)
+        const GridSearch::Options& grid, QuantizedTensor& out)
       : weights_(weights),
         factor_(factor),
-        search_(out.spec, {.scale_dtype = options.scale_dtype,
-                           .search = options.search_scale,
-                           .both_signs = options.both_signs}),
+        search_(out.spec, grid),
         sweep_scales_(options.sweep_scales),
         out_(out),
         group_(out.spec.group_size),
@@ -259,7 +258,12 @@ Result<QuantizedTensor> QuantizeGptq(ThreadPool& pool, std::span<const float> we
                                      SolveReport* report) {
   NIBBLE_TRY_VOID(Check(weights, factor, options));
   const auto rows = static_cast<std::int64_t>(weights.size()) / factor.width;
-  QuantizedTensor out{.spec = options.spec};
+  const GridSearch::Options grid = OptionsFor(options.spec, weights,
+                                              {.scale_dtype = options.scale_dtype,
+                                               .search = options.search_scale,
+                                               .both_signs = options.both_signs,
+                                               .scale_divisor = options.scale_divisor});
+  QuantizedTensor out{.spec = options.spec, .scale_divisor = grid.scale_divisor};
   out.spec.rows = rows;
   const auto groups = static_cast<std::size_t>(rows * out.spec.num_groups());
   out.codes.resize(weights.size());
@@ -268,7 +272,7 @@ Result<QuantizedTensor> QuantizeGptq(ThreadPool& pool, std::span<const float> we
   const std::int64_t parts = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
   std::vector<double> errors(static_cast<std::size_t>(parts));
   pool.For(parts, 1, [&](std::int64_t begin, std::int64_t end, int) {
-    Sweep sweep(weights, factor, options, out);
+    Sweep sweep(weights, factor, options, grid, out);
     for (std::int64_t part = begin; part < end; ++part) {
       errors[static_cast<std::size_t>(part)] =
           sweep.Run(part * kRowsAtOnce, std::min(rows, (part + 1) * kRowsAtOnce));

@@ -17,6 +17,7 @@ struct GptqOptions {
   bool sweep_scales = true;  // of the values that a group has when the sweep reaches it, not of the
                              // original weights; needs an order that keeps groups together
   bool both_signs = true;    // symmetric grids and codebooks: a scale may be negative
+  float scale_divisor = 0.0F;  // of ScaleGrid::kE4M3; 0: that of these weights (OptionsFor)
 };
 
 /// What quantizing changed in the linear's output on the calibration data, in the damped Hessian's

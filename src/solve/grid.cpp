@@ -13,9 +13,6 @@ constexpr float kWidest = 1.10F;
 constexpr float kStep = 0.02F;
 constexpr int kRefinements = 2;
 
-// What a code of a table is worth at most.
-float LargestOf(Codebook codebook) { return codebook == Codebook::kFp8E4M3 ? 448.0F : 1.0F; }
-
 // Round to nearest even for |x| < 2^22, in two additions that vectorize without SSE4.
 float RoundNearest(float x) {
   constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
@@ -31,6 +28,9 @@ GridSearch::GridSearch(const WeightSpec& spec, const Options& options)
       middle_(static_cast<float>(1 << (spec.bits - 1))) {}
 
 void GridSearch::SetScale(LaneGrid& grid, std::size_t lane, float scale) const {
+  if (spec_.scale_grid != ScaleGrid::kAny) {
+    scale = ScaleOnGrid(scale, spec_.scale_grid, options_.scale_divisor);
+  }
   grid.scale[lane] = spec_.has_f32_scales ? scale : RoundToDType(scale, options_.scale_dtype);
   grid.inverse[lane] = grid.scale[lane] == 0.0F ? 0.0F : 1.0F / grid.scale[lane];
 }
@@ -41,7 +41,11 @@ LaneGrid GridSearch::GridOf(const Range& range, float factor) const {
   for (std::size_t l = 0; l < kLanes; ++l) {
     const float absmax = std::max(-range.minimum[l], range.maximum[l]);
     if (spec_.kind == CodecKind::kCodebook) {
-      SetScale(grid, l, absmax * factor / LargestOf(spec_.codebook));
+      const float largest = LargestOf(spec_.codebook);
+      SetScale(grid, l,
+               spec_.scale_grid == ScaleGrid::kPowersOfTwo
+                   ? PowerOfTwoScale(absmax * factor, largest)
+                   : absmax * factor / largest);
     } else if (!spec_.has_zero_points) {
       SetScale(grid, l, absmax * 2.0F * factor / top_);
       grid.zero[l] = middle_;
@@ -93,6 +97,14 @@ Lane GridSearch::ErrorOf(const LaneGrid& grid, const float* values,
 }
 
 LaneGrid GridSearch::Best(const float* values, std::span<const float> weights) const {
+  if (options_.fixed) {
+    LaneGrid grid;
+    grid.zero.fill(options_.fixed->zero);
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      SetScale(grid, l, options_.fixed->scale);
+    }
+    return grid;
+  }
   Range range;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     for (std::size_t l = 0; l < kLanes; ++l) {
@@ -117,9 +129,7 @@ LaneGrid GridSearch::Best(const float* values, std::span<const float> weights) c
       }
     }
   };
-  // FP8 is the same upside down.
-  const bool both =
-      options_.both_signs && !spec_.has_zero_points && spec_.codebook != Codebook::kFp8E4M3;
+  const bool both = options_.both_signs && !spec_.has_zero_points && !IsSymmetric(spec_.codebook);
   for (int i = 0; i < kSteps; ++i) {
     const float factor = kWidest - kStep * static_cast<float>(i);
     consider(GridOf(range, factor));

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "codec/quantized_tensor.h"
@@ -29,6 +30,12 @@ class GridSearch {
     bool search = true;               // off: the grid that spans all values
     bool both_signs = true;           // a symmetric grid has one code more below zero than above:
                                       // let its scale be negative where that end fits better
+    float scale_divisor = 0.0F;       // of ScaleGrid::kE4M3; not 0
+    struct Fixed {
+      float scale = 0.0F;
+      float zero = 0.0F;  // code of 0 (uniform grids)
+    };
+    std::optional<Fixed> fixed;  // one grid for all groups, not searched
   };
   /// spec: kUniform or kCodebook.
   GridSearch(const WeightSpec& spec, const Options& options);

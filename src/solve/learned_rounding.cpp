@@ -133,6 +133,9 @@ void LearnedRounding::Step(ThreadPool& pool, const float* gradient, float positi
     for (std::int64_t i = begin; i < end; ++i) {
       position[i] = std::clamp(position[i] - rate * SignOf(gradient[i]), 0.0F, top_);
     }
+    if (start_.spec.scale_grid != ScaleGrid::kAny) {
+      return;  // steps between its numbers are too large to learn by
+    }
     float& factor = factors_[static_cast<std::size_t>(group)];
     factor = std::clamp(factor - factor_rate * sign * SignOf(slope), kLeastFactor, kLargestFactor);
   });

@@ -17,8 +17,8 @@ namespace nibble {
 /// Rounding counts as the identity in derivatives.
 class LearnedRounding {
  public:
-  /// Starts at `start` (kUniform, or kCodebook of numbers only). weights: what it stands for; the
-  /// closer one lies to the edge between two codes, the sooner its code moves.
+  /// Starts at `start` (kUniform, or kCodebook of numbers only; a scale a group). weights: what it
+  /// stands for; the closer one lies to the edge between two codes, the sooner its code moves.
   LearnedRounding(ThreadPool& pool, const QuantizedTensor& start, std::span<const float> weights,
                   DType scale_dtype);
 

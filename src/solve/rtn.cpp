@@ -168,7 +168,8 @@ Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t
 
 Result<QuantizedTensor> QuantizeWeighted(ThreadPool& pool, std::span<const float> weights,
                                          const WeightSpec& spec, std::span<const float> importance,
-                                         DType scale_dtype) {
+                                         DType scale_dtype, bool search_scale,
+                                         float scale_divisor) {
   NIBBLE_CHECK(static_cast<std::int64_t>(importance.size()) == spec.cols, "a weight a column");
   NIBBLE_TRY_VOID(CheckGroup(spec.cols, spec.group_size));
   const auto rows = static_cast<std::int64_t>(weights.size()) / spec.cols;
@@ -179,7 +180,11 @@ Result<QuantizedTensor> QuantizeWeighted(ThreadPool& pool, std::span<const float
   out.codes.resize(weights.size());
   out.scales.resize(static_cast<std::size_t>(rows * groups));
   out.zero_points.resize(spec.has_zero_points ? out.scales.size() : 0);
-  const GridSearch search(spec, {.scale_dtype = scale_dtype});
+  const GridSearch::Options options = OptionsFor(
+      spec, weights,
+      {.scale_dtype = scale_dtype, .search = search_scale, .scale_divisor = scale_divisor});
+  out.scale_divisor = options.scale_divisor;
+  const GridSearch search(spec, options);
   constexpr auto kRows = static_cast<std::int64_t>(kLanes);
   pool.For((rows + kRows - 1) / kRows, 1, [&](std::int64_t first, std::int64_t last, int) {
     std::vector<float> values(static_cast<std::size_t>(spec.group_size) * kLanes);
@@ -219,17 +224,55 @@ Result<QuantizedTensor> QuantizeWeighted(ThreadPool& pool, std::span<const float
   return out;
 }
 
+float ScaleDivisorOf(float absmax) {
+  const float whole = LargestOf(Codebook::kFp8E4M3) * LargestOf(Codebook::kE2M1);
+  return absmax > 0.0F ? whole / absmax : 1.0F;
+}
+
+float AbsMaxOf(std::span<const float> weights) {
+  float absmax = 0.0F;
+  for (const float weight : weights) {
+    absmax = std::max(absmax, std::fabs(weight));
+  }
+  return absmax;
+}
+
+GridSearch::Options OptionsFor(const WeightSpec& spec, std::span<const float> weights,
+                               GridSearch::Options options) {
+  if (spec.scale_grid == ScaleGrid::kE4M3) {
+    if (options.scale_divisor == 0.0F) {
+      options.scale_divisor = ScaleDivisorOf(AbsMaxOf(weights));
+    }
+  } else {
+    options.scale_divisor = 1.0F;
+  }
+  if (spec.has_one_scale && !options.fixed) {
+    if (spec.kind == CodecKind::kCodebook) {
+      options.fixed = {.scale = AbsMaxOf(weights) / LargestOf(spec.codebook)};
+    } else {
+      const Grid grid = BestGrid(weights, {.bits = spec.bits,
+                                           .symmetric = !spec.has_zero_points,
+                                           .search_scale = options.search,
+                                           .scale_dtype = options.scale_dtype});
+      options.fixed = {.scale = grid.scale, .zero = grid.zero};
+    }
+  }
+  return options;
+}
+
 Result<QuantizedTensor> QuantizeFp8(std::span<const float> weights, std::int64_t rows,
-                                    std::int64_t cols, std::int64_t group_size, DType scale_dtype) {
+                                    std::int64_t cols, std::int64_t group_size, DType scale_dtype,
+                                    Codebook codebook) {
   NIBBLE_TRY_VOID(CheckWeights(weights, rows, cols));
-  constexpr float kLargest = 448.0F;
+  const float largest_value = LargestOf(codebook);
   QuantizedTensor out;
   out.spec = {.rows = rows,
               .cols = cols,
               .kind = CodecKind::kCodebook,
               .bits = 8,
               .group_size = std::min(group_size, cols),
-              .codebook = Codebook::kFp8E4M3};
+              .has_f32_scales = scale_dtype == DType::kF32,
+              .codebook = codebook};
   const std::int64_t groups = out.spec.num_groups();
   const std::int64_t block_rows = group_size >= cols ? 1 : group_size;
   std::vector<float> absmax(
@@ -249,12 +292,12 @@ Result<QuantizedTensor> QuantizeFp8(std::span<const float> weights, std::int64_t
   out.codes.reserve(weights.size());
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t col = 0; col < cols; ++col) {
-      const float scale = RoundToDType(absmax[block_of(row, col)] / kLargest, scale_dtype);
+      const float scale = RoundToDType(absmax[block_of(row, col)] / largest_value, scale_dtype);
       if (col % out.spec.group_size == 0) {
         out.scales.push_back(scale);
       }
       out.codes.push_back(
-          NearestCode(Codebook::kFp8E4M3, scale == 0.0F ? 0.0F : weight_at(row, col) / scale));
+          NearestCode(codebook, scale == 0.0F ? 0.0F : weight_at(row, col) / scale));
     }
   }
   return out;

@@ -6,6 +6,7 @@
 #include "base/result.h"
 #include "base/thread_pool.h"
 #include "codec/quantized_tensor.h"
+#include "solve/grid.h"
 #include "tensor/tensor.h"
 
 namespace nibble {
@@ -38,11 +39,25 @@ Result<QuantizedTensor> QuantizeRtn(std::span<const float> weights, std::int64_t
 
 /// Round-to-nearest onto the grids of `spec` (its rows say nothing) whose scales are searched with
 /// the mean square of each input channel as weights, as solve/grid.h says: what a layer's output
-/// loses if errors of its columns do not meet. importance: [spec.cols], not negative. Errors: those
-/// of QuantizeRtn.
+/// loses if errors of its columns do not meet. importance: [spec.cols], not negative.
+/// search_scale: off, absmax. Scales of a grid that the matrix has as a whole are those of
+/// OptionsFor. Errors: those of QuantizeRtn.
 Result<QuantizedTensor> QuantizeWeighted(ThreadPool& pool, std::span<const float> weights,
                                          const WeightSpec& spec, std::span<const float> importance,
-                                         DType scale_dtype);
+                                         DType scale_dtype, bool search_scale = true,
+                                         float scale_divisor = 0.0F);
+
+/// What ScaleGrid::kE4M3 divides scales by, so that they use the range of e4m3: 448 * 6 / absmax.
+float ScaleDivisorOf(float absmax);
+/// The largest magnitude; NaN counts for nothing.
+float AbsMaxOf(std::span<const float> weights);
+
+/// Options of a search for this matrix: what is one for all of its rows is settled by all weights.
+///   ScaleGrid::kE4M3 and a scale_divisor of 0: that of their absmax
+///   has_one_scale: absmax over the codebook's largest value, or what QuantizeRtn finds for one
+///   group
+GridSearch::Options OptionsFor(const WeightSpec& spec, std::span<const float> weights,
+                               GridSearch::Options options);
 
 /// Round-to-nearest onto a codebook with f32 absmax scales, as codec/encode.h says. Errors: those
 /// of QuantizeRtn.
@@ -50,10 +65,12 @@ Result<QuantizedTensor> QuantizeToCodebook(std::span<const float> weights, std::
                                            std::int64_t cols, Codebook codebook,
                                            std::int64_t group_size);
 
-/// Round-to-nearest onto FP8 e4m3: scale = absmax / 448, rounded to scale_dtype before codes are
-/// chosen. group_size >= cols: a scale a row; else one for group_size rows and as many columns,
-/// counted from the first row of the call. Errors: kCorruptFile for a weight that is not finite.
+/// Round-to-nearest onto FP8: scale = absmax / 448 (e5m2: 57344), rounded to scale_dtype before
+/// codes are chosen. group_size >= cols: a scale a row; else one for group_size rows and as many
+/// columns, counted from the first row of the call. Errors: kCorruptFile for a weight that is not
+/// finite.
 Result<QuantizedTensor> QuantizeFp8(std::span<const float> weights, std::int64_t rows,
-                                    std::int64_t cols, std::int64_t group_size, DType scale_dtype);
+                                    std::int64_t cols, std::int64_t group_size, DType scale_dtype,
+                                    Codebook codebook = Codebook::kFp8E4M3);
 
 }  // namespace nibble

@@ -24,6 +24,8 @@ std::size_t SizeBytes(DType dtype) {
     case DType::kU8:
     case DType::kBool:
     case DType::kF8E4M3:
+    case DType::kF8E5M2:
+    case DType::kF8E8M0:
       return 1;
   }
   return 1;
@@ -53,6 +55,10 @@ std::string_view Name(DType dtype) {
       return "BOOL";
     case DType::kF8E4M3:
       return "F8_E4M3";
+    case DType::kF8E5M2:
+      return "F8_E5M2";
+    case DType::kF8E8M0:
+      return "F8_E8M0";
   }
   return "?";
 }
@@ -60,7 +66,7 @@ std::string_view Name(DType dtype) {
 std::optional<DType> ParseDType(std::string_view name) {
   for (const DType dtype :
        {DType::kF32, DType::kF16, DType::kBF16, DType::kF64, DType::kI8, DType::kU8, DType::kI16,
-        DType::kI32, DType::kI64, DType::kBool, DType::kF8E4M3}) {
+        DType::kI32, DType::kI64, DType::kBool, DType::kF8E4M3, DType::kF8E5M2, DType::kF8E8M0}) {
     if (Name(dtype) == name) {
       return dtype;
     }

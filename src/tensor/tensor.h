@@ -25,7 +25,9 @@ enum class DType : std::uint8_t {
   kI32,
   kI64,
   kBool,
-  kF8E4M3
+  kF8E4M3,
+  kF8E5M2,
+  kF8E8M0  // powers of two: 2^(byte - 127), 0xff is no number
 };
 
 /// Bytes of one element.

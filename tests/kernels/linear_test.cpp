@@ -78,6 +78,11 @@ const std::vector<WeightSpec>& Formats() {
       Wide(Of(Codebook::kNf4, kRow)),
       Of(Codebook::kFp8E4M3, 128),
       Wide(Of(Codebook::kFp8E4M3, kRow)),
+      Of(Codebook::kLog4, 64),
+      Of(Codebook::kLog3, 32),
+      Wide(Of(Codebook::kE2M1, 32)),
+      Wide(Of(Codebook::kE2M1, 16)),
+      Wide(Of(Codebook::kFp8E5M2, kRow)),
   };
   return formats;
 }

@@ -252,6 +252,47 @@ TEST(Gptq, Nf4ErrorIsBelowThatOfRounding) {
             0.8 * ErrorOf(pool, *rounded, p.weights, *factor));
 }
 
+// Tables of powers of two, FP4 whose scales are on a grid, FP8, and one scale for the matrix.
+TEST(Gptq, EveryGridGetsLessErrorThanRoundingOntoIt) {
+  const Problem p = MakeProblem(48, 128, 400, 9);
+  ThreadPool pool(2);
+  const Hessian hessian = HessianOf(pool, p.inputs, p.width);
+  const auto table = [&](Codebook codebook, std::int64_t group, ScaleGrid grid) {
+    return WeightSpec{.cols = p.width,
+                      .kind = CodecKind::kCodebook,
+                      .bits = BitsOf(codebook),
+                      .group_size = group,
+                      .has_f32_scales = true,
+                      .codebook = codebook,
+                      .scale_grid = grid};
+  };
+  std::vector<WeightSpec> specs = {table(Codebook::kLog4, 64, ScaleGrid::kAny),
+                                   table(Codebook::kLog3, 32, ScaleGrid::kAny),
+                                   table(Codebook::kLog3, p.width, ScaleGrid::kAny),
+                                   table(Codebook::kE2M1, 32, ScaleGrid::kPowersOfTwo),
+                                   table(Codebook::kE2M1, 16, ScaleGrid::kE4M3),
+                                   table(Codebook::kFp8E5M2, p.width, ScaleGrid::kAny),
+                                   table(Codebook::kFp8E4M3, p.width, ScaleGrid::kAny),
+                                   Uniform(p.width, 4, p.width, true),
+                                   Uniform(p.width, 4, p.width, false),
+                                   Uniform(p.width, 4, 16, true)};
+  for (std::size_t i = 6; i < 9; ++i) {
+    specs[i].has_one_scale = true;
+  }
+  const std::vector<float> alike(static_cast<std::size_t>(p.width), 1.0F);
+  for (const WeightSpec& spec : specs) {
+    const auto factor = Factorize(pool, hessian, {.group_size = spec.group_size});
+    ASSERT_TRUE(factor);
+    const auto solved = QuantizeGptq(pool, p.weights, *factor, {.spec = spec});
+    const auto rounded = QuantizeWeighted(pool, p.weights, spec, alike, DType::kF16);
+    ASSERT_TRUE(solved && rounded) << spec.ToString();
+    ASSERT_TRUE(Validate(*solved)) << spec.ToString() << Validate(*solved).error().message;
+    EXPECT_LT(ErrorOf(pool, *solved, p.weights, *factor),
+              0.9 * ErrorOf(pool, *rounded, p.weights, *factor))
+        << spec.ToString();
+  }
+}
+
 TEST(Gptq, RefusesWhatItCannotDoByName) {
   const Problem p = MakeProblem(2, 96, 100, 10);
   ThreadPool pool(1);

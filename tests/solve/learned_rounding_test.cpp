@@ -144,5 +144,24 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"nf4", Table(Codebook::kNf4)}, Case{"fp4", Table(Codebook::kFp4)}),
     [](const auto& test) { return std::string(test.param.name); });
 
+TEST(LearnedRounding, AScaleOnAGridStaysThere) {
+  ThreadPool pool(2);
+  WeightSpec spec = Table(Codebook::kE2M1);
+  spec.scale_grid = ScaleGrid::kPowersOfTwo;
+  const auto weights = Normal(1);
+  const auto start =
+      QuantizeWeighted(pool, weights, spec, std::vector<float>(kCols, 1.0F), DType::kF16);
+  ASSERT_TRUE(start) << start.error().message;
+  LearnedRounding rounding(pool, *start, weights, DType::kF16);
+  const auto gradient = Normal(2);
+  for (int i = 0; i < 20; ++i) {
+    rounding.Step(pool, gradient.data(), 0.1F, 0.1F);
+  }
+  const QuantizedTensor learned = rounding.Result();
+  EXPECT_TRUE(Validate(learned));
+  EXPECT_EQ(learned.scales, start->scales);
+  EXPECT_GT(rounding.NumMoved(), 0);
+}
+
 }  // namespace
 }  // namespace nibble

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -188,6 +189,84 @@ TEST(Rtn, Fp8LosesAsMuchOfAGaussianAsIsKnown) {
   const auto quantized = QuantizeFp8(weights, kRows, kCols, kCols, DType::kF32);
   ASSERT_TRUE(quantized);
   EXPECT_NEAR(SquaredError(*quantized, weights) / (kRows * kCols), 6.97e-4, 0.03 * 6.97e-4);
+}
+
+WeightSpec Table(Codebook codebook, std::int64_t cols, std::int64_t group,
+                 ScaleGrid grid = ScaleGrid::kAny) {
+  return {.cols = cols,
+          .kind = CodecKind::kCodebook,
+          .bits = BitsOf(codebook),
+          .group_size = group,
+          .has_f32_scales = true,
+          .codebook = codebook,
+          .scale_grid = grid};
+}
+
+// Reference, section 13.5: MXFP4 by the rule of compressed-tensors, NVFP4.
+TEST(Rtn, Fp4LosesAsMuchOfAGaussianAsIsKnown) {
+  constexpr std::int64_t kRows = 64, kCols = 4096;
+  const auto weights = RandomNormal(kRows * kCols, 11, 1.0F);
+  const std::vector<float> alike(kCols, 1.0F);
+  ThreadPool pool(2);
+  const struct {
+    std::int64_t group;
+    ScaleGrid grid;
+    double loss;
+  } kKnown[] = {{32, ScaleGrid::kPowersOfTwo, 1.25e-2}, {16, ScaleGrid::kE4M3, 9.04e-3}};
+  for (const auto& [group, grid, loss] : kKnown) {
+    const WeightSpec spec = Table(Codebook::kE2M1, kCols, group, grid);
+    const auto plain = QuantizeWeighted(pool, weights, spec, alike, DType::kF16, false);
+    ASSERT_TRUE(plain) << plain.error().message;
+    ASSERT_TRUE(Validate(*plain)) << Validate(*plain).error().message;
+    EXPECT_NEAR(SquaredError(*plain, weights) / (kRows * kCols), loss, 0.02 * loss);
+    const auto searched = QuantizeWeighted(pool, weights, spec, alike, DType::kF16);
+    ASSERT_TRUE(searched);
+    ASSERT_TRUE(Validate(*searched));
+    EXPECT_LT(SquaredError(*searched, weights), SquaredError(*plain, weights));
+  }
+}
+
+TEST(Rtn, TheScalesOfNvfp4UseAllOfE4m3OrWhatTheyAreTold) {
+  const auto weights = RandomNormal(4 * 64, 3);
+  const std::vector<float> alike(64, 1.0F);
+  ThreadPool pool(1);
+  const WeightSpec spec = Table(Codebook::kE2M1, 64, 16, ScaleGrid::kE4M3);
+  const auto own = QuantizeWeighted(pool, weights, spec, alike, DType::kF16, false);
+  ASSERT_TRUE(own);
+  EXPECT_EQ(own->scale_divisor, 448.0F * 6.0F / AbsMaxOf(weights));
+  // The block of the largest weight: 448, but for the rounding of the product.
+  EXPECT_NEAR(*std::ranges::max_element(own->scales) * own->scale_divisor, 448.0F, 1e-2F);
+  const auto told = QuantizeWeighted(pool, weights, spec, alike, DType::kF16, false, 8192.0F);
+  ASSERT_TRUE(told);
+  EXPECT_EQ(told->scale_divisor, 8192.0F);
+  ASSERT_TRUE(Validate(*told));
+}
+
+TEST(Rtn, OneScaleOfAMatrixIsThatOfAllItsWeightsTogether) {
+  const auto weights = RandomNormal(24 * 96, 5);
+  const std::vector<float> alike(96, 1.0F);
+  ThreadPool pool(2);
+  for (const bool symmetric : {true, false}) {
+    const WeightSpec spec{.cols = 96,
+                          .kind = CodecKind::kUniform,
+                          .bits = 4,
+                          .group_size = 96,
+                          .has_zero_points = !symmetric,
+                          .has_one_scale = true};
+    const auto one = QuantizeWeighted(pool, weights, spec, alike, DType::kF16);
+    ASSERT_TRUE(one) << one.error().message;
+    ASSERT_TRUE(Validate(*one)) << Validate(*one).error().message;
+    const auto row =
+        QuantizeRtn(weights, 1, 24 * 96, {.bits = 4, .group_size = 0, .symmetric = symmetric});
+    ASSERT_TRUE(row);
+    EXPECT_EQ(one->scales.front(), row->scales.front());
+    EXPECT_EQ(one->codes, row->codes);
+  }
+  WeightSpec fp8 = Table(Codebook::kFp8E4M3, 96, 96);
+  fp8.has_one_scale = true;
+  const auto one = QuantizeWeighted(pool, weights, fp8, alike, DType::kF16);
+  ASSERT_TRUE(one && Validate(*one));
+  EXPECT_EQ(one->scales.back(), AbsMaxOf(weights) / 448.0F);
 }
 
 TEST(Rtn, RefusesWhatItCannotDoByName) {
