@@ -101,14 +101,20 @@ Result<void> CompressedTensorsRules::Impl::ReadGroup(const std::string& name,
   if (scheme.format == "naive-quantized") {
     scheme.format = scheme.is_fp8 ? "float-quantized" : "int-quantized";
   }
+  const bool mx = scheme.format == "mxfp4-pack-quantized";
+  const bool nv = scheme.format == "nvfp4-pack-quantized";
   if (scheme.format != "pack-quantized" && scheme.format != "int-quantized" &&
-      scheme.format != "float-quantized") {
+      scheme.format != "float-quantized" && !mx && !nv) {
     return Unsupported(
-        fmt::format("{}: format \"{}\" is not read yet (pack-, int- and float-quantized are)", at,
-                    Quote(scheme.format)));
+        fmt::format("{}: format \"{}\" is not read yet (pack-, int-, float-, mxfp4-pack- and "
+                    "nvfp4-pack-quantized are)",
+                    at, Quote(scheme.format)));
   }
-  if ((type != nullptr && !scheme.is_fp8 && !(*type == json::Value("int"))) ||
-      scheme.is_fp8 != (scheme.format == "float-quantized")) {
+  const bool is_float = scheme.is_fp8;
+  scheme.is_fp4 = is_float && (mx || nv);
+  scheme.is_fp8 = is_float && !scheme.is_fp4;
+  if ((type != nullptr && !is_float && !(*type == json::Value("int"))) ||
+      is_float != (mx || nv || scheme.format == "float-quantized")) {
     return Unsupported(fmt::format("{}: weights of type {} are not read yet as {}", at,
                                    Spelling(type), scheme.format));
   }
@@ -120,6 +126,10 @@ Result<void> CompressedTensorsRules::Impl::ReadGroup(const std::string& name,
   if (scheme.is_fp8 && scheme.bits != 8) {
     return Unsupported(
         fmt::format("{}: float weights of {} bits are not read yet (8 are)", at, scheme.bits));
+  }
+  if (scheme.is_fp4 && scheme.bits != 4) {
+    return Corrupt(
+        fmt::format("{}: {} has 4 bits, num_bits says {}", at, scheme.format, scheme.bits));
   }
   if (scheme.bits < 2 || scheme.bits > 8 ||
       (scheme.bits != 8 && scheme.format == "int-quantized")) {
@@ -134,24 +144,32 @@ Result<void> CompressedTensorsRules::Impl::ReadGroup(const std::string& name,
   const json::Value* size = weights->Find("group_size");
   const bool has_size = size != nullptr && size->AsInt() && *size->AsInt() > 0;
   const bool grouped =
-      strategy == nullptr || strategy->IsNull() ? has_size : *strategy == json::Value("group");
+      strategy == nullptr || strategy->IsNull()
+          ? has_size
+          : *strategy == json::Value("group") || (nv && *strategy == json::Value("tensor_group"));
+  const bool whole = strategy != nullptr && *strategy == json::Value("tensor");
   const bool blocked = scheme.is_fp8 && strategy != nullptr && *strategy == json::Value("block");
   const bool known = strategy == nullptr || strategy->IsNull() || grouped || blocked ||
-                     *strategy == json::Value("channel") ||
-                     (scheme.is_fp8 && *strategy == json::Value("tensor"));
+                     *strategy == json::Value("channel") || whole;
   if (!known || (scheme.is_fp8 && grouped)) {
-    return Unsupported(fmt::format("{}: strategy {} is not read yet (group and channel are)", at,
-                                   Spelling(strategy)));
+    return Unsupported(fmt::format(
+        "{}: strategy {} is not read yet (group, channel and tensor are)", at, Spelling(strategy)));
   }
-  if (grouped && !has_size) {
+  const std::int64_t block = mx ? 32 : 16;
+  if (scheme.is_fp4 && (!grouped || (has_size && *size->AsInt() != block))) {
+    return Corrupt(fmt::format("{}: {} comes in groups of {}, strategy is {} and group_size {}", at,
+                               scheme.format, block, Spelling(strategy), Spelling(size)));
+  }
+  scheme.has_one_scale = whole;
+  if (grouped && !has_size && !scheme.is_fp4) {
     return Corrupt(fmt::format("{}: group_size is {}", at, Spelling(size)));
   }
-  scheme.group_size = grouped ? *size->AsInt() : 0;
+  scheme.group_size = scheme.is_fp4 ? block : grouped ? *size->AsInt() : 0;
   if (blocked) {
-    const json::Value* block = weights->Find("block_structure");
-    if (block != nullptr && !(*block == json::Value(json::Array{128, 128}))) {
+    const json::Value* shape = weights->Find("block_structure");
+    if (shape != nullptr && !(*shape == json::Value(json::Array{128, 128}))) {
       return Unsupported(
-          fmt::format("{}: blocks of {} are not read yet ([128, 128] are)", at, Spelling(block)));
+          fmt::format("{}: blocks of {} are not read yet ([128, 128] are)", at, Spelling(shape)));
     }
     scheme.group_size = 128;
   }

@@ -15,11 +15,13 @@ namespace nibble {
 /// What one config group of compressed-tensors says about the weights that it targets.
 struct CompressedTensorsScheme {
   std::string group;   // "group_0"
-  std::string format;  // "pack-quantized", "int-quantized" or "float-quantized"
+  std::string format;  // "pack-", "int-", "float-", "mxfp4-pack-" or "nvfp4-pack-quantized"
   bool is_fp8 = false;
+  bool is_fp4 = false;  // MXFP4 or NVFP4
   int bits = 0;
   bool symmetric = true;
   std::int64_t group_size = 0;  // 0: a scale a row; FP8: or the columns of a square block
+  bool has_one_scale = false;   // a scale for the whole matrix
 };
 
 /// `quantization_config` of a compressed-tensors checkpoint: which modules are quantized and how

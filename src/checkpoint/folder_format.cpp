@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include "checkpoint/awq.h"
 #include "checkpoint/bitsandbytes.h"
 #include "checkpoint/gptq.h"
+#include "checkpoint/nibble_layout.h"
 #include "tensor/float16.h"
 
 namespace nibble {
@@ -46,6 +48,7 @@ struct Scheme {
   std::int64_t group_size = 0;  // 0: whole rows
   bool symmetric = true;
   Codebook codebook = Codebook::kNone;
+  bool has_one_scale = false;
   friend auto operator<=>(const Scheme&, const Scheme&) = default;
 };
 
@@ -54,7 +57,8 @@ Scheme SchemeOf(const WeightSpec& spec) {
           .bits = spec.bits,
           .group_size = spec.group_size >= spec.cols ? 0 : spec.group_size,
           .symmetric = !spec.has_zero_points,
-          .codebook = spec.codebook};
+          .codebook = spec.codebook,
+          .has_one_scale = spec.has_one_scale};
 }
 
 // The schemes of the quantized weights with their modules; the most frequent one first.
@@ -89,17 +93,36 @@ std::string Exactly(const std::string& module) {
   return out + "$";
 }
 
+bool IsNvFp4(const Scheme& scheme) {
+  return scheme.codebook == Codebook::kE2M1 && scheme.group_size == 16;
+}
+
+std::string_view CompressedTensorsFormat(const Scheme& scheme) {
+  return scheme.codebook == Codebook::kNone   ? "pack-quantized"
+         : scheme.codebook != Codebook::kE2M1 ? "float-quantized"
+         : IsNvFp4(scheme)                    ? "nvfp4-pack-quantized"
+                                              : "mxfp4-pack-quantized";
+}
+
 json::Object CompressedTensorsGroup(const Scheme& scheme, json::Array targets) {
   const bool fp8 = scheme.codebook == Codebook::kFp8E4M3;
+  const bool fp4 = scheme.codebook == Codebook::kE2M1;
   json::Object weights;
   weights.Set("num_bits", scheme.bits);
-  weights.Set("type", fp8 ? "float" : "int");
+  weights.Set("type", fp8 || fp4 ? "float" : "int");
   weights.Set("symmetric", scheme.symmetric);
-  weights.Set("strategy", scheme.group_size == 0 ? "channel" : fp8 ? "block" : "group");
+  weights.Set("strategy", scheme.has_one_scale     ? "tensor"
+                          : scheme.group_size == 0 ? "channel"
+                          : IsNvFp4(scheme)        ? "tensor_group"
+                          : fp8                    ? "block"
+                                                   : "group");
   weights.Set("group_size",
               scheme.group_size == 0 || fp8 ? json::Value() : json::Value(scheme.group_size));
   if (fp8 && scheme.group_size != 0) {
     weights.Set("block_structure", json::Array{scheme.group_size, scheme.group_size});
+  }
+  if (fp4) {
+    weights.Set("scale_dtype", IsNvFp4(scheme) ? "torch.float8_e4m3fn" : "torch.uint8");
   }
   weights.Set("dynamic", false);
   json::Value activations;
@@ -126,7 +149,7 @@ json::Object CompressedTensorsConfigOf(std::span<const WeightToWrite> weights) {
   const auto schemes = SchemesOf(weights);
   std::vector<std::string> ignored = FloatModules(weights);
   json::Object groups;
-  bool packed = false, floats = false;
+  std::set<std::string_view> formats;
   int number = 0;
   for (const auto& [scheme, modules] : schemes) {
     // One scheme for all targets the class; what stays floats is ignored by name.
@@ -137,13 +160,12 @@ json::Object CompressedTensorsConfigOf(std::span<const WeightToWrite> weights) {
     }
     groups.Set(fmt::format("group_{}", number++),
                CompressedTensorsGroup(scheme, std::move(targets)));
-    (scheme.codebook == Codebook::kNone ? packed : floats) = true;
+    formats.insert(CompressedTensorsFormat(scheme));
   }
-  for (std::size_t i = 0; packed && floats && i < schemes.size(); ++i) {
-    const bool fp8 = schemes[i].first.codebook == Codebook::kFp8E4M3;
+  for (std::size_t i = 0; formats.size() > 1 && i < schemes.size(); ++i) {
     groups.Find(fmt::format("group_{}", i))
         ->AsObject()
-        ->Set("format", fp8 ? "float-quantized" : "pack-quantized");
+        ->Set("format", CompressedTensorsFormat(schemes[i].first));
   }
   // Tied or not, libraries make a linear of the head.
   if (std::ranges::find(ignored, "lm_head") == ignored.end() &&
@@ -152,15 +174,22 @@ json::Object CompressedTensorsConfigOf(std::span<const WeightToWrite> weights) {
   }
   json::Object out;
   out.Set("quant_method", "compressed-tensors");
-  out.Set("format", packed && floats ? "mixed-precision"
-                    : floats         ? "float-quantized"
-                                     : "pack-quantized");
+  out.Set("format", formats.size() > 1 ? "mixed-precision" : *formats.begin());
   out.Set("quantization_status", "compressed");
   out.Set("config_groups", std::move(groups));
   out.Set("ignore", ArrayOf(ignored));
   out.Set("kv_cache_scheme", nullptr);
   out.Set("global_compression_ratio", nullptr);
   return out;
+}
+
+json::Object NibbleConfigOf(std::span<const WeightToWrite> weights) {
+  std::vector<NibbleGroup> groups;
+  for (auto& [scheme, modules] : SchemesOf(weights)) {
+    groups.push_back(
+        {.codebook = scheme.codebook, .group_size = scheme.group_size, .modules = modules});
+  }
+  return NibbleConfigObject(groups);
 }
 
 json::Object GptqConfigOf(std::span<const WeightToWrite> weights, GptqZeros zeros,
@@ -214,6 +243,8 @@ std::string_view Name(FolderFormat format) {
       return "bitsandbytes";
     case FolderFormat::kBitsandbytesNested:
       return "bitsandbytes-nested";
+    case FolderFormat::kNibble:
+      return "nibble";
   }
   return "";
 }
@@ -234,6 +265,8 @@ Result<std::unique_ptr<WeightEncoder>> MakeWeightEncoder(FolderFormat format,
       return MakeBitsandbytesEncoder(weight, false, options);
     case FolderFormat::kBitsandbytesNested:
       return MakeBitsandbytesEncoder(weight, true, options);
+    case FolderFormat::kNibble:
+      return MakeNibbleEncoder(weight, options);
   }
   return Fail(ErrorCode::kInternal, "a folder format without an encoder");
 }
@@ -275,6 +308,8 @@ Result<json::Object> QuantizationConfigOf(FolderFormat format,
       std::erase(floats, "lm_head");  // never converted
       return AwqConfigObject(schemes.front().first.group_size, floats);
     }
+    case FolderFormat::kNibble:
+      return NibbleConfigOf(weights);
     case FolderFormat::kBitsandbytes:
     case FolderFormat::kBitsandbytesNested:
       break;

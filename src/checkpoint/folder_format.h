@@ -16,21 +16,23 @@ namespace nibble {
 
 /// The layouts of quantized weights in a folder of safetensors that nibble writes.
 enum class FolderFormat : std::uint8_t {
-  kCompressedTensors,  // uniform weights pack-quantized, FP8 float-quantized
+  kCompressedTensors,  // uniform weights pack-quantized, FP8 float-quantized, MXFP4 and NVFP4
   kGptq,               // v1: qzeros hold the zero point less one; symmetric weights only
   kGptqV2,
-  kAwq,                // gemm
-  kBitsandbytes,       // NF4 and FP4, or int8
-  kBitsandbytesNested  // NF4 and FP4 with double quantization of their scales
+  kAwq,                 // gemm
+  kBitsandbytes,        // NF4 and FP4, or int8
+  kBitsandbytesNested,  // NF4 and FP4 with double quantization of their scales
+  kNibble               // nibble's own (nibble_layout.h): log4, log3 and FP8 e5m2
 };
 inline constexpr FolderFormat kFolderFormats[] = {FolderFormat::kCompressedTensors,
                                                   FolderFormat::kGptq,
                                                   FolderFormat::kGptqV2,
                                                   FolderFormat::kAwq,
                                                   FolderFormat::kBitsandbytes,
-                                                  FolderFormat::kBitsandbytesNested};
+                                                  FolderFormat::kBitsandbytesNested,
+                                                  FolderFormat::kNibble};
 
-/// "compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes", "bitsandbytes-nested".
+/// "compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes", "bitsandbytes-nested", "nibble".
 std::string_view Name(FolderFormat format);
 
 /// A weight that will be written: its canonical name ("....weight" or "....bias") and what it will
@@ -87,6 +89,8 @@ Result<std::unique_ptr<WeightEncoder>> MakeGptqEncoder(const WeightToWrite& weig
                                                        const EncoderOptions& options);
 Result<std::unique_ptr<WeightEncoder>> MakeAwqEncoder(const WeightToWrite& weight,
                                                       const EncoderOptions& options);
+Result<std::unique_ptr<WeightEncoder>> MakeNibbleEncoder(const WeightToWrite& weight,
+                                                         const EncoderOptions& options);
 Result<std::unique_ptr<WeightEncoder>> MakeBitsandbytesEncoder(const WeightToWrite& weight,
                                                                bool nested,
                                                                const EncoderOptions& options);

@@ -1,9 +1,12 @@
-// A Hugging Face folder: float safetensors, the compressed-tensors layouts pack-quantized,
-// int-quantized and float-quantized, FP8, and what stored_weight.h knows (GPTQ, AWQ, bitsandbytes).
+// A Hugging Face folder: float safetensors, the compressed-tensors layouts pack-, int-, float-,
+// mxfp4-pack- and nvfp4-pack-quantized, FP8, and what stored_weight.h knows (GPTQ, AWQ,
+// bitsandbytes, nibble's own).
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -27,6 +30,7 @@ constexpr std::string_view kWeightSuffix = ".weight";
 struct Parts {
   std::optional<Located> plain;  // values, int8 codes of int-quantized, or FP8 codes
   std::optional<Located> packed, scale, zero_point, shape;
+  std::optional<Located> global_scale;  // of NVFP4
   // Words hold whole codes and spare bits, as compressed-tensors packed 3, 5, 6 and 7 bits until
   // May 2026; else one stream of bits.
   bool whole_codes = false;
@@ -38,7 +42,7 @@ struct Parts {
       return stored->parts();
     }
     std::vector<Located> out;
-    for (const auto* part : {&plain, &packed, &scale, &zero_point, &shape}) {
+    for (const auto* part : {&plain, &packed, &scale, &global_scale, &zero_point, &shape}) {
       if (*part) {
         out.push_back(**part);
       }
@@ -71,6 +75,7 @@ class HuggingFaceCheckpoint final : public CheckpointBase {
                  Parts parts);
   Result<WeightSpec> SpecOf(const ExpectedWeight& wanted, Parts& parts) const;
   Result<WeightSpec> Fp8SpecOf(const ExpectedWeight& wanted, const Parts& parts) const;
+  Result<WeightSpec> Fp4SpecOf(const ExpectedWeight& wanted, const Parts& parts) const;
   Result<void> CheckDeclared();
   Result<void> CheckCodebook(Codebook codebook) const;
   Result<void> CheckLayout() const;
@@ -303,6 +308,10 @@ Result<void> HuggingFaceCheckpoint::OpenWeightFiles() {
 
 constexpr std::int64_t kFp8Block = 128;  // rows and columns that share a scale
 
+bool IsScaleType(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
+}
+
 constexpr const char* kReads =
     "nibble reads float safetensors, compressed-tensors, GPTQ, AWQ, FP8, bitsandbytes, and GGUF";
 
@@ -393,6 +402,11 @@ Result<void> HuggingFaceCheckpoint::ChooseMethod() {
     layout_ = std::move(layout);
     return {};
   }
+  if (*name == "nibble") {
+    NIBBLE_TRY(layout, MakeNibbleLayout(*quantization_config_, source));
+    layout_ = std::move(layout);
+    return {};
+  }
   for (const auto& known : kMethods) {
     if (*name == known.method) {
       return refuse(known.what, fmt::format("quant_method \"{}\"", *name));
@@ -412,7 +426,7 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignLayouts() const {
                   {".weight.quant_state.bitsandbytes__nf4", "bitsandbytes 4-bit", {"bitsandbytes"}},
                   {".weight.quant_state.bitsandbytes__fp4", "bitsandbytes 4-bit", {"bitsandbytes"}},
                   {".SCB", "bitsandbytes int8", {"bitsandbytes"}},
-                  {".weight_packed", "compressed-tensors", {"compressed-tensors"}},
+                  {".weight_packed", "compressed-tensors", {"compressed-tensors", "nibble"}},
                   {".weight_scale_inv", "FP8", {"fp8", "compressed-tensors"}},
                   {".trellis", "EXL3", {}},
                   {".weight_g_idx", "compressed-tensors with activation order", {}}};
@@ -543,7 +557,8 @@ Result<void> HuggingFaceCheckpoint::CheckDeclared() {
       return differs(fmt::format("is {}, but group \"{}\" says {} with {} bits", weight.stored_as,
                                  Quote(scheme->group), scheme->format, scheme->bits));
     }
-    if ((weight.spec.codebook == Codebook::kFp8E4M3) != scheme->is_fp8) {
+    if ((weight.spec.codebook == Codebook::kFp8E4M3) != scheme->is_fp8 ||
+        (weight.spec.codebook == Codebook::kE2M1) != scheme->is_fp4) {
       return differs(fmt::format("is {}, group \"{}\" says {}", weight.stored_as,
                                  Quote(scheme->group), scheme->format));
     }
@@ -551,7 +566,8 @@ Result<void> HuggingFaceCheckpoint::CheckDeclared() {
       return differs(
           fmt::format("holds {} bits, num_bits says {}", weight.spec.bits, scheme->bits));
     }
-    if (!scheme->is_fp8 && weight.spec.has_zero_points == scheme->symmetric) {
+    if (weight.spec.kind == CodecKind::kUniform &&
+        weight.spec.has_zero_points == scheme->symmetric) {
       return differs(fmt::format("has {} zero points, symmetric says otherwise",
                                  weight.spec.has_zero_points ? "" : "no"));
     }
@@ -641,10 +657,17 @@ Result<WeightSpec> HuggingFaceCheckpoint::SpecOf(const ExpectedWeight& wanted, P
     spec.bits = 8;
   }
   const SafetensorsEntry& scale = *parts.scale->entry;
+  const CompressedTensorsScheme* declared = SchemeOf(wanted.name);
+  spec.has_one_scale = declared != nullptr && declared->has_one_scale && scale.shape.rank() <= 2 &&
+                       scale.shape.num_elements() == 1 && !parts.zero_point;
+  if (spec.has_one_scale && IsScaleType(scale.dtype)) {
+    spec.group_size = wanted.cols;
+    spec.has_f32_scales = scale.dtype == DType::kF32;
+    return spec;
+  }
   const std::int64_t groups = scale.shape.rank() == 2 ? scale.shape[1] : 0;
   if (scale.shape.rank() != 2 || scale.shape[0] != wanted.rows || groups < 1 ||
-      groups > wanted.cols || wanted.cols % groups != 0 ||
-      (scale.dtype != DType::kF32 && scale.dtype != DType::kF16 && scale.dtype != DType::kBF16)) {
+      groups > wanted.cols || wanted.cols % groups != 0 || !IsScaleType(scale.dtype)) {
     return corrupt(
         fmt::format("weight_scale is {} {}, expected float [{}, groups] with groups that divide {}",
                     Name(scale.dtype), scale.shape.ToString(), wanted.rows, wanted.cols));
@@ -686,7 +709,7 @@ Result<WeightSpec> HuggingFaceCheckpoint::Fp8SpecOf(const ExpectedWeight& wanted
                   .group_size = wanted.cols,
                   .has_f32_scales = scale.dtype == DType::kF32,
                   .codebook = Codebook::kFp8E4M3};
-  if (scale.dtype != DType::kF32 && scale.dtype != DType::kF16 && scale.dtype != DType::kBF16) {
+  if (!IsScaleType(scale.dtype)) {
     return corrupt("weight_scale", scale, "F32, F16 or BF16");
   }
   const Shape blocks{(wanted.rows + kFp8Block - 1) / kFp8Block,
@@ -699,7 +722,58 @@ Result<WeightSpec> HuggingFaceCheckpoint::Fp8SpecOf(const ExpectedWeight& wanted
     return corrupt("weight_scale", scale,
                    fmt::format("one float, [{}, 1] or {}", wanted.rows, blocks.ToString()));
   }
+  spec.has_one_scale = one;
   return spec;
+}
+
+// MXFP4 and NVFP4, as the config says.
+Result<WeightSpec> HuggingFaceCheckpoint::Fp4SpecOf(const ExpectedWeight& wanted,
+                                                    const Parts& parts) const {
+  const std::int64_t group = SchemeOf(wanted.name)->group_size;
+  const bool nv = group == 16;
+  const auto corrupt = [&](const std::string& what) {
+    return Fail(ErrorCode::kCorruptFile,
+                fmt::format("{}: tensor {}: {}", path_.string(), wanted.name, what));
+  };
+  if (!parts.scale || parts.global_scale.has_value() != nv) {
+    return corrupt(
+        fmt::format("{} weights have weight_packed, weight_scale and {}weight_global_scale",
+                    nv ? "NVFP4" : "MXFP4", nv ? "" : "no "));
+  }
+  if (wanted.cols % group != 0) {
+    return corrupt(fmt::format("groups of {} do not divide its width of {}", group, wanted.cols));
+  }
+  const struct {
+    const char* name;
+    const std::optional<Located>& part;
+    DType dtype, other;
+    Shape shape;
+  } kParts[] = {
+      {"weight_packed", parts.packed, DType::kU8, DType::kU8, {wanted.rows, wanted.cols / 2}},
+      {"weight_scale",
+       parts.scale,
+       nv ? DType::kF8E4M3 : DType::kU8,
+       nv ? DType::kF8E4M3 : DType::kF8E8M0,
+       {wanted.rows, wanted.cols / group}}};
+  for (const auto& part : kParts) {
+    const SafetensorsEntry& entry = *part.part->entry;
+    if ((entry.dtype != part.dtype && entry.dtype != part.other) || entry.shape != part.shape) {
+      return corrupt(fmt::format("{} is {} {}, expected {} {}", part.name, Name(entry.dtype),
+                                 entry.shape.ToString(), Name(part.dtype), part.shape.ToString()));
+    }
+  }
+  if (nv && (parts.global_scale->entry->dtype != DType::kF32 ||
+             parts.global_scale->entry->shape.num_elements() != 1)) {
+    return corrupt("weight_global_scale is not one F32");
+  }
+  return WeightSpec{.rows = wanted.rows,
+                    .cols = wanted.cols,
+                    .kind = CodecKind::kCodebook,
+                    .bits = 4,
+                    .group_size = group,
+                    .has_f32_scales = true,
+                    .codebook = Codebook::kE2M1,
+                    .scale_grid = nv ? ScaleGrid::kE4M3 : ScaleGrid::kPowersOfTwo};
 }
 
 Result<void> HuggingFaceCheckpoint::MapWeights() {
@@ -725,6 +799,7 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
     if (wanted.rows > 1) {
       take(wanted.name + "_packed", parts.packed);
       take(wanted.name + "_scale", parts.scale);
+      take(wanted.name + "_global_scale", parts.global_scale);
       take(wanted.name + "_zero_point", parts.zero_point);
       take(wanted.name + "_shape", parts.shape);
     }
@@ -732,8 +807,10 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
       if (!parts.scale) {
         take(wanted.name + "_scale_inv", parts.scale);  // multiplies all the same
       }
-      std::optional<Located> unused;  // a static scale of the activations
-      take(wanted.name.substr(0, wanted.name.rfind('.') + 1) + "input_scale", unused);
+      std::optional<Located> unused;  // static scales of the activations
+      const std::string module = wanted.name.substr(0, wanted.name.rfind('.') + 1);
+      take(module + "input_scale", unused);
+      take(module + "input_global_scale", unused);
     }
     if (!parts.plain && !parts.packed) {
       return Fail(ErrorCode::kNotFound,
@@ -746,8 +823,13 @@ Result<void> HuggingFaceCheckpoint::MapWeights() {
     }
     const bool fp8 = wanted.is_linear && parts.plain && parts.scale &&
                      parts.plain->entry->dtype == DType::kF8E4M3;
-    NIBBLE_TRY(spec, fp8 ? Fp8SpecOf(wanted, parts) : SpecOf(wanted, parts));
+    const CompressedTensorsScheme* scheme = SchemeOf(wanted.name);
+    const bool fp4 = parts.packed && scheme != nullptr && scheme->is_fp4;
+    NIBBLE_TRY(spec, fp8   ? Fp8SpecOf(wanted, parts)
+                     : fp4 ? Fp4SpecOf(wanted, parts)
+                           : SpecOf(wanted, parts));
     const std::string stored_as = fp8            ? std::string("fp8 e4m3")
+                                  : fp4          ? scheme->format
                                   : parts.packed ? fmt::format("pack-quantized int{}", spec.bits)
                                   : parts.scale  ? std::string("int-quantized int8")
                                                  : std::string(Name(parts.plain->entry->dtype));
@@ -864,6 +946,37 @@ Result<void> ReadFp8(const Parts& parts, const WeightSpec& spec, std::int64_t be
   return {};
 }
 
+// Rows of MXFP4 and NVFP4.
+Result<void> ReadFp4(const Parts& parts, const WeightSpec& spec, std::int64_t begin,
+                     std::int64_t end, QuantizedTensor& out) {
+  const auto rows_of = [&](const Located& part, std::int64_t width) {
+    return part.view().bytes.subspan(static_cast<std::size_t>(begin * width),
+                                     static_cast<std::size_t>((end - begin) * width));
+  };
+  for (const std::byte pair : rows_of(*parts.packed, spec.cols / 2)) {
+    out.codes.push_back(std::to_integer<std::uint8_t>(pair & std::byte{15}));
+    out.codes.push_back(std::to_integer<std::uint8_t>(pair >> 4));
+  }
+  if (parts.global_scale) {
+    std::memcpy(&out.scale_divisor, parts.global_scale->view().bytes.data(), sizeof(float));
+    if (!std::isfinite(out.scale_divisor) || out.scale_divisor <= 0.0F) {
+      return Fail(
+          ErrorCode::kCorruptFile,
+          fmt::format("{} is {}, not above 0", parts.global_scale->entry->name, out.scale_divisor));
+    }
+  }
+  for (const std::byte byte : rows_of(*parts.scale, spec.num_groups())) {
+    const auto code = std::to_integer<std::uint8_t>(byte);
+    if (parts.global_scale) {
+      out.scales.push_back(ValuesOf(Codebook::kFp8E4M3)[code] / out.scale_divisor);
+    } else {
+      out.scales.push_back(code == 255 ? std::numeric_limits<float>::quiet_NaN()
+                                       : std::ldexp(1.0F, code - 127));
+    }
+  }
+  return {};
+}
+
 Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight,
                                                         std::int64_t row_begin,
                                                         std::int64_t row_end) const {
@@ -893,6 +1006,9 @@ Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight
     if (weight.spec.codebook == Codebook::kFp8E4M3) {
       return ReadFp8(parts, weight.spec, row_begin, row_end, out);
     }
+    if (weight.spec.codebook == Codebook::kE2M1) {
+      return ReadFp4(parts, weight.spec, row_begin, row_end, out);
+    }
     const std::int64_t groups = weight.spec.num_groups();
     if (parts.packed) {
       UnpackRows(parts.packed->view(), parts.whole_codes, weight.spec.bits, weight.spec.cols,
@@ -905,6 +1021,11 @@ Result<QuantizedTensor> HuggingFaceCheckpoint::ReadRows(const WeightInfo& weight
       });
     }
     const TensorView scale = parts.scale->view();
+    if (weight.spec.has_one_scale) {
+      NIBBLE_TRY(one, WidenFloats(scale.dtype, scale.bytes));
+      out.scales.assign(static_cast<std::size_t>(rows), one.front());
+      return {};
+    }
     NIBBLE_TRY(scales, WidenFloats(scale.dtype, slice(scale, groups)));
     out.scales = std::move(scales);
     if (parts.zero_point && parts.packed) {

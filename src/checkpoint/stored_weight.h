@@ -61,13 +61,15 @@ class WeightLayout {
   virtual std::vector<std::string> Warnings() const { return {}; }
 };
 
-/// Readers of the methods "gptq", "awq" and "bitsandbytes". source: the file that config, the
-/// quantization_config, is from. Errors: kCorruptFile naming the member, kUnsupported.
+/// Readers of the methods "gptq", "awq", "bitsandbytes" and "nibble". source: the file that config,
+/// the quantization_config, is from. Errors: kCorruptFile naming the member, kUnsupported.
 Result<std::unique_ptr<WeightLayout>> MakeGptqLayout(const json::Value& config,
                                                      const std::string& source);
 Result<std::unique_ptr<WeightLayout>> MakeAwqLayout(const json::Value& config,
                                                     const std::string& source);
 Result<std::unique_ptr<WeightLayout>> MakeBitsandbytesLayout(const json::Value& config,
                                                              const std::string& source);
+Result<std::unique_ptr<WeightLayout>> MakeNibbleLayout(const json::Value& config,
+                                                       const std::string& source);
 
 }  // namespace nibble

@@ -86,6 +86,35 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"awq_int4", "awq int4", "w4 g32 zp"}),
     [](const auto& param) { return std::string(param.param.name); });
 
+// What compressed-tensors decodes, and what its own rule makes of the same weights.
+class Fp4OfCompressedTensors : public ::testing::TestWithParam<const char*> {};
+TEST_P(Fp4OfCompressedTensors, DecodesAndEncodesTheSame) {
+  const std::filesystem::path folder = kGolden.parent_path() / "fp4" / GetParam();
+  const auto checkpoint = Checkpoint::Open(folder.string());
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+  EXPECT_TRUE((*checkpoint)->warnings().empty());
+  const auto decoded = ReadFile(folder.string() + ".decoded.safetensors");
+  ASSERT_EQ(decoded.size(), 4U);
+  for (const auto& [name, tensor] : decoded) {
+    if (name.starts_with("source.")) {
+      continue;
+    }
+    const WeightInfo* info = (*checkpoint)->Find(name);
+    ASSERT_NE(info, nullptr);
+    const auto rows = (*checkpoint)->ReadRows(*info, 0, info->spec.rows);
+    ASSERT_TRUE(rows) << rows.error().message;
+    ASSERT_TRUE(Validate(*rows)) << Validate(*rows).error().message;
+    EXPECT_EQ(Dequantize(*rows), FloatsOf(tensor.bytes)) << name;
+    const QuantizedTensor ours = EncodeCodebook(
+        FloatsOf(decoded.at("source." + name).bytes), info->spec.rows, info->spec.cols,
+        Codebook::kE2M1, info->spec.group_size, info->spec.scale_grid, rows->scale_divisor);
+    EXPECT_EQ(Dequantize(ours), Dequantize(*rows)) << name;
+    EXPECT_EQ(ours.codes, rows->codes);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Golden, Fp4OfCompressedTensors, ::testing::Values("ct_mxfp4", "ct_nvfp4"),
+                         [](const auto& of) { return std::string(of.param); });
+
 // int8 has whole rows, whose width differs between the two weights.
 TEST(ForeignFormat, Int8DecodesToWhatBitsandbytesDecodes) {
   const auto checkpoint = Checkpoint::Open((kGolden / "bnb_int8").string());
