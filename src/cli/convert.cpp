@@ -34,7 +34,7 @@ class ConvertCommand final : public Command {
     options.Positional("SRC", &source_, "a folder, a .gguf file, or a name in the hub cache");
     options.Choice("--to", &to_,
                    {"compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes",
-                    "bitsandbytes-nested", "gguf", "safetensors"},
+                    "bitsandbytes-nested", "nibble", "gguf", "safetensors"},
                    "the format");
     options.Add("--out,-o", &out_, "folder to write (gguf: file); must not exist");
     options.Choice("--float-dtype", &float_dtype_, {"exact", "float16", "bfloat16", "float32"},
@@ -49,7 +49,7 @@ class ConvertCommand final : public Command {
     if (to_.empty()) {
       return Fail(ErrorCode::kInvalidArgument,
                   "--to FORMAT is missing: compressed-tensors, gptq, gptq_v2, awq, bitsandbytes, "
-                  "gguf or safetensors");
+                  "nibble, gguf or safetensors");
     }
     ConvertOptions options{.to = *ParseModelFormat(to_)};
     if (float_dtype_ != "exact") {

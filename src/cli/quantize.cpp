@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 
 #include "base/text.h"
@@ -43,7 +44,8 @@ class QuantizeCommand final : public Command {
     options.Positional("SRC", &source_, "a folder, a .gguf file, or a name in the hub cache");
     options.Add("--out,-o", &out_, "folder to write; must not exist");
     options.Choice("--scheme", &scheme_, SchemeWords(),
-                   "bits of a uniform grid, a table of bitsandbytes, or blocks of GGUF");
+                   "bits of a uniform grid; a table: of bitsandbytes (nf4, fp4), of powers of two "
+                   "(log4, log3), MXFP4, NVFP4, FP8; or blocks of GGUF");
     options.Add("--recipe", &recipe_file_,
                 "a YAML file that gives method, scheme and group size by modules, instead of the "
                 "flags");
@@ -54,11 +56,13 @@ class QuantizeCommand final : public Command {
                 "the same for a quality: the smallest model whose groups' own KL add up to this");
     options.Add("--candidates", &candidates_,
                 "schemes to choose from, as int3 or int4-g32 (default: 3, 4, 5, 6 and 8 bits)");
-    options.Choice("--format", &format_,
-                   {"auto", "compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes",
-                    "bitsandbytes-nested", "gguf"},
-                   "what to write; auto: compressed-tensors for int, bitsandbytes for nf4 and fp4, "
-                   "gguf for its blocks");
+    options.Choice(
+        "--format", &format_,
+        {"auto", "compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes",
+         "bitsandbytes-nested", "nibble", "gguf"},
+        "what to write; auto: compressed-tensors for int, FP8, MXFP4 and NVFP4, "
+        "bitsandbytes for nf4 and fp4, gguf for its blocks, nibble (read by nibble alone) "
+        "for log4, log3 and fp8-e5m2");
     options.Choice(
         "--method", &method_, MethodWords(),
         "how codes are chosen: rounding (with calibration data: for what flows in), GPTQ, "
@@ -67,8 +71,8 @@ class QuantizeCommand final : public Command {
         "rounding (int8, for --activations int8); auto takes GPTQ below 8 "
         "bits if there is calibration data");
     options.Add("--group-size", &group_size_,
-                "columns that share a scale; 0: a whole row (default: the largest of 128, 64, 32 "
-                "that divides every width)");
+                "columns that share a scale: a multiple of 16; 0: a whole row; tensor: the whole "
+                "matrix (default: the largest of 128, 64, 32 that divides every width)");
     options.Add("--symmetric", &symmetric_, "no zero points; --no-symmetric stores one a group");
     options.Add("--search-scale", &search_,
                 "search the scale with the least weighted error; --no-search-scale: absmax");
@@ -110,9 +114,7 @@ class QuantizeCommand final : public Command {
       return Fail(ErrorCode::kInvalidArgument,
                   "--out DIR is missing: where should the quantized model go?");
     }
-    if (group_size_ && *group_size_ < 0) {
-      return Fail(ErrorCode::kInvalidArgument, "--group-size takes 0 (a whole row) or more");
-    }
+    NIBBLE_TRY(group_size, GroupSize());
     if (learn_iterations_ < 1 || learn_batch_tokens_ < 1) {
       return Fail(ErrorCode::kInvalidArgument,
                   "--learn-iterations and --learn-batch take 1 or more");
@@ -121,14 +123,23 @@ class QuantizeCommand final : public Command {
       return Fail(ErrorCode::kInvalidArgument, "--smooth-alpha takes 0 to 1");
     }
     Scheme scheme = *ParseScheme(scheme_);
+    if (scheme == *ParseScheme("fp8") && group_size == kWholeTensor) {
+      scheme = *ParseScheme("fp8-tensor");
+    }
+    if (scheme.is_log() && !symmetric_) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--scheme {} has no zero points; leave out --no-symmetric, or use "
+                              "--scheme int4",
+                              scheme_));
+    }
     if (scheme.has_own_groups() &&
-        (!symmetric_ || group_size_.value_or(scheme.group_size) != scheme.group_size)) {
+        (!symmetric_ || group_size.value_or(scheme.group_size) != scheme.group_size)) {
       return Fail(ErrorCode::kInvalidArgument,
                   fmt::format("--scheme {} has groups of its own and no zero points; leave out "
                               "--group-size and --no-symmetric, or use --scheme int4",
                               scheme_));
     }
-    scheme.group_size = group_size_.value_or(scheme.group_size);
+    scheme.group_size = group_size.value_or(scheme.group_size);
     scheme.symmetric = symmetric_;
     std::optional<Recipe> recipe;
     if (!recipe_file_.empty()) {
@@ -215,13 +226,31 @@ class QuantizeCommand final : public Command {
   }
 
  private:
+  Result<std::optional<std::int64_t>> GroupSize() const {
+    if (group_size_.empty()) {
+      return std::optional<std::int64_t>();
+    }
+    if (group_size_ == "tensor") {
+      return std::optional(kWholeTensor);
+    }
+    std::int64_t value = -1;
+    const char* end = group_size_.data() + group_size_.size();
+    const auto [stopped, error] = std::from_chars(group_size_.data(), end, value);
+    if (error != std::errc{} || stopped != end || value < 0) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--group-size takes 0 (a whole row) or more, or tensor, not {}",
+                              Quote(group_size_)));
+    }
+    return std::optional(value);
+  }
+
   Result<std::optional<Budget>> ReadBudget() const {
     if (budget_.empty() && !max_kl_) {
       return candidates_.empty()
                  ? Result<std::optional<Budget>>()
                  : Fail(ErrorCode::kInvalidArgument, "--candidates are for --budget or --max-kl");
     }
-    if (!recipe_file_.empty() || scheme_ != kDefaultScheme || group_size_ || !symmetric_ ||
+    if (!recipe_file_.empty() || scheme_ != kDefaultScheme || !group_size_.empty() || !symmetric_ ||
         (!budget_.empty() && max_kl_)) {
       return Fail(ErrorCode::kInvalidArgument,
                   "--budget and --max-kl choose schemes themselves: give one of them, and neither "
@@ -238,7 +267,7 @@ class QuantizeCommand final : public Command {
   }
 
   Result<Recipe> ReadRecipe() const {
-    if (scheme_ != kDefaultScheme || method_ != "auto" || group_size_ || !symmetric_) {
+    if (scheme_ != kDefaultScheme || method_ != "auto" || !group_size_.empty() || !symmetric_) {
       return Fail(ErrorCode::kInvalidArgument,
                   "--recipe says scheme, method, group size and zero points itself: leave out "
                   "--scheme, --method, --group-size and --no-symmetric, or the recipe");
@@ -349,7 +378,7 @@ class QuantizeCommand final : public Command {
   static constexpr const char* kDefaultScheme = "int4";
   std::string source_, out_, text_file_, calibration_file_, recipe_file_, rows_ = "auto";
   std::string scheme_ = kDefaultScheme, format_ = "auto";
-  std::string method_ = "auto";
+  std::string method_ = "auto", group_size_;
   CalibrationOptions calibration_;
   std::int64_t seed_ = 0;
   double damping_ = 0.01;
@@ -357,7 +386,6 @@ class QuantizeCommand final : public Command {
   bool correct_inputs_ = true;
   std::int64_t learn_iterations_ = 200;
   std::int64_t learn_batch_tokens_ = 512;
-  std::optional<std::int64_t> group_size_;
   std::int64_t context_ = 512;
   bool symmetric_ = true;
   bool search_ = true;

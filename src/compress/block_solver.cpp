@@ -192,7 +192,8 @@ class BlockSolver::Walks {
                             json::Object& facts) -> Result<QuantizedTensor> {
                           SetChannelFacts(squares, facts);
                           return QuantizeWeighted(pool_, weights, spec, importance,
-                                                  solver_.options_.scale_dtype);
+                                                  solver_.options_.scale_dtype,
+                                                  /*search_scale=*/true, scale_divisor_);
                         });
   }
 
@@ -261,7 +262,8 @@ class BlockSolver::Walks {
               .spec = spec,
               .scale_dtype = solver_.options_.scale_dtype,
               .search_scale = solver_.options_.search_scale,
-              .sweep_scales = solver_.options_.order != ColumnOrder::kDescending};
+              .sweep_scales = solver_.options_.order != ColumnOrder::kDescending,
+              .scale_divisor = scale_divisor_};
           std::vector<float> corrected;
           if (shift) {
             corrected = CorrectWeights(pool_, weights, *factor, *shift);
@@ -277,11 +279,30 @@ class BlockSolver::Walks {
         });
   }
 
+  // What divides the scales of NVFP4: one number for the matrices of an input, which consumers
+  // multiply as one.
+  Result<void> FindScaleDivisor(LinearGroup group) {
+    std::vector<const WeightInfo*> stored;
+    for (const std::string_view linear : LinearsOf(group)) {
+      const std::string name = WeightName(block_, linear);
+      if (overlay_.Find(name)->spec.scale_grid == ScaleGrid::kE4M3) {
+        stored.push_back(solver_.source_.Find(name));
+      }
+    }
+    scale_divisor_ = 0.0F;
+    if (!stored.empty()) {
+      NIBBLE_TRY(absmax, ReadAbsMax(solver_.source_, stored, pool_));
+      scale_divisor_ = ScaleDivisorOf(absmax);
+    }
+    return {};
+  }
+
   // Calls solve(spec, weights, facts) for every quantized linear of a group that takes(weight)
   // wants, and puts the result in its place.
   template <typename Takes, typename Solve>
   Result<void> SolveLinears(LinearGroup group, Takes&& takes, std::vector<SolvedWeight>& solved,
                             Solve&& solve) {
+    NIBBLE_TRY_VOID(FindScaleDivisor(group));
     for (const std::string_view linear : LinearsOf(group)) {
       const std::string name = WeightName(block_, linear);
       if (overlay_.Find(name)->spec.kind == CodecKind::kFloat || !takes(name)) {
@@ -348,9 +369,10 @@ class BlockSolver::Walks {
     auto linear = linears.begin();
     for (const std::string& name : WeightNames()) {
       const auto found = std::ranges::find(solved, name, &SolvedWeight::name);
-      // FP8 has nothing to gain, and codes that are no numbers.
+      // FP8 has nothing to gain, and codes that are no numbers; a matrix with one scale has no
+      // groups whose scales could learn.
       const bool learns = found != solved.end() && solver_.IsSolved(name) &&
-                          found->tensor.spec.codebook != Codebook::kFp8E4M3;
+                          !IsFp8(found->tensor.spec.codebook) && !found->tensor.spec.has_one_scale;
       const Checkpoint& from = learns ? solver_.source_ : static_cast<const Checkpoint&>(overlay_);
       NIBBLE_TRY(weights, ReadWeights(from, *from.Find(name), pool_));
       linear->weights = std::move(weights);
@@ -397,6 +419,7 @@ class BlockSolver::Walks {
   BlockWalk::Inputs truth_inputs_;
   std::vector<float> inputs_;  // of a block that learns, [num_rows, hidden_size]
   std::int64_t block_ = 0;
+  float scale_divisor_ = 0.0F;  // of the group being solved, where it has one
   std::uint64_t steps_ = 0;
 };
 

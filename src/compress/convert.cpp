@@ -8,6 +8,7 @@
 #include "checkpoint/digest.h"
 #include "checkpoint/gguf_blocks.h"
 #include "checkpoint/gguf_writer.h"
+#include "checkpoint/nibble_layout.h"
 #include "checkpoint/weight_writer.h"
 #include "codec/encode.h"
 #include "codec/regrid.h"
@@ -55,7 +56,7 @@ std::vector<WeightSpec> FormsOf(ModelFormat format, const WeightSpec& stored) {
   const bool table = stored.kind == CodecKind::kCodebook;
   switch (format) {
     case ModelFormat::kCompressedTensors:
-      if (stored.codebook == Codebook::kFp8E4M3) {
+      if (stored.codebook == Codebook::kFp8E4M3 || stored.codebook == Codebook::kE2M1) {
         return {stored};
       }
       return table ? std::vector<WeightSpec>()
@@ -96,11 +97,20 @@ std::vector<WeightSpec> FormsOf(ModelFormat format, const WeightSpec& stored) {
       }
       return out;
     }
+    case ModelFormat::kNibble:
+      return NibbleLayoutHolds(stored.codebook) ? std::vector{stored} : std::vector<WeightSpec>();
     case ModelFormat::kBitsandbytesNested:
     case ModelFormat::kSafetensors:
       break;
   }
   return {};
+}
+
+// The format of a codebook.
+std::string_view HolderOf(Codebook codebook) {
+  return NibbleLayoutHolds(codebook)                                ? "nibble"
+         : codebook == Codebook::kNf4 || codebook == Codebook::kFp4 ? "bitsandbytes"
+                                                                    : "compressed-tensors";
 }
 
 // Why a format has no form at all for a kind of weight, and what to do.
@@ -126,12 +136,16 @@ std::string WhyNot(ModelFormat format, const WeightSpec& stored) {
       return fmt::format(
           "{} is no uniform integer of 2, 3, 4 or 8 bits, which is what GPTQ stores: "
           "use {}",
-          what, stored.codebook == Codebook::kFp8E4M3 ? "compressed-tensors" : "bitsandbytes");
+          what, HolderOf(stored.codebook));
     case ModelFormat::kCompressedTensors:
-      return fmt::format("{} is no data type of compressed-tensors: use bitsandbytes", what);
+      return fmt::format("{} is no data type of compressed-tensors: use {}", what,
+                         HolderOf(stored.codebook));
+    case ModelFormat::kNibble:
+      return fmt::format("nibble's own layout is for log4, log3 and fp8-e5m2, not {}: use {}", what,
+                         HolderOf(stored.codebook));
     case ModelFormat::kGguf:
-      return fmt::format("GGUF has no block type for {}: use bitsandbytes, or --to safetensors",
-                         what);
+      return fmt::format("GGUF has no block type for {}: use {}, or --to safetensors", what,
+                         HolderOf(stored.codebook));
     case ModelFormat::kSafetensors:
       break;
   }
@@ -184,6 +198,7 @@ class Planner {
     std::vector<DType> kinds = {first, second};
     switch (options_.to) {
       case ModelFormat::kCompressedTensors:
+      case ModelFormat::kNibble:
         kinds.push_back(DType::kF32);
         break;
       case ModelFormat::kGptq:
@@ -231,7 +246,10 @@ class Planner {
           "float tensors that 16 bits do not hold exactly stay F32, and config.json says float32; "
           "--float-dtype bfloat16 or float16 rounds them");
     }
-    if (scales == DType::kF32 && options_.to == ModelFormat::kCompressedTensors) {
+    const bool any_typed = std::ranges::any_of(out.weights, [](const WeightToWrite& weight) {
+      return weight.spec.has_f32_scales && weight.spec.scale_grid == ScaleGrid::kAny;
+    });
+    if (scales == DType::kF32 && options_.to == ModelFormat::kCompressedTensors && any_typed) {
       out.notes.push_back(
           "scales are F32, as in the source; programs that run in 16 bits round them at load");
     }

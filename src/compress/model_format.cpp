@@ -19,6 +19,7 @@ constexpr struct {
     {ModelFormat::kAwq, "awq", FolderFormat::kAwq},
     {ModelFormat::kBitsandbytes, "bitsandbytes", FolderFormat::kBitsandbytes},
     {ModelFormat::kBitsandbytesNested, "bitsandbytes-nested", FolderFormat::kBitsandbytesNested},
+    {ModelFormat::kNibble, "nibble", FolderFormat::kNibble},
     {ModelFormat::kGguf, "gguf", std::nullopt},
     {ModelFormat::kSafetensors, "safetensors", std::nullopt},
 };
@@ -28,6 +29,8 @@ struct Traits {
   std::set<int> bits;
   bool zero_points = false;
   bool fp8 = false;
+  bool fp4 = false;  // MXFP4 or NVFP4
+  bool one_scale = false;
   bool whole_rows = false;
   bool embedding = false;
   std::set<std::int64_t> groups;
@@ -47,12 +50,14 @@ Traits TraitsOf(std::span<const WeightToWrite> weights) {
     out.embedding = out.embedding || weight.name == "model.embed_tokens.weight";
     out.zero_points = out.zero_points || spec.has_zero_points;
     out.fp8 = out.fp8 || spec.codebook == Codebook::kFp8E4M3;
+    out.fp4 = out.fp4 || spec.codebook == Codebook::kE2M1;
+    out.one_scale = out.one_scale || spec.has_one_scale;
     out.whole_rows = out.whole_rows || whole;
     if (!whole) {
       out.groups.insert(spec.group_size);
     }
-    schemes.insert(
-        fmt::format("{} {} {}", spec.bits, whole ? 0 : spec.group_size, spec.has_zero_points));
+    schemes.insert(fmt::format("{} {} {} {}", spec.bits, whole ? 0 : spec.group_size,
+                               spec.has_zero_points, Name(spec.codebook)));
   }
   out.num_schemes = schemes.size();
   return out;
@@ -98,9 +103,23 @@ std::vector<Consumer> OfCompressedTensors(const Traits& traits) {
                "it reads graphs of QuantizeLinear "
                "pairs")};
   }
+  if (traits.fp4) {
+    return {Yes("vLLM", "as weights alone; activations stay as they are"), TransformersOf(traits),
+            Yes("llama.cpp", "its convert_hf_to_gguf.py repacks it"),
+            No("onnxruntime", "it reads ONNX"),
+            No("TensorRT", "it reads graphs of QuantizeLinear pairs")};
+  }
   const bool common = OnlyBits(traits, {4, 8});
+  // Of its usual kernels.
+  const bool usual_groups = std::ranges::all_of(
+      traits.groups, [](std::int64_t group) { return group == 32 || group == 64 || group == 128; });
   const Consumer vllm =
-      common ? Yes("vLLM", "")
+      traits.one_scale
+          ? No("vLLM", "it takes weights alone with a scale a group or a row: use --group-size 0")
+      : common && usual_groups ? Yes("vLLM", "")
+      : common && !traits.zero_points
+          ? Yes("vLLM", "with the Humming kernels installed, for groups other than 32, 64, 128")
+      : common ? No("vLLM", "it takes zero points in groups of 32, 64 and 128 only")
       : traits.zero_points
           ? No("vLLM", "it takes zero points at 4 and 8 bits only")
           : Yes("vLLM", "with the Humming kernels installed, for widths other than 4 and 8 bits");
@@ -151,6 +170,13 @@ std::vector<Consumer> ConsumersOf(ModelFormat format, std::span<const WeightToWr
               No("llama.cpp", "its converter does not read bitsandbytes"),
               No("onnxruntime", "it reads ONNX; MatMulBnb4 holds the same codes"),
               No("TensorRT", "it has no such data type")};
+    case ModelFormat::kNibble: {
+      std::vector<Consumer> out;
+      for (const char* name : {"vLLM", "transformers", "llama.cpp", "onnxruntime", "TensorRT"}) {
+        out.push_back(No(name, "only nibble loads its own layout"));
+      }
+      return out;
+    }
     case ModelFormat::kGguf:
       return {Yes("vLLM", "with its GGUF plugin installed"),
               Yes("transformers", "it decodes to floats"), Yes("llama.cpp", ""),

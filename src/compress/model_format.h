@@ -19,12 +19,13 @@ enum class ModelFormat : std::uint8_t {
   kAwq,
   kBitsandbytes,
   kBitsandbytesNested,
+  kNibble,  // its own layout, for what no other holds
   kGguf,
   kSafetensors  // floats
 };
 
-/// "compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes", "bitsandbytes-nested", "gguf",
-/// "safetensors".
+/// "compressed-tensors", "gptq", "gptq_v2", "awq", "bitsandbytes", "bitsandbytes-nested", "nibble",
+/// "gguf", "safetensors".
 std::string_view Name(ModelFormat format);
 std::optional<ModelFormat> ParseModelFormat(std::string_view name);
 /// How its quantized weights lie in a folder; nullopt for kGguf and kSafetensors.

@@ -51,8 +51,14 @@ bool Rounds(const ModulePlan& plan) {
 
 // What to ask for, where a format cannot hold the grid.
 std::string InsteadOf(const Scheme& scheme, ModelFormat format) {
-  if (scheme.is_fp8()) {
-    return ": FP8 is written as compressed-tensors";
+  if (UsualFormat(scheme) == ModelFormat::kNibble) {
+    return fmt::format(": only --format nibble, which is {}'s own, holds it", WordOf(scheme));
+  }
+  if (scheme.is_fp8() || scheme.codebook == Codebook::kE2M1) {
+    return ": FP8, MXFP4 and NVFP4 are written as compressed-tensors";
+  }
+  if (format == ModelFormat::kNibble) {
+    return "; leave out --format";
   }
   if (scheme.codebook != Codebook::kNone) {
     return fmt::format(": use --format bitsandbytes, or --scheme int4 with --format {}",
@@ -158,6 +164,12 @@ std::uint64_t StoredBits(const OutputPlan& plan, const WeightSpec& spec) {
   }
   const auto groups = static_cast<std::uint64_t>(spec.rows * spec.num_groups());
   const auto bits = static_cast<std::uint64_t>(spec.bits);
+  if (spec.scale_grid != ScaleGrid::kAny) {
+    return elements * bits + groups * 8 + (spec.scale_grid == ScaleGrid::kE4M3 ? 32 : 0);
+  }
+  if (spec.has_one_scale && plan.format == ModelFormat::kCompressedTensors) {
+    return elements * bits + 16;
+  }
   std::uint64_t scale_bits = spec.has_f32_scales ? 32 : 16;
   if (plan.format == ModelFormat::kBitsandbytesNested) {
     scale_bits = 8;  // and one F32 for 256 of them

@@ -18,6 +18,7 @@
 #include "compress/calibration_match.h"
 #include "compress/fold.h"
 #include "compress/output_plan.h"
+#include "compress/read_weights.h"
 #include "compress/smoothquant.h"
 #include "compress/solved_block.h"
 #include "compress/tensor_statistics.h"
@@ -443,13 +444,19 @@ class Run {
       recipe.Set("codebook", Name(scheme.codebook));
     }
     recipe.Set("bits", table ? BitsOf(scheme.codebook) : scheme.bits);
-    recipe.Set("group_size",
-               scheme.group_size < 0 ? DefaultGroupSize(source_.config()) : scheme.group_size);
+    recipe.Set("group_size", scheme.group_size == kWholeTensor ? json::Value("tensor")
+                             : scheme.group_size < 0
+                                 ? json::Value(DefaultGroupSize(source_.config()))
+                                 : json::Value(scheme.group_size));
     if (!table) {
       recipe.Set("symmetric", scheme.symmetric);
     }
-    recipe.Set("scale_dtype",
-               std::string(Name(table && !scheme.is_fp8() ? DType::kF32 : plan_.scale_dtype)));
+    const bool wide = table && scheme.codebook != Codebook::kFp8E4M3 && !scheme.is_log();
+    const DType scales = scheme.scale_grid == ScaleGrid::kPowersOfTwo ? DType::kF8E8M0
+                         : scheme.scale_grid == ScaleGrid::kE4M3      ? DType::kF8E4M3
+                         : wide                                       ? DType::kF32
+                                                                      : plan_.scale_dtype;
+    recipe.Set("scale_dtype", std::string(Name(scales)));
   }
 
   json::Object RecipeJson() const {
@@ -488,6 +495,8 @@ class Run {
       recipe.Set("search_scale", "mean(x^2)");
     } else if (options_.scheme.codebook == Codebook::kNone && !options_.scheme.block_type) {
       recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
+    } else if (options_.scheme.is_log() || options_.scheme.codebook == Codebook::kE2M1) {
+      recipe.Set("search_scale", options_.search_scale ? "1" : "none");
     }
     if (Calibrates()) {
       recipe.Set("calibration", options_.calibration->identity);
@@ -537,6 +546,8 @@ class Run {
       } else if (BlockOfWeight(weight.name) && weight.spec.kind != CodecKind::kFloat &&
                  Calibrates()) {
         NIBBLE_TRY_VOID(WriteSolved(*writer, weight, solved));
+      } else if (IsRoundedWhole(weight.spec)) {
+        NIBBLE_TRY_VOID(WriteWhole(*writer, weight, device.pool()));
       } else {
         NIBBLE_TRY_VOID(WriteWeight(*writer, weight, device.pool()));
       }
@@ -573,6 +584,56 @@ class Run {
     }
     log_.Set(weight.name, found->facts);
     return writer.Write(weight.name, found->tensor, found->facts);
+  }
+
+  // Grids that the matrix has as a whole, and tables whose scales are searched.
+  static bool IsRoundedWhole(const WeightSpec& spec) {
+    return spec.has_one_scale || spec.scale_grid != ScaleGrid::kAny ||
+           spec.codebook == Codebook::kLog4 || spec.codebook == Codebook::kLog3;
+  }
+
+  Result<void> WriteWhole(WeightWriter& writer, const WeightToWrite& weight, ThreadPool& pool) {
+    const WeightInfo* stored = Weights().Find(weight.name);
+    NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
+    float divisor = 0.0F;
+    if (weight.spec.scale_grid == ScaleGrid::kE4M3) {
+      NIBBLE_TRY(absmax, ReadAbsMax(Weights(), SiblingsOf(weight), pool));
+      divisor = ScaleDivisorOf(absmax);
+    }
+    NIBBLE_TRY(weights, ReadWeights(Weights(), *stored, pool));
+    const std::vector<float> importance(static_cast<std::size_t>(weight.spec.cols), 1.0F);
+    auto rounded = QuantizeWeighted(pool, weights, weight.spec, importance, plan_.scale_dtype,
+                                    options_.search_scale, divisor);
+    if (!rounded) {
+      return Fail(rounded.error(), fmt::format("tensor {}: ", weight.name));
+    }
+    TensorStatistics statistics;
+    statistics.Add(*rounded, weights);
+    const json::Value facts = statistics.ToJson(weight.spec);
+    log_.Set(weight.name, facts);
+    return writer.Write(weight.name, *rounded, facts);
+  }
+
+  // The matrices of its input that share this weight's grid, which consumers multiply as one.
+  std::vector<const WeightInfo*> SiblingsOf(const WeightToWrite& weight) const {
+    std::vector<const WeightInfo*> out;
+    const auto block = BlockOfWeight(weight.name);
+    for (const LinearGroup group : kLinearGroups) {
+      std::vector<std::string> names;
+      for (const std::string_view linear : LinearsOf(group)) {
+        names.push_back(WeightName(block.value_or(0), linear));
+      }
+      if (std::ranges::find(names, weight.name) == names.end()) {
+        continue;
+      }
+      for (const WeightToWrite& other : plan_.weights) {
+        if (other.spec.scale_grid == weight.spec.scale_grid &&
+            std::ranges::find(names, other.name) != names.end()) {
+          out.push_back(Weights().Find(other.name));
+        }
+      }
+    }
+    return out.empty() ? std::vector{Weights().Find(weight.name)} : out;
   }
 
   // One tensor, a batch of row chunks at a time: rounded on all workers, written in order.
@@ -624,8 +685,9 @@ class Run {
       out.spec.rows = end - begin;
       return out;
     }
-    if (spec.codebook == Codebook::kFp8E4M3) {
-      return QuantizeFp8(weights, end - begin, spec.cols, spec.group_size, plan_.scale_dtype);
+    if (IsFp8(spec.codebook)) {
+      return QuantizeFp8(weights, end - begin, spec.cols, spec.group_size,
+                         spec.has_f32_scales ? DType::kF32 : plan_.scale_dtype, spec.codebook);
     }
     if (spec.kind == CodecKind::kCodebook) {
       return QuantizeToCodebook(weights, end - begin, spec.cols, spec.codebook, spec.group_size);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "base/result.h"
@@ -11,5 +12,9 @@ namespace nibble {
 /// A whole matrix as floats, read on all workers; its pages are given back.
 Result<std::vector<float>> ReadWeights(const Checkpoint& source, const WeightInfo& stored,
                                        ThreadPool& pool);
+
+/// The largest magnitude among several matrices, a part of them in memory at a time.
+Result<float> ReadAbsMax(const Checkpoint& source, std::span<const WeightInfo* const> stored,
+                         ThreadPool& pool);
 
 }  // namespace nibble

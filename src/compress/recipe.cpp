@@ -53,6 +53,17 @@ std::int64_t NumberOf(const YAML::Node& node, std::string_view key) {
   return value;
 }
 
+std::int64_t GroupSizeOf(const YAML::Node& node) {
+  if (node.IsScalar() && node.Scalar() == "tensor") {
+    return kWholeTensor;
+  }
+  std::int64_t value = 0;
+  if (!node.IsScalar() || !YAML::convert<std::int64_t>::decode(node, value) || value < 0) {
+    Wrong(node, "group_size takes a whole number of 0 or more, or tensor");
+  }
+  return value;
+}
+
 QuantizeMethod MethodOf(const YAML::Node& node) {
   const std::string word = TextOf(node, "method");
   const auto method = ParseMethod(word);
@@ -128,10 +139,13 @@ Scheme ReadScheme(const Settings& settings, const Scheme& without) {
     }
   }
   if (const YAML::Node* group = settings.Find("group_size")) {
-    scheme.group_size = NumberOf(*group, "group_size");
+    scheme.group_size = GroupSizeOf(*group);
   }
   if (const YAML::Node* symmetric = settings.Find("symmetric")) {
     scheme.symmetric = FlagOf(*symmetric, "symmetric");
+    if (scheme.is_log() && !scheme.symmetric) {
+      Wrong(*symmetric, "this scheme has no zero points: leave symmetric out, or use int4");
+    }
   }
   if (const YAML::Node* skip = settings.Find("skip"); skip != nullptr && FlagOf(*skip, "skip")) {
     if (word != nullptr || bits != nullptr) {
@@ -224,7 +238,9 @@ json::Object JsonOf(const ModulePlan& plan) {
   json::Object out;
   out.Set("scheme", WordOf(plan.scheme));
   if (!plan.scheme.has_own_groups()) {
-    out.Set("group_size", plan.scheme.group_size);
+    out.Set("group_size", plan.scheme.group_size == kWholeTensor
+                              ? json::Value("tensor")
+                              : json::Value(plan.scheme.group_size));
     out.Set("symmetric", plan.scheme.symmetric);
   }
   if (plan.method != QuantizeMethod::kAuto) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "checkpoint/gguf_blocks.h"
+#include "checkpoint/nibble_layout.h"
 
 namespace nibble {
 namespace {
@@ -21,9 +22,20 @@ std::vector<std::pair<std::string, Scheme>> MakeSchemes() {
   for (const Codebook table : {Codebook::kNf4, Codebook::kFp4}) {
     out.emplace_back(Name(table), Scheme{.group_size = kNf4Group, .codebook = table});
   }
+  for (const Codebook table : {Codebook::kLog4, Codebook::kLog3}) {
+    out.emplace_back(Name(table), Scheme{.codebook = table});
+  }
+  out.emplace_back("mxfp4", Scheme{.group_size = kMxFp4Group,
+                                   .codebook = Codebook::kE2M1,
+                                   .scale_grid = ScaleGrid::kPowersOfTwo});
+  out.emplace_back("nvfp4", Scheme{.group_size = kNvFp4Group,
+                                   .codebook = Codebook::kE2M1,
+                                   .scale_grid = ScaleGrid::kE4M3});
   const Scheme fp8{.bits = 8, .group_size = 0, .codebook = Codebook::kFp8E4M3};
   out.emplace_back("fp8", fp8);
   out.emplace_back("fp8-block", fp8).second.group_size = kFp8Block;
+  out.emplace_back("fp8-tensor", fp8).second.group_size = kWholeTensor;
+  out.emplace_back("fp8-e5m2", fp8).second.codebook = Codebook::kFp8E5M2;
   // Blocks of GGUF: uniform grids, which every method knows, and others.
   out.emplace_back("q4_0", Scheme{.bits = 4, .group_size = 32, .gguf = true});
   out.emplace_back("q5_0", Scheme{.bits = 5, .group_size = 32, .gguf = true});
@@ -91,7 +103,9 @@ GgufType TypeFor(GgufType wanted, std::int64_t cols) {
 
 }  // namespace
 
-bool Scheme::has_own_groups() const { return keeps_floats || gguf || codebook != Codebook::kNone; }
+bool Scheme::has_own_groups() const {
+  return keeps_floats || gguf || (codebook != Codebook::kNone && !is_log());
+}
 
 const std::vector<std::string>& SchemeWords() {
   static const std::vector<std::string> words = [] {
@@ -123,9 +137,13 @@ std::string WordOf(const Scheme& scheme) {
 }
 
 ModelFormat UsualFormat(const Scheme& scheme) {
-  return scheme.gguf                                              ? ModelFormat::kGguf
-         : scheme.codebook != Codebook::kNone && !scheme.is_fp8() ? ModelFormat::kBitsandbytes
-                                                                  : ModelFormat::kCompressedTensors;
+  if (scheme.gguf) {
+    return ModelFormat::kGguf;
+  }
+  const bool bitsandbytes = scheme.codebook == Codebook::kNf4 || scheme.codebook == Codebook::kFp4;
+  return NibbleLayoutHolds(scheme.codebook) ? ModelFormat::kNibble
+         : bitsandbytes                     ? ModelFormat::kBitsandbytes
+                                            : ModelFormat::kCompressedTensors;
 }
 
 std::int64_t DefaultGroupSize(const ModelConfig& config) {
@@ -145,10 +163,19 @@ Result<WeightSpec> SpecOf(const Scheme& scheme, const ExpectedWeight& weight,
     spec = *GgufSpecOf(static_cast<std::uint32_t>(TypeFor(*scheme.block_type, weight.cols)));
   } else if (!scheme.keeps_floats) {
     const bool table = scheme.codebook != Codebook::kNone;
-    std::int64_t group = table && !scheme.is_fp8() ? kNf4Group
-                         : scheme.group_size < 0   ? DefaultGroupSize(config)
+    const bool whole = scheme.group_size == kWholeTensor;
+    const bool bitsandbytes =
+        scheme.codebook == Codebook::kNf4 || scheme.codebook == Codebook::kFp4;
+    std::int64_t group = bitsandbytes              ? kNf4Group
+                         : scheme.group_size == -1 ? DefaultGroupSize(config)
                                                    : scheme.group_size;
-    if (group == 0) {
+    if (whole && scheme.is_log()) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("{} has groups or whole rows, no scale for a whole tensor: leave out "
+                              "--group-size, or use 0",
+                              WordOf(scheme)));
+    }
+    if (group == 0 || whole) {
       group = weight.cols;
     } else if (scheme.is_fp8()) {  // blocks at the edges are smaller
       group = std::min(group, weight.cols);
@@ -163,9 +190,11 @@ Result<WeightSpec> SpecOf(const Scheme& scheme, const ExpectedWeight& weight,
     spec = {.kind = table ? CodecKind::kCodebook : CodecKind::kUniform,
             .bits = table ? BitsOf(scheme.codebook) : scheme.bits,
             .group_size = group,
-            .has_zero_points = !scheme.symmetric,
-            .has_f32_scales = table && !scheme.is_fp8(),
-            .codebook = scheme.codebook};
+            .has_zero_points = !scheme.symmetric && !table,
+            .has_f32_scales = table && scheme.codebook != Codebook::kFp8E4M3 && !scheme.is_log(),
+            .codebook = scheme.codebook,
+            .scale_grid = scheme.scale_grid,
+            .has_one_scale = whole};
   }
   spec.rows = weight.rows;
   spec.cols = weight.cols;

@@ -16,6 +16,9 @@ namespace nibble {
 
 constexpr std::int64_t kNf4Group = 64;   // bitsandbytes' block
 constexpr std::int64_t kFp8Block = 128;  // rows and columns that share a scale
+constexpr std::int64_t kMxFp4Group = 32;
+constexpr std::int64_t kNvFp4Group = 16;
+constexpr std::int64_t kWholeTensor = -2;  // as group size: one scale for the matrix
 
 /// A grid that linears are rounded to, before it meets the shape of one. What --scheme and recipes
 /// name.
@@ -23,15 +26,17 @@ struct Scheme {
   bool keeps_floats = false;  // not rounded at all; nothing below says anything then
   int bits = 4;
   std::int64_t group_size = -1;  // columns that share a scale; 0: a whole row; -1: the model's
-                                 // (DefaultGroupSize)
+                                 // (DefaultGroupSize); kWholeTensor
   bool symmetric = true;
   Codebook codebook = Codebook::kNone;
+  ScaleGrid scale_grid = ScaleGrid::kAny;
   std::optional<GgufType> block_type;  // blocks of GGUF that are no uniform grid
   bool gguf = false;                   // named after a block of GGUF, which is then written
 
-  /// Whether groups and zero points are settled by the scheme itself.
+  /// Whether groups are settled by the scheme itself, and zero points with them.
   bool has_own_groups() const;
-  bool is_fp8() const { return codebook == Codebook::kFp8E4M3; }
+  bool is_fp8() const { return IsFp8(codebook); }
+  bool is_log() const { return codebook == Codebook::kLog4 || codebook == Codebook::kLog3; }
   /// Whether its errors are worth more than rounding: below 8 bits.
   bool is_narrow() const {
     return !keeps_floats && !is_fp8() && (codebook != Codebook::kNone || bits < 8);

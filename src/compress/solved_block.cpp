@@ -23,13 +23,16 @@ std::size_t CodeBytes(const WeightSpec& spec) {
   return IsPaired(spec) ? (count + 1) / 2 : count;
 }
 
-// Bytes of a weight: codes, scales, zero points; or values.
+bool HasDivisor(const WeightSpec& spec) { return spec.scale_grid == ScaleGrid::kE4M3; }
+
+// Bytes of a weight: codes, scales, zero points, what divides the scales; or values.
 std::size_t BytesOf(const WeightSpec& spec) {
   if (spec.kind == CodecKind::kFloat) {
     return static_cast<std::size_t>(spec.rows * spec.cols) * sizeof(float);
   }
   const auto groups = static_cast<std::size_t>(spec.rows * spec.num_groups());
-  return CodeBytes(spec) + groups * sizeof(float) + (spec.has_zero_points ? groups : 0);
+  return CodeBytes(spec) + groups * sizeof(float) + (spec.has_zero_points ? groups : 0) +
+         (HasDivisor(spec) ? sizeof(float) : 0);
 }
 
 template <typename T>
@@ -78,6 +81,11 @@ QuantizedTensor TakeTensor(std::span<const std::byte>& bytes, const WeightSpec& 
   const auto groups = static_cast<std::size_t>(spec.rows * spec.num_groups());
   Take(bytes, groups, out.scales);
   Take(bytes, spec.has_zero_points ? groups : 0, out.zero_points);
+  if (HasDivisor(spec)) {
+    std::vector<float> divisor;
+    Take(bytes, 1, divisor);
+    out.scale_divisor = divisor.front();
+  }
   return out;
 }
 
@@ -116,6 +124,9 @@ Result<void> SolvedBlocks::Save(std::int64_t block, std::span<const SolvedWeight
       AppendCodes(weight.tensor, bytes);
       Append(weight.tensor.scales, bytes);
       Append(weight.tensor.zero_points, bytes);
+      if (HasDivisor(weight.tensor.spec)) {
+        Append(std::vector<float>{weight.tensor.scale_divisor}, bytes);
+      }
     }
     NIBBLE_TRY_VOID(file->Write(bytes));
     facts.Set(weight.name, weight.facts);

@@ -36,12 +36,24 @@ const WeightSpec kNf4 = {.kind = CodecKind::kCodebook,
                          .group_size = 64,
                          .has_f32_scales = true,
                          .codebook = Codebook::kNf4};
+WeightSpec Table(Codebook codebook, std::int64_t group, ScaleGrid grid) {
+  WeightSpec spec = kNf4;
+  spec.codebook = codebook;
+  spec.group_size = group;
+  spec.has_f32_scales = codebook == Codebook::kE2M1;
+  spec.scale_grid = grid;
+  return spec;
+}
 const Grid kGrids[] = {
     {"int4", FolderFormat::kCompressedTensors, kW4},
     {"int4 zp", FolderFormat::kCompressedTensors, With(kW4, 4, 32, true)},
     {"int3", FolderFormat::kGptqV2, With(kW4, 3, 32, false)},
     {"int8", FolderFormat::kGptq, With(kW4, 8, 32, false)},
     {"nf4", FolderFormat::kBitsandbytes, kNf4},
+    {"log4", FolderFormat::kNibble, Table(Codebook::kLog4, 32, ScaleGrid::kAny)},
+    {"mxfp4", FolderFormat::kCompressedTensors,
+     Table(Codebook::kE2M1, 32, ScaleGrid::kPowersOfTwo)},
+    {"nvfp4", FolderFormat::kCompressedTensors, Table(Codebook::kE2M1, 16, ScaleGrid::kE4M3)},
 };
 
 // Which targets hold which grid.
@@ -70,6 +82,12 @@ const std::set<std::pair<std::string, ModelFormat>> kHolds = {
     {"int8", ModelFormat::kSafetensors},
     {"nf4", ModelFormat::kBitsandbytes},
     {"nf4", ModelFormat::kSafetensors},
+    {"log4", ModelFormat::kNibble},
+    {"log4", ModelFormat::kSafetensors},
+    {"mxfp4", ModelFormat::kCompressedTensors},
+    {"mxfp4", ModelFormat::kSafetensors},
+    {"nvfp4", ModelFormat::kCompressedTensors},
+    {"nvfp4", ModelFormat::kSafetensors},
 };
 constexpr ModelFormat kTargets[] = {ModelFormat::kCompressedTensors,
                                     ModelFormat::kGptq,
@@ -77,6 +95,7 @@ constexpr ModelFormat kTargets[] = {ModelFormat::kCompressedTensors,
                                     ModelFormat::kAwq,
                                     ModelFormat::kBitsandbytes,
                                     ModelFormat::kBitsandbytesNested,
+                                    ModelFormat::kNibble,
                                     ModelFormat::kGguf,
                                     ModelFormat::kSafetensors};
 
@@ -112,8 +131,10 @@ class Convert : public ::testing::Test {
       const auto rows = plain_->ReadRows(*plain_->Find(weight.name), 0, weight.spec.rows);
       QuantizedTensor tensor = *rows;
       if (weight.spec.kind == CodecKind::kCodebook) {
-        tensor = *QuantizeToCodebook(rows->values, weight.spec.rows, weight.spec.cols,
-                                     weight.spec.codebook, weight.spec.group_size);
+        ThreadPool pool(1);
+        const std::vector<float> alike(static_cast<std::size_t>(weight.spec.cols), 1.0F);
+        tensor = *QuantizeWeighted(pool, rows->values, weight.spec, alike, DType::kF16,
+                                   /*search_scale=*/false);
       } else if (weight.spec.kind == CodecKind::kUniform) {
         tensor = *QuantizeRtn(rows->values, weight.spec.rows, weight.spec.cols,
                               {.bits = weight.spec.bits,
@@ -222,6 +243,10 @@ TEST_F(Convert, WhatCannotBeNamesTheReasonAndTheWayOut) {
       {kGrids[4], ModelFormat::kGguf, "no block type for nf4"},
       {kGrids[4], ModelFormat::kBitsandbytesNested, "rounds the scales"},
       {kGrids[0], ModelFormat::kBitsandbytes, "no data type of bitsandbytes"},
+      {kGrids[5], ModelFormat::kCompressedTensors,
+       "log4 is no data type of compressed-tensors: use nibble"},
+      {kGrids[6], ModelFormat::kGguf, "no block type for e2m1: use compressed-tensors"},
+      {kGrids[4], ModelFormat::kNibble, "not nf4: use bitsandbytes"},
   };
   for (const auto& one : kCases) {
     const auto source = Quantized(one.grid);
@@ -257,6 +282,10 @@ TEST(ConsumersOf, SayWhoLoadsWhat) {
   EXPECT_FALSE(loads(ModelFormat::kCompressedTensors, 3, false, "llama.cpp"));
   EXPECT_TRUE(loads(ModelFormat::kGguf, 4, false, "llama.cpp"));
   EXPECT_FALSE(loads(ModelFormat::kGguf, 4, false, "TensorRT"));
+  for (const auto& consumer : ConsumersOf(ModelFormat::kNibble, {})) {
+    EXPECT_FALSE(consumer.loads);
+    EXPECT_EQ(consumer.how, "only nibble loads its own layout");
+  }
 }
 
 TEST(ModelFormatNames, ComeBack) {

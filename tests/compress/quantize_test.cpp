@@ -431,6 +431,116 @@ TEST_F(Quantize, Fp8IsWrittenReadBackAndServed) {
       << refused.error().message;
 }
 
+// A scheme as the command line gives it, and what becomes of it.
+struct NamedScheme {
+  const char* word;
+  std::int64_t group_size;  // -1: the scheme's own
+  const char* stored_as;
+  const char* method;    // quant_method of the folder
+  const char* strategy;  // of compressed-tensors
+};
+constexpr NamedScheme kNamedSchemes[] = {
+    {"log4", 32, "nibble log4", "nibble", nullptr},
+    {"log3", 16, "nibble log3", "nibble", nullptr},
+    {"log4", 0, "nibble log4", "nibble", nullptr},
+    {"mxfp4", -1, "mxfp4-pack-quantized", "compressed-tensors", "group"},
+    {"nvfp4", -1, "nvfp4-pack-quantized", "compressed-tensors", "tensor_group"},
+    {"fp8-tensor", -1, "fp8 e4m3", "compressed-tensors", "tensor"},
+    {"fp8-e5m2", -1, "nibble fp8-e5m2", "nibble", nullptr},
+    {"int8", kWholeTensor, "pack-quantized int8", "compressed-tensors", "tensor"},
+    {"int4", kWholeTensor, "pack-quantized int4", "compressed-tensors", "tensor"},
+    {"int4", 16, "pack-quantized int4", "compressed-tensors", "group"},
+    {"int8", 16, "pack-quantized int8", "compressed-tensors", "group"},
+};
+Scheme SchemeOf(const NamedScheme& named) {
+  Scheme scheme = *ParseScheme(named.word);
+  scheme.group_size = named.group_size == -1 ? scheme.group_size : named.group_size;
+  return scheme;
+}
+
+void ExpectFolderOf(const NamedScheme& named, const fs::path& out) {
+  const auto back = Checkpoint::Open(out.string());
+  ASSERT_TRUE(back) << back.error().message;
+  EXPECT_EQ((*back)->Find("model.layers.0.mlp.up_proj.weight")->stored_as, named.stored_as);
+  EXPECT_EQ((*back)->warnings().empty(), std::string_view(named.word) != "fp8-tensor");
+  const auto config = json::ParseFile((out / "config.json").string());
+  ASSERT_TRUE(config);
+  const json::Value* quantization = config->Find("quantization_config");
+  EXPECT_EQ(*quantization->Find("quant_method")->AsString(), named.method);
+  if (named.strategy != nullptr) {
+    const json::Value* group = quantization->Find("config_groups")->Find("group_0");
+    EXPECT_EQ(*group->Find("weights")->Find("strategy")->AsString(), named.strategy);
+  }
+}
+
+TEST_F(Quantize, EverySchemeIsWrittenReadBackAndServed) {
+  int number = 0;
+  for (const NamedScheme& named : kNamedSchemes) {
+    options_.scheme = SchemeOf(named);
+    const fs::path out = temp_.path() / fmt::format("{}-{}", named.word, ++number);
+    const auto summary = Run(out);
+    ASSERT_TRUE(summary) << named.word << ": " << summary.error().message;
+    const auto served = Serve(out, ActivationMode::kInt16);
+    EXPECT_TRUE(served) << named.word << ": " << served.error().message;
+    ExpectFolderOf(named, out);
+  }
+}
+
+// q, k and v are one matrix to some consumers, and so are gate and up.
+TEST_F(Quantize, MatricesOfOneInputShareTheDivisorOfNvfp4) {
+  options_.scheme = *ParseScheme("nvfp4");
+  for (const bool calibrated : {false, true}) {
+    const fs::path file = temp_.path() / "calibration.txt";
+    std::ofstream(file) << DefaultCertificateText();
+    auto set = LoadCalibration(file, *source_, *tokenizer_, {.num_samples = 2, .length = 32});
+    ASSERT_TRUE(set) << set.error().message;
+    options_.calibration = calibrated ? &*set : nullptr;
+    const fs::path out = temp_.path() / (calibrated ? "gptq" : "rtn");
+    ASSERT_TRUE(Run(out));
+    const auto back = Checkpoint::Open(out.string());
+    ASSERT_TRUE(back);
+    const auto divisor = [&](const std::string& linear) {
+      const auto rows =
+          (*back)->ReadRows(*(*back)->Find("model.layers.0." + linear + ".weight"), 0, 1);
+      EXPECT_TRUE(rows);
+      return rows->scale_divisor;
+    };
+    EXPECT_EQ(divisor("self_attn.q_proj"), divisor("self_attn.k_proj"));
+    EXPECT_EQ(divisor("self_attn.q_proj"), divisor("self_attn.v_proj"));
+    EXPECT_EQ(divisor("mlp.gate_proj"), divisor("mlp.up_proj"));
+    EXPECT_NE(divisor("mlp.gate_proj"), divisor("mlp.down_proj"));
+  }
+}
+
+TEST_F(Quantize, SchemesThatNoOtherFormatHoldsSayWhereTheyGo) {
+  const struct {
+    const char* word;
+    ModelFormat format;
+    const char* says;
+  } kCases[] = {
+      {"log4", ModelFormat::kCompressedTensors, "only --format nibble"},
+      {"log3", ModelFormat::kGguf, "no block type of GGUF"},
+      {"fp8-e5m2", ModelFormat::kGptq, "only --format nibble"},
+      {"mxfp4", ModelFormat::kBitsandbytes, "written as compressed-tensors"},
+      {"nvfp4", ModelFormat::kNibble, "written as compressed-tensors"},
+      {"int4", ModelFormat::kNibble, "leave out --format"},
+  };
+  for (const auto& one : kCases) {
+    options_.scheme = *ParseScheme(one.word);
+    options_.format = one.format;
+    const auto refused = Run(temp_.path() / "out");
+    ASSERT_FALSE(refused) << one.word;
+    EXPECT_NE(refused.error().message.find(one.says), std::string::npos) << refused.error().message;
+  }
+  options_.format.reset();
+  options_.scheme = *ParseScheme("log4");
+  options_.scheme.group_size = kWholeTensor;
+  const auto whole = Run(temp_.path() / "out");
+  ASSERT_FALSE(whole);
+  EXPECT_NE(whole.error().message.find("no scale for a whole tensor"), std::string::npos)
+      << whole.error().message;
+}
+
 TEST_F(Quantize, Fp8AndIntegersMixInOneFolder) {
   options_.recipe = RecipeOf(
       "scheme: fp8\nmodules:\n  - {match: '*.self_attn.*', scheme: int4, group_size: 32}\n");
@@ -602,6 +712,42 @@ TEST_F(QuantizeGptqModel, Nf4AndZeroPointsAndWholeRowsAndEightBitsWorkToo) {
     ASSERT_TRUE(rounded) << rounded.error().message;
     EXPECT_LT(summary->certificate.int16.kl_mean, rounded->certificate.int16.kl_mean)
         << out.filename();
+  }
+}
+
+TEST_F(QuantizeGptqModel, EverySchemeIsSolvedBetterThanRounded) {
+  int number = 0;
+  for (const NamedScheme& named : kNamedSchemes) {
+    options_.scheme = SchemeOf(named);
+    options_.method = QuantizeMethod::kGptq;
+    const fs::path out = temp_.path() / fmt::format("{}-{}", named.word, ++number);
+    const auto solved = Run(out);
+    ASSERT_TRUE(solved) << named.word << ": " << solved.error().message;
+    const auto served = Serve(out, ActivationMode::kInt16);
+    EXPECT_TRUE(served) << named.word << ": " << served.error().message;
+    ExpectFolderOf(named, out);
+    options_.method = QuantizeMethod::kRtn;
+    const auto rounded = Run(out.string() + "-rtn");
+    ASSERT_TRUE(rounded) << named.word << ": " << rounded.error().message;
+    EXPECT_LT(solved->certificate.int16.kl_mean, rounded->certificate.int16.kl_mean) << named.word;
+  }
+}
+
+TEST_F(QuantizeGptqModel, FoldedScalesAndAStopGoWithTablesToo) {
+  for (const char* word : {"log3", "nvfp4"}) {
+    options_.scheme = *ParseScheme(word);
+    options_.method = QuantizeMethod::kAwqGptq;
+    const fs::path whole = temp_.path() / word;
+    const auto summary = Run(whole);
+    ASSERT_TRUE(summary) << word << ": " << summary.error().message;
+    EXPECT_TRUE(Serve(whole, ActivationMode::kInt16)) << word;
+    // Stopped after its blocks were solved, which then come from their files.
+    const fs::path stopped = temp_.path() / (std::string(word) + "-stopped");
+    const auto half = Run(stopped, [](std::string_view phase, std::uint64_t, std::uint64_t,
+                                      const std::string&) { return phase != "quantizing"; });
+    ASSERT_FALSE(half);
+    ASSERT_TRUE(Run(stopped));
+    ExpectSameFolder(whole, stopped);
   }
 }
 
