@@ -16,6 +16,7 @@
 #include "checkpoint/code_words.h"
 #include "checkpoint/compressed_tensors_scheme.h"
 #include "checkpoint/kv_scales.h"
+#include "checkpoint/nibble_layout.h"
 #include "checkpoint/stored_weight.h"
 #include "io/safetensors.h"
 
@@ -371,6 +372,11 @@ Result<void> HuggingFaceCheckpoint::ChooseMethod() {
                             "these weights; {}",
                             source, kReads));
   }
+  if (*name == "compressed-tensors" && IsNibbleConfig(*quantization_config_)) {
+    NIBBLE_TRY(layout, MakeNibbleLayout(*quantization_config_, source));
+    layout_ = std::move(layout);
+    return {};
+  }
   if (*name == "compressed-tensors") {
     NIBBLE_TRY(rules, CompressedTensorsRules::Parse(*quantization_config_, source));
     warnings_.insert(warnings_.end(), rules.warnings().begin(), rules.warnings().end());
@@ -402,11 +408,6 @@ Result<void> HuggingFaceCheckpoint::ChooseMethod() {
     layout_ = std::move(layout);
     return {};
   }
-  if (*name == "nibble") {
-    NIBBLE_TRY(layout, MakeNibbleLayout(*quantization_config_, source));
-    layout_ = std::move(layout);
-    return {};
-  }
   for (const auto& known : kMethods) {
     if (*name == known.method) {
       return refuse(known.what, fmt::format("quant_method \"{}\"", *name));
@@ -426,7 +427,7 @@ Result<void> HuggingFaceCheckpoint::RefuseForeignLayouts() const {
                   {".weight.quant_state.bitsandbytes__nf4", "bitsandbytes 4-bit", {"bitsandbytes"}},
                   {".weight.quant_state.bitsandbytes__fp4", "bitsandbytes 4-bit", {"bitsandbytes"}},
                   {".SCB", "bitsandbytes int8", {"bitsandbytes"}},
-                  {".weight_packed", "compressed-tensors", {"compressed-tensors", "nibble"}},
+                  {".weight_packed", "compressed-tensors", {"compressed-tensors"}},
                   {".weight_scale_inv", "FP8", {"fp8", "compressed-tensors"}},
                   {".trellis", "EXL3", {}},
                   {".weight_g_idx", "compressed-tensors with activation order", {}}};
@@ -494,7 +495,9 @@ const CompressedTensorsScheme* HuggingFaceCheckpoint::SchemeOf(const std::string
 
 // Every quantized weight is the layout's, and there are some.
 Result<void> HuggingFaceCheckpoint::CheckLayout() const {
-  const std::string& method = *quantization_config_->Find("quant_method")->AsString();
+  const std::string method = IsNibbleConfig(*quantization_config_)
+                                 ? "nibble's own layout"
+                                 : *quantization_config_->Find("quant_method")->AsString();
   bool any = false;
   for (const WeightInfo& weight : weights_) {
     const bool stored = parts_.at(weight.name).stored != nullptr;

@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::string_view kSuffix = ".weight";
 constexpr int kVersion = 1;
+constexpr const char* kNibbleFormat = "nibble-codebook";
 constexpr std::size_t kModules = std::size_t{1} << 16;
 
 // What the config says of one module.
@@ -191,19 +192,31 @@ bool NibbleLayoutHolds(Codebook codebook) {
 }
 
 json::Object NibbleConfigObject(std::span<const NibbleGroup> groups) {
-  json::Array list;
+  json::Object list;
   for (const NibbleGroup& group : groups) {
+    json::Object weights;
+    weights.Set("num_bits", BitsOf(group.codebook));
+    weights.Set("type", Name(group.codebook));
+    weights.Set("strategy", group.group_size == 0 ? "channel" : "group");
+    weights.Set("group_size",
+                group.group_size == 0 ? json::Value() : json::Value(group.group_size));
     json::Object entry;
-    entry.Set("codebook", Name(group.codebook));
-    entry.Set("group_size", group.group_size);
-    entry.Set("modules", json::Array(group.modules.begin(), group.modules.end()));
-    list.emplace_back(std::move(entry));
+    entry.Set("targets", json::Array(group.modules.begin(), group.modules.end()));
+    entry.Set("weights", std::move(weights));
+    list.Set(fmt::format("group_{}", list.size()), std::move(entry));
   }
   json::Object out;
-  out.Set("quant_method", "nibble");
-  out.Set("version", kVersion);
-  out.Set("groups", std::move(list));
+  out.Set("quant_method", "compressed-tensors");
+  out.Set("format", kNibbleFormat);
+  out.Set("nibble_version", kVersion);
+  out.Set("quantization_status", "compressed");
+  out.Set("config_groups", std::move(list));
   return out;
+}
+
+bool IsNibbleConfig(const json::Value& config) {
+  const json::Value* format = config.Find("format");
+  return format != nullptr && *format == json::Value(kNibbleFormat);
 }
 
 Result<std::unique_ptr<WeightLayout>> MakeNibbleLayout(const json::Value& config,
@@ -211,7 +224,7 @@ Result<std::unique_ptr<WeightLayout>> MakeNibbleLayout(const json::Value& config
   const auto corrupt = [&](const std::string& what) {
     return Fail(ErrorCode::kCorruptFile, fmt::format("{}: quantization_config: {}", source, what));
   };
-  const json::Value* version = config.Find("version");
+  const json::Value* version = config.Find("nibble_version");
   if (version == nullptr || !(*version == json::Value(kVersion))) {
     return Fail(ErrorCode::kUnsupported,
                 fmt::format("{}: quantization_config: version {} of nibble's layout is not read "
@@ -219,33 +232,38 @@ Result<std::unique_ptr<WeightLayout>> MakeNibbleLayout(const json::Value& config
                             source, version == nullptr ? "(missing)" : Quote(json::Dump(*version)),
                             kVersion));
   }
-  const json::Value* groups = config.Find("groups");
-  if (groups == nullptr || groups->AsArray() == nullptr) {
-    return corrupt("groups is missing");
+  const json::Value* groups = config.Find("config_groups");
+  if (groups == nullptr || groups->AsObject() == nullptr) {
+    return corrupt("config_groups is missing");
   }
   std::map<std::string, Declared, std::less<>> modules;
-  for (const json::Value& group : *groups->AsArray()) {
-    const json::Value* name = group.Find("codebook");
+  for (const auto& [group_name, group] : *groups->AsObject()) {
+    const json::Value* weights = group.Find("weights");
+    if (weights == nullptr || !weights->IsObject()) {
+      return corrupt(fmt::format("group \"{}\" says nothing about weights", Quote(group_name)));
+    }
+    const json::Value* name = weights->Find("type");
     const auto codebook = name == nullptr || name->AsString() == nullptr
                               ? std::nullopt
                               : ParseCodebook(*name->AsString());
     if (!codebook || !NibbleLayoutHolds(*codebook)) {
-      return corrupt(fmt::format("codebook is {}; log4, log3 and fp8-e5m2 are stored so",
+      return corrupt(fmt::format("type is {}; log4, log3 and fp8-e5m2 are stored so",
                                  name == nullptr ? "(missing)" : Quote(json::Dump(*name))));
     }
-    const json::Value* size = group.Find("group_size");
-    const auto group_size = size == nullptr ? std::nullopt : size->AsInt();
-    if (!group_size || *group_size < 0) {
-      return corrupt("group_size is no number of columns, or 0 for whole rows");
+    const json::Value* size = weights->Find("group_size");
+    const bool rows = size == nullptr || size->IsNull();
+    const auto group_size = rows ? std::optional<std::int64_t>(0) : size->AsInt();
+    if (!group_size || (!rows && *group_size < 1)) {
+      return corrupt("group_size is no number of columns, nor null for whole rows");
     }
-    const json::Value* list = group.Find("modules");
+    const json::Value* list = group.Find("targets");
     if (list == nullptr || list->AsArray() == nullptr || list->AsArray()->size() > kModules) {
-      return corrupt(fmt::format("modules is not a list of at most {} names", kModules));
+      return corrupt(fmt::format("targets is not a list of at most {} names", kModules));
     }
     for (const json::Value& module : *list->AsArray()) {
       if (module.AsString() == nullptr ||
           !modules.emplace(*module.AsString(), Declared{*codebook, *group_size}).second) {
-        return corrupt(fmt::format("modules holds {}, which is no name or is there twice",
+        return corrupt(fmt::format("targets holds {}, which is no name or is there twice",
                                    Quote(json::Dump(module))));
       }
     }

@@ -61,8 +61,9 @@ class WeightLayout {
   virtual std::vector<std::string> Warnings() const { return {}; }
 };
 
-/// Readers of the methods "gptq", "awq", "bitsandbytes" and "nibble". source: the file that config,
-/// the quantization_config, is from. Errors: kCorruptFile naming the member, kUnsupported.
+/// Readers of the methods "gptq", "awq" and "bitsandbytes", and of nibble's own layout. source: the
+/// file that config, the quantization_config, is from. Errors: kCorruptFile naming the member,
+/// kUnsupported.
 Result<std::unique_ptr<WeightLayout>> MakeGptqLayout(const json::Value& config,
                                                      const std::string& source);
 Result<std::unique_ptr<WeightLayout>> MakeAwqLayout(const json::Value& config,

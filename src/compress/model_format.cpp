@@ -104,7 +104,10 @@ std::vector<Consumer> OfCompressedTensors(const Traits& traits) {
                "pairs")};
   }
   if (traits.fp4) {
-    return {Yes("vLLM", "as weights alone; activations stay as they are"), TransformersOf(traits),
+    return {Yes("vLLM", "as weights alone; activations stay as they are"),
+            traits.embedding
+                ? TransformersOf(traits)
+                : Yes("transformers", "with compressed-tensors installed, in bfloat16"),
             Yes("llama.cpp", "its convert_hf_to_gguf.py repacks it"),
             No("onnxruntime", "it reads ONNX"),
             No("TensorRT", "it reads graphs of QuantizeLinear pairs")};

@@ -201,15 +201,16 @@ INSTANTIATE_TEST_SUITE_P(All, Stored, ::testing::ValuesIn(kCases),
 class NibbleFolder : public Stored {};
 TEST_P(NibbleFolder, ErrorsNameWhatContradicts) {
   const std::pair<const char*, std::pair<const char*, const char*>> kEdits[] = {
-      {"\"codebook\":\"log4\"", {"\"codebook\":\"log3\"", "weight_packed is I32 [64, 8]"}},
-      {"\"codebook\":\"log4\"", {"\"codebook\":\"nf4\"", "log4, log3 and fp8-e5m2 are stored so"}},
-      {"\"version\":1", {"\"version\":2", "version 2 of nibble's layout is not read (1 is)"}},
+      {"\"type\":\"log4\"", {"\"type\":\"log3\"", "weight_packed is I32 [64, 8]"}},
+      {"\"type\":\"log4\"", {"\"type\":\"int\"", "log4, log3 and fp8-e5m2 are stored so"}},
+      {"\"nibble_version\":1",
+       {"\"nibble_version\":2", "version 2 of nibble's layout is not read"}},
       {"\"group_size\":32", {"\"group_size\":16", "weight_scale is F16 [64, 2]"}},
       {"\"group_size\":32", {"\"group_size\":-1", "no number of columns"}},
-      {"\"quant_method\":\"nibble\"", {"\"quant_method\":\"awq\"", "bits is missing"}},
+      {"\"format\":\"nibble-codebook\"", {"\"format\":\"pack-quantized\"", "weights of type log4"}},
       {"\"model.layers.0.mlp.down_proj\"", {"\"model.layers.0.mlp.gate_proj\"", "is there twice"}},
       {"\"model.layers.0.mlp.down_proj\"",
-       {"\"model.layers.0.mlp.other\"", "quantization_config says nibble"}},
+       {"\"model.layers.0.mlp.other\"", "says nibble's own layout"}},
   };
   Write();
   const auto whole = *ReadFile(folder() / "config.json", 1 << 20);

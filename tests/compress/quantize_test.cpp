@@ -440,13 +440,13 @@ struct NamedScheme {
   const char* strategy;  // of compressed-tensors
 };
 constexpr NamedScheme kNamedSchemes[] = {
-    {"log4", 32, "nibble log4", "nibble", nullptr},
-    {"log3", 16, "nibble log3", "nibble", nullptr},
-    {"log4", 0, "nibble log4", "nibble", nullptr},
+    {"log4", 32, "nibble log4", "compressed-tensors", nullptr},
+    {"log3", 16, "nibble log3", "compressed-tensors", nullptr},
+    {"log4", 0, "nibble log4", "compressed-tensors", nullptr},
     {"mxfp4", -1, "mxfp4-pack-quantized", "compressed-tensors", "group"},
     {"nvfp4", -1, "nvfp4-pack-quantized", "compressed-tensors", "tensor_group"},
     {"fp8-tensor", -1, "fp8 e4m3", "compressed-tensors", "tensor"},
-    {"fp8-e5m2", -1, "nibble fp8-e5m2", "nibble", nullptr},
+    {"fp8-e5m2", -1, "nibble fp8-e5m2", "compressed-tensors", nullptr},
     {"int8", kWholeTensor, "pack-quantized int8", "compressed-tensors", "tensor"},
     {"int4", kWholeTensor, "pack-quantized int4", "compressed-tensors", "tensor"},
     {"int4", 16, "pack-quantized int4", "compressed-tensors", "group"},
@@ -467,6 +467,8 @@ void ExpectFolderOf(const NamedScheme& named, const fs::path& out) {
   ASSERT_TRUE(config);
   const json::Value* quantization = config->Find("quantization_config");
   EXPECT_EQ(*quantization->Find("quant_method")->AsString(), named.method);
+  const bool ours = std::string_view(named.stored_as).starts_with("nibble");
+  EXPECT_EQ(*quantization->Find("format")->AsString() == "nibble-codebook", ours);
   if (named.strategy != nullptr) {
     const json::Value* group = quantization->Find("config_groups")->Find("group_0");
     EXPECT_EQ(*group->Find("weights")->Find("strategy")->AsString(), named.strategy);

@@ -32,8 +32,6 @@ OURS = [  # name, reader, flags of nibble quantize
     ("ct-int8-row", CT, ["--scheme", "int8", "--group-size", "0"]),
     *[(f"ct-int{bits}-tensor", CT, ["--scheme", f"int{bits}", "--group-size", "tensor"]) for bits in (4, 8)],
     ("ct-int4-g16", CT, ["--scheme", "int4", "--group-size", "16"]),
-    *[(f"ct-{word}", CT, ["--scheme", word]) for word in ("mxfp4", "nvfp4", "fp8", "fp8-tensor")],
-    *[(f"ct-{word}-gptq", CT, ["--scheme", word, "--method", "gptq"]) for word in ("mxfp4", "nvfp4")],
     *[(f"gptq-int{bits}", GPTQ, ["--scheme", f"int{bits}", "--group-size", "64", "--format", "gptq"]) for bits in (2, 3, 4, 8)],
     ("gptq_v2-int4-asym", GPTQ, ["--scheme", "int4", "--group-size", "32", "--no-symmetric", "--format", "gptq_v2"]),
     ("awq-int4", GPTQ, ["--scheme", "int4", "--group-size", "64", "--no-symmetric", "--format", "awq"]),
