@@ -6,7 +6,7 @@ import statistics
 
 COLUMNS = [("bits/weight", "bits_per_weight", "{:.3f}"), ("MB", "bytes", "{:.1f}"), ("perplexity", "perplexity", "{:.3f}"),
            ("KL", "kl_mean", "{:.4f}"), ("KL 99 %", "kl_p99", "{:.3f}"), ("top-1 %", "top1", "{:.2f}"),
-           ("minutes", "minutes", "{:.1f}"), ("CPU min", "cpu_minutes", "{:.1f}"), ("peak MiB", "peak_mib", "{:.0f}")]
+           ("cores", "cores", "{:.0f}"), ("minutes", "minutes", "{:.1f}"), ("CPU min", "cpu_minutes", "{:.1f}"), ("peak MiB", "peak_mib", "{:.0f}")]
 SCALE = {"bytes": 1e-6, "top1": 100.0}
 
 
@@ -108,7 +108,7 @@ def plot(rows):
         colour = family(row)[2]
         look = f'fill="{colour}"' if row["tool"] == "nibble" else f'fill="none" stroke="{colour}" stroke-width="2.5"'
         label = escape.escape(f"{row['tool']} {row['scheme']} {row['solver']}: {row['bits_per_weight']:.2f} bits, KL {row['kl_mean']:.4f}")
-        out.append(f'<circle {look} r="5" cx="{x_of(row["bits_per_weight"]):.1f}" cy="{y_of(log):.1f}"><title>{label}</title></circle>')
+        out.append(f'<circle {look} r="{5 if row["tool"] == "nibble" else 8}" cx="{x_of(row["bits_per_weight"]):.1f}" cy="{y_of(log):.1f}"><title>{label}</title></circle>')
     used = [entry for entry in FAMILIES if any(family(row) is entry for row in points)]
     legend = " ".join(f'<span style="color:{colour}">●</span> {name}' for _, name, colour in used)
     return "\n".join(out + ["</svg>", f"<p>{legend}. Rings are other tools. Hover over a mark for its name.</p>"])

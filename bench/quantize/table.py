@@ -171,7 +171,8 @@ def quantized(args, row, seed):
     if not finished.exists():
         shutil.rmtree(folder, ignore_errors=True)
         load = os.getloadavg()[0]
-        cost = quantize(args, row, seed, folder, log) | {"load_before": load, "load_after": os.getloadavg()[0]}
+        cost = quantize(args, row, seed, folder, log) | {
+            "cores": len(os.sched_getaffinity(0)), "load_before": load, "load_after": os.getloadavg()[0]}
         finished.write_text(json.dumps(cost))
     return folder, json.loads(finished.read_text())
 
@@ -219,7 +220,7 @@ def main():
     cpus = sorted({record["cpu"] for record in records if "cpu" in record})
     result = {"commit": commit, "cpu": ", ".join(cpus), "source": args.source.name,
               "calibration": f"wiki.valid {WINDOWS} x {LENGTH}, another piece of it for each seed",
-              "judge": "nibble eval, wiki.test " + " ".join(JUDGE[:-1]),
+              "judge": "nibble eval, wiki.test " + " ".join(JUDGE[:-1]) + ", int16 activations unless the solver says int8",
               "tasks": f"first {args.task_items} items, first seed" if args.tasks else "", "rows": report.summarize(records, rows.ROWS),
               "runs": records}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
