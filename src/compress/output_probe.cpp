@@ -83,6 +83,9 @@ Result<std::unique_ptr<OutputProbe>> OutputProbe::Create(const Checkpoint& sourc
   NIBBLE_TRY(plan, PlanWeights(source, device, TableFormat::kAuto));
   NIBBLE_TRY(model, LlamaModel::Load(source, plan, probe->limits_, ActivationMode::kInt16, device));
   probe->model_ = std::move(model);
+  for (const PlannedWeight& weight : plan.weights) {  // the file's pages are not needed any more
+    source.Release(*weight.stored);
+  }
   NIBBLE_TRY(spec, CacheSpec(config, device));
   const Sizes sizes = SizesOf(config, spec, text);
   NIBBLE_TRY(kv, device.Allocate("kv_cache", sizes.kv));
