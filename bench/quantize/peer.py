@@ -4,13 +4,16 @@ Usage: peer.py TOOL SOURCE OUT IDS.json OPTIONS      (OPTIONS: JSON of rows.py)
 TOOL, and the packages of the Python that runs this:
   gptqmodel       gptqmodel==7.7.0 (pip install --no-build-isolation, setuptools >= 77): GPTQ, writes GPTQ v1
   llmcompressor   llmcompressor==0.14.0.1: GPTQ or AWQ, writes compressed-tensors
-  auto-round      auto-round==0.16.1: learned rounding (iters 0: rounding alone), writes GPTQ v1
+  auto-round      auto-round==0.16.1: learned rounding (iters 0: rounding alone), writes GPTQ v1. batch_size in windows of 512
+                  (its default: 8, which takes hours on two cores)
   bitsandbytes    bitsandbytes==0.50.2 with transformers: NF4 and FP4
 IDS.json is one list of tokens, cut into windows of 512.
 """
 
 import json
 import os
+import pathlib
+import shutil
 import sys
 
 LENGTH = 512
@@ -57,8 +60,12 @@ def auto_round():
     tokenizer = AutoTokenizer.from_pretrained(source)
     data = [{"input_ids": torch.tensor([window]), "attention_mask": torch.ones(1, LENGTH, dtype=torch.long)} for window in windows]
     rounder = AutoRound(model, tokenizer, bits=options["bits"], group_size=options["group_size"], sym=options["symmetric"],
-                        iters=options["iters"], dataset=data, nsamples=len(windows), seqlen=LENGTH, device_map="cpu")
+                        iters=options["iters"], batch_size=options["batch_size"], dataset=data, nsamples=len(windows), seqlen=LENGTH, device_map="cpu")
     rounder.quantize_and_save(out, format="auto_gptq")
+    for folder in pathlib.Path(out).glob("*-w*g*"):  # where it saves since 0.16
+        for file in folder.iterdir():
+            shutil.move(file, out)
+        folder.rmdir()
 
 
 def bitsandbytes():

@@ -6,12 +6,13 @@ import statistics
 
 COLUMNS = [("bits/weight", "bits_per_weight", "{:.3f}"), ("MB", "bytes", "{:.1f}"), ("perplexity", "perplexity", "{:.3f}"),
            ("KL", "kl_mean", "{:.4f}"), ("KL 99 %", "kl_p99", "{:.3f}"), ("top-1 %", "top1", "{:.2f}"),
-           ("cores", "cores", "{:.0f}"), ("minutes", "minutes", "{:.1f}"), ("CPU min", "cpu_minutes", "{:.1f}"), ("peak MiB", "peak_mib", "{:.0f}")]
+           ("minutes", "minutes", "{:.1f}"), ("CPU min", "cpu_minutes", "{:.1f}"), ("peak MiB", "peak_mib", "{:.0f}")]
+COST = ("minutes", "cpu_minutes", "peak_mib")  # what depends on the machine
 SCALE = {"bytes": 1e-6, "top1": 100.0}
 
 
 def summarize(records, order):
-    """One entry a row: mean over the seeds, and their standard error."""
+    """One entry a row: mean over the seeds, and their standard error. Costs are those of the first seed's machine alone."""
     out = []
     place = {row.name: i for i, row in enumerate(order)}
     names = sorted({record["row"] for record in records}, key=lambda name: place.get(name, len(place)))
@@ -20,9 +21,11 @@ def summarize(records, order):
         good = [run for run in runs if "error" not in run]
         entry = {key: runs[0][key] for key in ("row", "tool", "scheme", "kind", "solver")} | {"seeds": len(good)}
         if not good:
-            entry["error"] = runs[0]["error"]
+            out.append(entry | {"error": runs[0]["error"]})
+            continue
+        entry["machine"] = good[0]["cpu"]
         for _, key, _ in COLUMNS:
-            values = [run[key] for run in good if run.get(key) is not None]
+            values = [run[key] for run in good if run.get(key) is not None and (key not in COST or run["cpu"] == entry["machine"])]
             if values:
                 entry[key] = statistics.mean(values)
                 if len(values) > 1:
@@ -48,14 +51,14 @@ def task_names(rows):
 def lines(result):
     rows = result["rows"]
     tasks = task_names(rows)
-    yield ["tool", "scheme", "kind", "solver", "seeds", *(title for title, _, _ in COLUMNS), *tasks]
+    yield ["tool", "scheme", "kind", "solver", "seeds", *(title for title, _, _ in COLUMNS), "on", *tasks]
     for entry in rows:
         head = [entry["tool"], entry["scheme"], entry["kind"], entry["solver"], str(entry["seeds"])]
         if "error" in entry:
             yield [*head, entry["error"]]
             continue
         scores = [f"{100 * entry['tasks'][task]:.1f}" if task in entry.get("tasks", {}) else "" for task in tasks]
-        yield [*head, *(cell(entry, key, form) for _, key, form in COLUMNS), *scores]
+        yield [*head, *(cell(entry, key, form) for _, key, form in COLUMNS), entry["machine"].split(":")[0], *scores]
 
 
 def text(result):

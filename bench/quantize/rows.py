@@ -33,6 +33,8 @@ KINDS = {"float": "floats", "fp8": "floats of 8 bits, a scale a row", "fp8-block
          "int8-row": "uniform, symmetric, a scale a row"}
 KINDS |= {f"int{bits}-{form}-g{group}": f"uniform, {form}metric" for bits in range(2, 9) for form in ("sym", "asym")
           for group in (32, 64)}
+KINDS |= {"log4": "powers of two", "log3": "powers of two", "mxfp4": "floats of 4 bits, scales powers of two for 32",
+          "nvfp4": "floats of 4 bits, scales of 8 bits for 16"}
 KINDS |= {name: "GGUF blocks, uniform, symmetric" for name in ("q4_0", "q5_0", "q6_k")}
 KINDS |= {name: "GGUF blocks, uniform with minima" for name in ("q4_k", "q5_k")}
 
@@ -50,23 +52,29 @@ SCHEMES = {
     "int6-sym-g64": flags("int6", 64),
     "nf4": flags("nf4"),
     "fp4": flags("fp4"),
+    "mxfp4": flags("mxfp4"),
+    "nvfp4": flags("nvfp4"),
+    "log4": flags("log4", 64),
+    "log3": flags("log3", 64),
     "q4_0": flags("q4_0"),
     "q5_0": flags("q5_0"),
     "q4_k": flags("q4_k"),
     "q5_k": flags("q5_k"),
     "q6_k": flags("q6_k"),
 }
-SUPERBLOCKS = ("q4_k", "q5_k", "q6_k")  # only rounded
+SUPERBLOCKS = ("q4_k", "q5_k", "q6_k")  # only rounded, and without calibration data
 LEARNED = ("int4-sym-g64", "int3-sym-g64", "int2-sym-g64")
 
 for scheme, options in SCHEMES.items():
+    if scheme in SUPERBLOCKS:
+        ROWS.append(Row(f"{scheme}-rtn", scheme, "rtn", options, calibrated=False))
+        continue
     ROWS.append(Row(f"{scheme}-absmax", scheme, "absmax", [*options, "--method", "rtn", "--no-search-scale"], calibrated=False))
     ROWS.append(Row(f"{scheme}-rtn", scheme, "rtn", [*options, "--method", "rtn"]))
     if scheme in LEARNED:
         ROWS.append(Row(f"{scheme}-learned", scheme, "learned", [*options, "--method", "learned"]))
-    if scheme not in SUPERBLOCKS:
-        ROWS += [Row(f"{scheme}-{method.replace('+', '-')}", scheme, method, [*options, "--method", method])
-                 for method in ("awq", "gptq", "awq+gptq")]
+    ROWS += [Row(f"{scheme}-{method.replace('+', '-')}", scheme, method, [*options, "--method", method])
+             for method in ("awq", "gptq", "awq+gptq")]
 
 ROWS += [
     Row("mixed-4.5bpw-gptq", "mixed-4.5bpw", "gptq",
@@ -86,8 +94,8 @@ ROWS += [
     Row("gptqmodel-gptq-int3-sym-g64", "int3-sym-g64", "gptq", {**GRID, "bits": 3}, peer="gptqmodel"),
     Row("llmcompressor-gptq-int4-sym-g64", "int4-sym-g64", "gptq", GRID, peer="llmcompressor"),
     Row("llmcompressor-awq-int4-sym-g64", "int4-sym-g64", "awq", {**GRID, "awq": True}, peer="llmcompressor"),
-    Row("autoround-int4-sym-g64", "int4-sym-g64", "learned", {**GRID, "iters": 200}, peer="auto-round"),
-    Row("autoround-rtn-int4-sym-g64", "int4-sym-g64", "rtn", {**GRID, "iters": 0}, peer="auto-round"),
+    Row("autoround-int4-sym-g64", "int4-sym-g64", "learned", {**GRID, "iters": 200, "batch_size": 1}, peer="auto-round"),
+    Row("autoround-rtn-int4-sym-g64", "int4-sym-g64", "rtn", {**GRID, "iters": 0, "batch_size": 1}, peer="auto-round"),
     Row("bitsandbytes-nf4", "nf4", "absmax", {"quant_type": "nf4"}, calibrated=False, peer="bitsandbytes"),
     Row("bitsandbytes-fp4", "fp4", "absmax", {"quant_type": "fp4"}, calibrated=False, peer="bitsandbytes"),
 ]
