@@ -80,6 +80,8 @@ class Report {
         return "fp32 FMA";
       case KernelSpeed::Limit::kF16:
         return "dense fp16";
+      case KernelSpeed::Limit::kFp8:
+        return "twice dense fp16";
     }
     return "";
   }

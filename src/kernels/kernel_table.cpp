@@ -39,15 +39,18 @@ double FractionOfLimit(const KernelSpeed& speed, const MachineLimits& limits) {
     case KernelSpeed::Limit::kF32:
       return Fraction(speed.ops, speed.seconds, limits.f32_gop_per_s);
     case KernelSpeed::Limit::kF16:
-      break;  // no CPU kernel multiplies fp16
+    case KernelSpeed::Limit::kFp8:
+      break;  // no CPU kernel multiplies those
   }
   return 0.0;
 }
 
 double FractionOfLimit(const KernelSpeed& speed, const CardLimits& limits) {
-  return speed.limit == KernelSpeed::Limit::kRead
-             ? Fraction(speed.bytes, speed.seconds, limits.read_gb_per_s)
-             : Fraction(speed.ops, speed.seconds, limits.f16_gflop_per_s);
+  if (speed.limit == KernelSpeed::Limit::kRead) {
+    return Fraction(speed.bytes, speed.seconds, limits.read_gb_per_s);
+  }
+  const double rate_of_f16 = speed.limit == KernelSpeed::Limit::kFp8 ? 2.0 : 1.0;
+  return Fraction(speed.ops, speed.seconds, rate_of_f16 * limits.f16_gflop_per_s);
 }
 
 Timing MedianTime(double seconds, const std::function<void()>& run) {

@@ -20,7 +20,13 @@ struct KernelReport {
 
 /// One measurement of one variant.
 struct KernelSpeed {
-  enum class Limit : std::uint8_t { kRead, kInt8, kF32, kF16 };
+  enum class Limit : std::uint8_t {
+    kRead,
+    kInt8,
+    kF32,
+    kF16,
+    kFp8  // twice kF16, as tensor cores multiply 8 bits; not measured by itself
+  };
   std::string shape;     // "out=2048 in=2048 rows=1"
   double bytes = 0.0;    // moved in one call, weights and inputs that come from memory
   double ops = 0.0;      // multiplications and additions in one call

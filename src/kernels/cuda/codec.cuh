@@ -15,16 +15,10 @@
 // permutes would take five, and those share the one pipe of half rate.
 // docs/formats/cuda_weight.md.
 
+#include "kernels/cuda/linear_kernel.h"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/weight_layout.h"
 
 namespace nibble::cuda {
-
-/// Bytes of static shared memory that decoding takes.
-template <Format kFormat>
-__host__ __device__ constexpr int TableBytes() {
-  return kFormat == Format::kNf4 ? 256 * 32 * 4 : 0;
-}
 
 /// The pairs of NF4 values as half2, [code of the first | code of the second << 4][lane].
 __device__ __forceinline__ std::uint32_t* Nf4Pairs() {

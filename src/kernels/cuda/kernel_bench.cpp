@@ -136,7 +136,9 @@ Result<KernelSpeed> MeasureLinear(CudaDevice& device, const LinearFormatBench& f
   speed.ops = 2.0 * static_cast<double>(matrix.rows * matrix.cols * tokens);
   speed.seconds = timing.seconds / launches;
   speed.num_runs = timing.num_runs;
-  speed.limit = tokens > 64 ? KernelSpeed::Limit::kF16 : KernelSpeed::Limit::kRead;
+  if (tokens > 64) {
+    speed.limit = format.fp8_activations ? KernelSpeed::Limit::kFp8 : KernelSpeed::Limit::kF16;
+  }
   return speed;
 }
 

@@ -26,6 +26,41 @@ const char* Name(LinearVariant variant) {
   return "";
 }
 
+SmallShape ShapeOfSmall(const LinearArgs& args, int num_sms) {
+  SmallShape shape;
+  const bool gated = args.epilogue == Epilogue::kSwiGlu;
+  for (int p = 0; p < args.num_parts; ++p) {
+    const int tiles = args.parts[p].num_tiles;
+    shape.first_pair[p + 1] = gated ? tiles : shape.first_pair[p] + (tiles + 1) / 2;
+  }
+  const int pairs = shape.first_pair[args.num_parts];
+  shape.num_blocks = std::min(pairs, num_sms);
+  shape.pairs_per_block = pairs / shape.num_blocks;
+  shape.extra_pairs = pairs % shape.num_blocks;
+  shape.x_pitch = args.layout.num_units * args.layout.unit_cols * 2 + 16;  // rows meet all banks
+  const int kept = std::min(kSmallPairs, (pairs - 1) / shape.num_blocks + 1);
+  constexpr int kFactorBytes = kSmallPairs * kPairRows * 4;
+  const int before_bytes = args.epilogue == Epilogue::kAdd ? kFactorBytes * args.num_tokens : 0;
+  const int sum_bytes = kept * 2 * kNumSlices * kTileRows * args.num_tokens * 4;
+  const int x_bytes = args.num_tokens * shape.x_pitch + 16;  // and zeros for tokens that miss
+  const int rest = kFactorBytes + before_bytes + sum_bytes + x_bytes;
+  const int stage = 2 * kNumSlices * args.layout.unit_bytes;
+  constexpr int kBarrierBytes = 16;    // of a stage
+  constexpr int kWanted = 104 * 1024;  // in flight; more gained nothing
+  const int most = kSmallSmem - TableBytes(args.layout.format) - rest;
+  shape.num_stages = std::min((kWanted - 1) / stage + 1, most / (stage + kBarrierBytes));
+  if (shape.num_stages < 2) {
+    shape.num_stages = 0;
+  }
+  shape.factors_at = shape.num_stages * stage;
+  shape.before_at = shape.factors_at + kFactorBytes;
+  shape.sums_at = shape.before_at + before_bytes;
+  shape.x_at = shape.sums_at + sum_bytes;
+  shape.barriers_at = shape.x_at + x_bytes;
+  shape.size_bytes = shape.barriers_at + shape.num_stages * kBarrierBytes;
+  return shape;
+}
+
 LargeShape ShapeOfLarge(const LinearArgs& args, int num_sms) {
   int blocks = 0;
   for (int p = 0; p < (args.epilogue == Epilogue::kSwiGlu ? 1 : args.num_parts); ++p) {
@@ -95,11 +130,18 @@ double LargeTime(const LinearArgs& args, int num_sms) {
 }  // namespace
 
 LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
-  // The medium kernel wins from the first token on, but it does not norm its input.
   const bool wgmma = device.compute_capability() == 90 && args.layout.cols % 8 == 0;
-  if (args.residual != nullptr ||
-      (HasBigBlocks(device) && !wgmma && args.num_tokens <= kMaxSmallTokens)) {
+  if (args.residual != nullptr) {  // no other norms its input
     return LinearVariant::kSmall;
+  }
+  if (HasBigBlocks(device) && args.num_tokens <= kMaxSmallTokens) {
+    const SmallShape shape = ShapeOfSmall(args, device.num_sms());
+    // Every block fetches all of x: worth it for many outputs, or little x.
+    constexpr int kLittle = 12 * 1024;
+    if (shape.num_stages > 0 &&
+        (!wgmma || shape.pairs_per_block >= 2 || args.num_tokens * args.layout.cols <= kLittle)) {
+      return LinearVariant::kSmall;
+    }
   }
   if (wgmma) {
     return args.num_tokens <= kMediumTokens || MediumTime(args) <= LargeTime(args, device.num_sms())

@@ -53,11 +53,37 @@ struct LinearArgs {
   std::byte* shared = nullptr;
 };
 
+/// Bytes of static shared memory that decoding takes.
+constexpr int TableBytes(Format format) { return format == Format::kNf4 ? 256 * 32 * 4 : 0; }
+
 // Each gives the same bits, and returns a cudaError_t.
 
-/// Up to 8 tokens; sm_90 with its 227 KB of shared memory, and its like.
+/// Up to 8 tokens, if ShapeOfSmall has stages; sm_90 with its 227 KB of shared memory, and its
+/// like.
 int LaunchLinearSmall(const LinearArgs& args, int num_sms, CUstream_st* stream);
 constexpr int kMaxSmallTokens = 8;
+constexpr int kSmallPairs = 6;  // pairs of tiles whose sums a block keeps at a time
+constexpr int kPairRows = 2 * kTileRows;
+constexpr int kSmallSmem = 226 * 1024;  // of 227: it has some bytes of static shared memory
+
+/// How it divides pairs of tiles among blocks, and a block's shared memory.
+struct SmallShape {
+  int first_pair[kMaxParts + 1] = {};  // of each part; kSwiGlu: pair p is tile p of both parts
+  int num_blocks = 0;
+  int pairs_per_block = 0;
+  int extra_pairs = 0;  // so many blocks have one more
+  int num_stages = 0;   // of the ring; 0: x does not fit
+  int x_pitch = 0;      // bytes of a token's x
+  // Where lie, behind the ring: factors of outputs, what they are added to, the sums of the slices,
+  // x, the barriers; and the end.
+  int factors_at = 0;
+  int before_at = 0;
+  int sums_at = 0;
+  int x_at = 0;
+  int barriers_at = 0;
+  int size_bytes = 0;
+};
+SmallShape ShapeOfSmall(const LinearArgs& args, int num_sms);
 constexpr int kMaxNormTokens = 2;
 constexpr int kMaxNormWidth = 8192;  // the normed input lies in shared memory
 

@@ -405,7 +405,7 @@ __global__ __launch_bounds__(kLargeThreads,
   } else {
     TakeRegisters<232>();
     FillTable<kFormat>(static_cast<int>(threadIdx.x), kLargeMultipliers);
-    if constexpr (TableBytes<kFormat>() > 0) {
+    if constexpr (TableBytes(kFormat) > 0) {
       MultipliersSync();
     }
     WaitForPrevious();
@@ -528,7 +528,7 @@ template <Format kFormat, Grid kGrid, int kHalves, int kTokens>
 int LaunchLargeTokens(LargeArgs args, int pairs, cudaStream_t stream) {
   const LinearArgs& linear = args.linear;
   const int stage_bytes = LargeStageBytes<kHalves, kTokens>(linear.layout);
-  constexpr int kSmem = 227 * 1024 - TableBytes<kFormat>();
+  constexpr int kSmem = 227 * 1024 - TableBytes(kFormat);
   args.num_stages = (kSmem - kLargeSums<kTokens>) / (stage_bytes + 16);
   CUtensorMap map;
   if (const int error = EncodeTensorMap(&map, linear.x, linear.layout.cols, linear.num_tokens,

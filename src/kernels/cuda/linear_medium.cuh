@@ -216,7 +216,7 @@ __global__ __launch_bounds__(kMediumThreads,
 
   TakeRegisters<112>();
   FillTable<kFormat>(static_cast<int>(threadIdx.x), kMediumWarps * 32);
-  if constexpr (TableBytes<kFormat>() > 0) {
+  if constexpr (TableBytes(kFormat) > 0) {
     asm volatile("bar.sync 1, %0;" ::"n"(kMediumWarps * 32) : "memory");
   }
   if (threadIdx.x < kMediumSlices * kTiles) {
@@ -346,7 +346,7 @@ int LaunchMediumAs(MediumArgs args, int pairs, cudaStream_t stream) {
   constexpr int kTiles = kQuads * kMediumQuad;
   constexpr int kRest = kTiles * kTokens / 8 * 512 + (kMediumSlices + 2) * kTiles * 8;
   constexpr int kMostDepth = 4;
-  constexpr int kSmem = kMediumSmem - TableBytes<kFormat>();
+  constexpr int kSmem = kMediumSmem - TableBytes(kFormat);
   const LinearArgs& linear = args.linear;
   args.stage_bytes =
       (linear.layout.unit_cols * kTokens * 2 + kTiles * linear.layout.unit_bytes + 1023) / 1024 *

@@ -12,8 +12,9 @@ __device__ __forceinline__ float SiluTimes(float gate, float up) {
 }
 
 /// What a part's sum means: y[row].
-__device__ __forceinline__ float Output(const LinearPart& part, int row, float sum, float x_scale) {
-  const float y = sum * part.factor[row] * x_scale;
+__device__ __forceinline__ float Output(const LinearPart& part, int row, float sum, float factor,
+                                        float x_scale) {
+  const float y = sum * factor * x_scale;
   return part.bias == nullptr ? y : y + part.bias[row];
 }
 

@@ -8,11 +8,12 @@
 //
 // One block an SM: 16 warps = 8 slices x 2 tiles of 16 outputs, and one that keeps a ring of shared
 // memory full: a stage is 8 units of both tiles, two bulk copies. The outputs of a block are walked
-// step by step of K (the fragments of x stay in registers over all its tiles), sums of all its
-// tiles wait in shared memory. Weights never depend on the previous kernel: the ring fills before
-// the wait. Moves rows * cols * bits / 8 bytes of weights once; judge by GB/s.
+// step by step of K: the fragments of x stay in registers over all its tiles, and so do the sums.
+// All of x lies in shared memory. Weights never depend on the previous kernel: the ring fills
+// before the wait. Moves rows * cols * bits / 8 bytes of weights once; judge by GB/s.
 
 #include "kernels/cuda/codec.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_output.cuh"
 #include "kernels/cuda/norm.cuh"
 
@@ -20,14 +21,23 @@ namespace nibble::cuda {
 
 constexpr int kSmallWarps = 2 * kNumSlices;
 constexpr int kSmallThreads = (kSmallWarps + 1) * 32;
-constexpr int kSmallPairs = 6;  // pairs of tiles whose sums a block keeps at a time
 
 struct SmallArgs {
   LinearArgs linear;
-  int first_pair[kMaxParts + 1];  // of each part; kSwiGlu: pair p is tile p of both parts
-  int num_stages = 0;
-  int normed_at = 0;  // where in shared memory the normed input lies
+  SmallShape shape;
+  bool x_in_chunks = false;  // rows of x may be copied in chunks of 16 bytes
 };
+struct SmallOutput {
+  int part;
+  int row;
+};
+
+/// Brings the arguments to the SM, all at once: a block of a new launch misses each line of them.
+__device__ __forceinline__ void TouchArgs(const SmallArgs& args, int thread) {
+  if (thread * 64 < static_cast<int>(sizeof(SmallArgs))) {
+    asm volatile("" ::"r"(reinterpret_cast<const int*>(&args)[thread * 16]));
+  }
+}
 
 __device__ __forceinline__ void ConsumersSync() {
   asm volatile("bar.sync 1, %0;" ::"n"(kSmallWarps * 32) : "memory");
@@ -47,55 +57,90 @@ __device__ __forceinline__ PairTiles TilesOf(const SmallArgs& args, int pair,
     return tiles;
   }
   int part = 0;
-  while (pair >= args.first_pair[part + 1]) {
+  while (pair >= args.shape.first_pair[part + 1]) {
     ++part;
   }
-  const int tile = 2 * (pair - args.first_pair[part]);
+  const int tile = 2 * (pair - args.shape.first_pair[part]);
   tiles.tile[0] = linear.parts[part].weight + static_cast<std::size_t>(tile) * tile_bytes;
   tiles.tile[1] = tile + 1 < linear.parts[part].num_tiles ? tiles.tile[0] + tile_bytes : nullptr;
   return tiles;
 }
 
+/// A lane's codes and scales of a unit, as they lie in shared memory.
+template <Format kFormat, Grid kGrid, int kUnitCols, int kSubCols>
+struct UnitCodes {
+  static constexpr int kHalves = kUnitCols / kHalfCols;
+  static constexpr int kSubs = kUnitCols / kSubCols;
+  HalfCodes<kFormat> codes[kHalves];
+  half2 scales[kSubs];
+  half2 extras[kSubs];
+
+  __device__ __forceinline__ void Load(const std::uint8_t* at, int lane) {
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+      codes[h].Load(at + h * HalfCodes<kFormat>::kBytes, lane);
+    }
+    if constexpr (kHasScales<kFormat, kGrid>) {
+#pragma unroll
+      for (int s = 0; s < kSubs; ++s) {
+        const std::uint8_t* const sub =
+            at + kHalves * HalfCodes<kFormat>::kBytes + s * SubBytes<kFormat, kGrid>();
+        scales[s] = LoadPair(sub, lane);
+        if constexpr (kHasExtras<kGrid>) {
+          extras[s] = LoadPair(sub + kPairBytes, lane);
+        }
+      }
+    }
+  }
+  /// c += the unit's products with `x`, its fragments.
+  __device__ __forceinline__ void Multiply(float (&c)[4],
+                                           const std::uint32_t (&x)[kUnitCols / 8]) const {
+#pragma unroll
+    for (int s = 0; s < kUnitCols / 16; ++s) {
+      LaneScales spread;
+      if constexpr (kHasScales<kFormat, kGrid>) {
+        spread = Spread<kGrid>(scales[s * 16 / kSubCols], extras[s * 16 / kSubCols]);
+      }
+      std::uint32_t a[4];
+      Fragment<kFormat, kGrid>(codes[s / 4], s % 4, spread, a);
+      Mma16816(c, a, x[2 * s], x[2 * s + 1]);
+    }
+  }
+};
+
 template <Format kFormat, Grid kGrid, int kUnitCols, int kSubCols>
 __global__ __launch_bounds__(kSmallThreads,
                              1) void LinearSmall(const __grid_constant__ SmallArgs args) {
 #if __CUDA_ARCH__ >= 900  // bulk copies
-  constexpr int kHalves = kUnitCols / kHalfCols;
-  constexpr int kCodeBytes = kHalves * HalfCodes<kFormat>::kBytes;
-  constexpr int kUnitBytes = kCodeBytes + kUnitCols / kSubCols * SubBytes<kFormat, kGrid>();
+  constexpr int kUnitBytes = kUnitCols / kHalfCols * HalfCodes<kFormat>::kBytes +
+                             kUnitCols / kSubCols * SubBytes<kFormat, kGrid>();
   constexpr int kTileStage = kNumSlices * kUnitBytes;
   constexpr int kStage = 2 * kTileStage;
-  constexpr int kSteps = kUnitCols / 16;
   extern __shared__ __align__(128) std::uint8_t smem[];
 
   const LinearArgs& linear = args.linear;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int num_pairs = args.first_pair[linear.num_parts];
-  const int pair_begin =
-      static_cast<int>(static_cast<long long>(num_pairs) * blockIdx.x / gridDim.x);
-  const int pair_end =
-      static_cast<int>(static_cast<long long>(num_pairs) * (blockIdx.x + 1) / gridDim.x);
+  const int tokens = linear.num_tokens;
+  const SmallShape& shape = args.shape;
+  const auto block = static_cast<int>(blockIdx.x);
+  const int pair_begin = block * shape.pairs_per_block + min(block, shape.extra_pairs);
+  const int pair_end = pair_begin + shape.pairs_per_block + (block < shape.extra_pairs ? 1 : 0);
   const int num_units = linear.layout.num_units;
   const int num_steps = (num_units + kNumSlices - 1) / kNumSlices;
   const std::size_t tile_bytes = static_cast<std::size_t>(num_units) * kUnitBytes;
-  const int num_stages = args.num_stages;
-  float4* const sums = reinterpret_cast<float4*>(smem + num_stages * kStage);
-  const int kept = min(kSmallPairs, pair_end - pair_begin);
-  const std::uint32_t full =
-      SmemAddress(smem) + num_stages * kStage + kept * kSmallWarps * 32 * sizeof(float4);
+  const int num_stages = shape.num_stages;
+  const bool gated = linear.epilogue == Epilogue::kSwiGlu;
+  const bool adds = linear.epilogue == Epilogue::kAdd;
+  auto* const factors = reinterpret_cast<float*>(smem + shape.factors_at);  // [pair][row]
+  auto* const before = reinterpret_cast<float*>(smem + shape.before_at);    // [token][pair][row]
+  auto* const sums = reinterpret_cast<float*>(smem + shape.sums_at);  // [pair][token][warp][row]
+  std::uint8_t* const x = smem + shape.x_at;  // [token][x_pitch], then zeros for missing tokens
+  const int x_pitch = shape.x_pitch;
+  const std::uint32_t full = SmemAddress(smem) + shape.barriers_at;
   const std::uint32_t empty = full + 8 * num_stages;
 
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < num_stages; ++s) {
-      BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, kSmallWarps * kWarpArrivals);
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-  __syncthreads();
-  LaunchDependents();
-
+  TouchArgs(args, static_cast<int>(threadIdx.x));
   const auto fill = [&](int pair, int step, int stage) {  // by a warp: a lane a tile
     const std::uint32_t bytes = min(kNumSlices, num_units - step * kNumSlices) * kUnitBytes;
     const PairTiles tiles = TilesOf(args, pair, tile_bytes);
@@ -113,9 +158,20 @@ __global__ __launch_bounds__(kSmallThreads,
   // Weights do not depend on the kernel before: all warps help to fill the ring.
   const int first_pairs = min(kSmallPairs, pair_end - pair_begin);
   const int ahead = min(min(num_stages, kSmallWarps), first_pairs * num_steps);
-  if (warp < ahead) {
-    fill(pair_begin + warp % first_pairs, warp / first_pairs, warp);
+  if (warp < num_stages) {
+    if (lane == 0) {
+      BarrierInit(full + 8 * warp, 1);
+      BarrierInit(empty + 8 * warp, kSmallWarps * kWarpArrivals);
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncwarp();
+    if (warp < ahead) {
+      fill(pair_begin + warp % first_pairs, warp / first_pairs, warp);
+    }
   }
+  __syncthreads();
+  LaunchDependents();
   if (warp == kSmallWarps) {  // the producer
     int stage = 0;
     std::uint32_t phase = 1;
@@ -140,149 +196,216 @@ __global__ __launch_bounds__(kSmallThreads,
   }
 
   FillTable<kFormat>(static_cast<int>(threadIdx.x), kSmallWarps * 32);
-  if constexpr (TableBytes<kFormat>() > 0) {
-    ConsumersSync();
-  }
-  WaitForPrevious();
   const int slice = warp % kNumSlices;
   const int member = warp / kNumSlices;  // which tile of the pair
-  const int group = lane / 4;
-  const int column = 2 * (lane % 4);
-  const std::uint16_t* x = linear.x;
-  std::int64_t x_stride = linear.x_stride;
-  if (linear.residual != nullptr) {  // 256 threads a token
-    __shared__ float scratch[kMaxNormTokens][kNormWarps];
-    auto* const normed = reinterpret_cast<std::uint16_t*>(smem + args.normed_at);
-    const int token = warp / kNormWarps;
-    const int thread = static_cast<int>(threadIdx.x) % kNormThreads;
-    const int quads = token < linear.num_tokens ? linear.layout.cols / 4 : 0;
-    const auto* row = reinterpret_cast<const float4*>(linear.residual) + token * quads;
-    float squares = 0.0F;
-    for (int i = thread; i < quads; i += kNormThreads) {
-      AddSquares(row[i], squares);
+  // Row `r` of a pair of outputs: where it lies.
+  const auto output_at = [&](int pair, int r) -> SmallOutput {
+    if (gated) {
+      return {.part = r / kTileRows, .row = pair * kTileRows + r % kTileRows};
     }
-    const float inverse = InverseRms(squares, thread, linear.layout.cols, linear.norm_eps,
-                                     scratch[token], [] { ConsumersSync(); });
-    const auto* weight = reinterpret_cast<const float4*>(linear.norm_weight);
-    for (int i = thread; i < quads; i += kNormThreads) {
-      reinterpret_cast<uint2*>(normed)[token * quads + i] = Normed(row[i], inverse, weight[i]);
+    int part = 0;
+    while (pair >= args.shape.first_pair[part + 1]) {
+      ++part;
     }
-    ConsumersSync();
-    x = normed;
-    x_stride = linear.layout.cols;
-  }
-  const std::uint16_t* x_row = x + group * x_stride;
-  const bool real = group < linear.num_tokens;
-  std::uint32_t x_now[2 * kSteps];
-  std::uint32_t x_next[2 * kSteps];
-  const auto load_x = [&](int unit) {
-#pragma unroll
-    for (int i = 0; i < 2 * kSteps; ++i) {
-      const int k = unit * kUnitCols + i * 8 + column;
-      x_next[i] =
-          real && k < linear.layout.cols ? *reinterpret_cast<const std::uint32_t*>(x_row + k) : 0;
+    return {.part = part, .row = (pair - args.shape.first_pair[part]) * kPairRows + r};
+  };
+  // What outputs need comes while the sums are made; factors change as little as weights do.
+  const auto load_factors = [&](int first, int count) {
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < count * kPairRows) {
+      const SmallOutput at = output_at(first + i / kPairRows, i % kPairRows);
+      const LinearPart& part = linear.parts[at.part];
+      CopyWord(SmemAddress(factors + i), part.factor + min(at.row, part.rows - 1));
     }
   };
+  const auto load_before = [&](int first, int count) {
+    const int i = static_cast<int>(threadIdx.x) % 256;
+    if (i < count * kPairRows) {
+      const SmallOutput at = output_at(first + i / kPairRows, i % kPairRows);
+      const LinearPart& part = linear.parts[at.part];
+      for (int token = static_cast<int>(threadIdx.x) / 256; token < tokens; token += 2) {
+        CopyWord(SmemAddress(before + token * kSmallPairs * kPairRows + i),
+                 part.y + token * part.y_stride + min(at.row, part.rows - 1));
+      }
+    }
+  };
+  load_factors(pair_begin, first_pairs);
+  if (threadIdx.x < 4) {
+    reinterpret_cast<std::uint32_t*>(x + tokens * x_pitch)[threadIdx.x] = 0;
+  }
+  const int cols = linear.layout.cols;
+  const int padded = num_units * kUnitCols;
+  if (linear.residual != nullptr) {  // 256 threads a token
+    __shared__ float scratch[kMaxNormTokens][kNormWarps];
+    constexpr int kMostQuads = kMaxNormWidth / 4 / kNormThreads;  // of a thread
+    const int token = warp / kNormWarps;
+    const int thread = static_cast<int>(threadIdx.x) % kNormThreads;
+    const int quads = token < tokens ? cols / 4 : 0;
+    const auto* weight = reinterpret_cast<const float4*>(linear.norm_weight);
+    float4 values[kMostQuads];
+    for (int i = thread; i < quads; i += kNormThreads) {
+      PrefetchL1(weight + i);
+    }
+    WaitForPrevious();
+    if (adds) {
+      load_before(pair_begin, first_pairs);
+    }
+    const auto* row = reinterpret_cast<const float4*>(linear.residual) + token * quads;
+    float squares = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kMostQuads; ++i) {
+      if (thread + i * kNormThreads < quads) {
+        values[i] = row[thread + i * kNormThreads];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kMostQuads; ++i) {
+      if (thread + i * kNormThreads < quads) {
+        AddSquares(values[i], squares);
+      }
+    }
+    const float inverse =
+        InverseRms(squares, thread, cols, linear.norm_eps, scratch[token], [] { ConsumersSync(); });
+    auto* const to = reinterpret_cast<uint2*>(x + token * x_pitch);
+#pragma unroll
+    for (int i = 0; i < kMostQuads; ++i) {
+      if (thread + i * kNormThreads < quads) {
+        to[thread + i * kNormThreads] =
+            Normed(values[i], inverse, weight[thread + i * kNormThreads]);
+      }
+    }
+    if (token < tokens) {
+      for (int i = cols / 4 + thread; i < padded / 4; i += kNormThreads) {
+        to[i] = make_uint2(0, 0);
+      }
+    }
+  } else {
+    WaitForPrevious();
+    // In chunks of 16 bytes, or of 4 where they do not lie at multiples of 16.
+    const int width = args.x_in_chunks ? 8 : 2;
+    for (int token = 0; token < tokens; ++token) {
+      const std::uint16_t* const row = linear.x + token * linear.x_stride;
+      const std::uint32_t to = SmemAddress(x) + token * x_pitch;
+#pragma unroll 1
+      for (int k = static_cast<int>(threadIdx.x) * width; k < padded;
+           k += kSmallWarps * 32 * width) {
+        const bool exists = k < cols;
+        if (args.x_in_chunks) {
+          CopyChunk(to + k * 2, row + (exists ? k : 0), exists ? 16 : 0);
+        } else {
+          CopyWord(to + k * 2, row + (exists ? k : 0), exists ? 4 : 0);
+        }
+      }
+    }
+    if (adds) {
+      load_before(pair_begin, first_pairs);
+    }
+  }
+  WaitForChunks();
+  ConsumersSync();
+
+  // Of LoadMatrices: lanes of a token that does not exist read the zeros behind the last.
+  const std::uint32_t x_at =
+      SmemAddress(x) + (lane % 8 < tokens ? lane % 8 * x_pitch + lane / 8 * 16 : tokens * x_pitch);
+  const int x_step = lane % 8 < tokens ? 1 : 0;
   int stage = 0;
   std::uint32_t phase = 0;
   for (int first = pair_begin; first < pair_end; first += kSmallPairs) {
-    const int last = min(first + kSmallPairs, pair_end);
-    if (slice < num_units) {
-      load_x(slice);
+    const int count = min(kSmallPairs, pair_end - first);
+    if (first > pair_begin) {
+      load_factors(first, count);
+      if (adds) {
+        load_before(first, count);
+      }
     }
+    float c[kSmallPairs][4] = {};
     for (int step = 0; step < num_steps; ++step) {
       const int unit = step * kNumSlices + slice;
+      const bool exists = unit < num_units;
+      std::uint32_t b[kUnitCols / 8];
+      if (exists) {
 #pragma unroll
-      for (int i = 0; i < 2 * kSteps; ++i) {
-        x_now[i] = x_next[i];
+        for (int i = 0; i < kUnitCols / 32; ++i) {
+          std::uint32_t four[4];
+          LoadMatrices(four, x_at + x_step * (unit * kUnitCols + i * 32) * 2);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            b[4 * i + k] = four[k];
+          }
+        }
       }
-      if (unit + kNumSlices < num_units) {
-        load_x(unit + kNumSlices);
-      }
-      for (int pair = first; pair < last; ++pair) {
-        float4* const kept_sum = sums + ((pair - first) * kSmallWarps + warp) * 32 + lane;
-        float c[4] = {0.0F, 0.0F, 0.0F, 0.0F};
-        if (step > 0) {
-          const float4 v = *kept_sum;
-          c[0] = v.x;
-          c[1] = v.y;
-          c[2] = v.z;
-          c[3] = v.w;
+#pragma unroll
+      for (int p = 0; p < kSmallPairs; ++p) {
+        if (p >= count) {
+          break;
         }
         BarrierWait(full + 8 * stage, phase);
-        if (unit < num_units) {
-          const std::uint8_t* at = smem + stage * kStage + member * kTileStage + slice * kUnitBytes;
-          HalfCodes<kFormat> codes[kHalves];
-          LaneScales scales[kUnitCols / kSubCols];
-#pragma unroll
-          for (int h = 0; h < kHalves; ++h) {
-            codes[h].Load(at + h * HalfCodes<kFormat>::kBytes, lane);
-          }
-          if constexpr (kHasScales<kFormat, kGrid>) {
-#pragma unroll
-            for (int s = 0; s < kUnitCols / kSubCols; ++s) {
-              LoadScales<kGrid>(at + kCodeBytes + s * SubBytes<kFormat, kGrid>(), lane, scales[s]);
-            }
-          }
-#pragma unroll
-          for (int s = 0; s < kSteps; ++s) {
-            std::uint32_t a[4];
-            Fragment<kFormat, kGrid>(codes[s / 4], s % 4, scales[s * 16 / kSubCols], a);
-            Mma16816(c, a, x_now[2 * s], x_now[2 * s + 1]);
-          }
+        if (exists) {
+          UnitCodes<kFormat, kGrid, kUnitCols, kSubCols> codes;
+          codes.Load(smem + stage * kStage + member * kTileStage + slice * kUnitBytes, lane);
+          codes.Multiply(c[p], b);
         }
         WarpArrive(empty + 8 * stage, lane);
-        *kept_sum = make_float4(c[0], c[1], c[2], c[3]);
         if (++stage == num_stages) {
           stage = 0;
           phase ^= 1;
         }
       }
     }
+#pragma unroll
+    for (int p = 0; p < kSmallPairs; ++p) {
+      if (p >= count) {
+        break;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // rows lane / 4 and 8 behind, two tokens
+        const int token = lane % 4 * 2 + i % 2;
+        if (token < tokens) {
+          sums[((p * tokens + token) * kSmallWarps + warp) * kTileRows + lane / 4 + i / 2 * 8] =
+              c[p][i];
+        }
+      }
+    }
+    WaitForChunks();
     ConsumersSync();
 
     // Slices in order, then the epilogue: one thread an output and token.
-    const int tokens = linear.num_tokens;
     const int num_slices = min(kNumSlices, num_units);
-    const bool gated = linear.epilogue == Epilogue::kSwiGlu;
-    const int per_pair = (gated ? 1 : 2) * kTileRows * tokens;
-    const auto total = [&](int pair, int tile, int row, int token) {
-      // The accumulator of (row, token) in the fragment of its lane.
-      const int at = ((row % 8) * 4 + token / 2) * 4 + row / 8 * 2 + token % 2;
-      const float* sum = reinterpret_cast<const float*>(sums) +
-                         ((pair - first) * kSmallWarps + tile * kNumSlices) * 128 + at;
+    const auto total = [&](int p, int tile, int row, int token) {
+      const float* sum =
+          sums + ((p * tokens + token) * kSmallWarps + tile * kNumSlices) * kTileRows + row;
       float y = sum[0];
-      for (int s = 1; s < num_slices; ++s) {
-        y += sum[s * 128];
+#pragma unroll
+      for (int s = 1; s < kNumSlices; ++s) {
+        if (s < num_slices) {
+          y += sum[s * kTileRows];
+        }
       }
       return y;
     };
-    for (int i = static_cast<int>(threadIdx.x); i < (last - first) * per_pair;
-         i += kSmallWarps * 32) {
-      const int pair = first + i / per_pair;
-      const int token = i % per_pair / (per_pair / tokens);
-      const int r = i % (per_pair / tokens);
-      if (gated) {
-        const int row = pair * kTileRows + r;
-        if (row < linear.parts[0].rows) {
-          const float gate = Output(linear.parts[0], row, total(pair, 0, r, token), linear.x_scale);
-          const float up = Output(linear.parts[1], row, total(pair, 1, r, token), linear.x_scale);
-          linear.product[token * linear.product_stride + row] =
-              __half_as_ushort(__float2half_rn(SiluTimes(gate, up) * linear.product_scale));
+    const int rows = gated ? kTileRows : kPairRows;
+    const int threads = gated ? 128 : 256;  // a token; kSmallPairs * rows of them work
+    const int i = static_cast<int>(threadIdx.x) % threads;
+    if (i < count * rows) {
+      const int p = i / rows;
+      const int r = i % rows;
+      const SmallOutput at = output_at(first + p, r);
+      const LinearPart& part = linear.parts[at.part];
+      if (at.row < part.rows) {
+        for (int token = static_cast<int>(threadIdx.x) / threads; token < tokens;
+             token += kSmallWarps * 32 / threads) {
+          const float y = Output(part, at.row, total(p, r / kTileRows, r % kTileRows, token),
+                                 factors[p * kPairRows + r], linear.x_scale);
+          if (gated) {
+            const float up = Output(linear.parts[1], at.row, total(p, 1, r, token),
+                                    factors[p * kPairRows + kTileRows + r], linear.x_scale);
+            linear.product[token * linear.product_stride + at.row] =
+                __half_as_ushort(__float2half_rn(SiluTimes(y, up) * linear.product_scale));
+          } else {
+            part.y[token * part.y_stride + at.row] =
+                adds ? before[token * kSmallPairs * kPairRows + i] + y : y;
+          }
         }
-        continue;
-      }
-      int part = 0;
-      while (pair >= args.first_pair[part + 1]) {
-        ++part;
-      }
-      const LinearPart& out = linear.parts[part];
-      const int row = (pair - args.first_pair[part]) * 2 * kTileRows + r;
-      if (row < out.rows) {
-        const float y =
-            Output(out, row, total(pair, r / kTileRows, r % kTileRows, token), linear.x_scale);
-        float* to = out.y + token * out.y_stride + row;
-        *to = linear.epilogue == Epilogue::kAdd ? *to + y : y;
       }
     }
     ConsumersSync();
@@ -290,49 +413,22 @@ __global__ __launch_bounds__(kSmallThreads,
 #endif
 }
 
-/// Chooses stages and launches one instantiation.
 template <Format kFormat, Grid kGrid, int kUnitCols, int kSubCols>
 int LaunchSmall(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
-  constexpr int kUnitBytes = kUnitCols / kHalfCols * HalfCodes<kFormat>::kBytes +
-                             kUnitCols / kSubCols * SubBytes<kFormat, kGrid>();
-  constexpr int kStage = 2 * kNumSlices * kUnitBytes;
-  SmallArgs args{.linear = linear};
-  for (int p = 0; p < linear.num_parts; ++p) {
-    const int tiles = linear.parts[p].num_tiles;
-    const bool gated = linear.epilogue == Epilogue::kSwiGlu;
-    args.first_pair[p + 1] = gated ? tiles : args.first_pair[p] + (tiles + 1) / 2;
-  }
-  const int num_pairs = args.first_pair[linear.num_parts];
-  const int grid = num_pairs < num_sms ? num_pairs : num_sms;
-  const int most = (num_pairs + grid - 1) / grid;
-  const int sums = (most < kSmallPairs ? most : kSmallPairs) * kSmallWarps * 512;
-  constexpr int kWanted = 104 * 1024;  // in flight; more gained nothing
-  constexpr int kMost = 216 * 1024 - TableBytes<kFormat>();
-  int stages = (kWanted + kStage - 1) / kStage;
-  const int normed = linear.residual != nullptr ? linear.num_tokens * linear.layout.cols * 2 : 0;
-  while (stages > 2 && stages * kStage + sums + normed > kMost) {
-    --stages;
-  }
-  args.num_stages = stages;
-  args.normed_at = stages * kStage + sums + stages * 16;
-  const int smem = args.normed_at + normed;
+  SmallArgs args{.linear = linear, .shape = ShapeOfSmall(linear, num_sms)};
+  args.x_in_chunks = linear.layout.cols % 8 == 0 && linear.x_stride % 8 == 0 &&
+                     reinterpret_cast<std::uintptr_t>(linear.x) % 16 == 0;
   auto* kernel = LinearSmall<kFormat, kGrid, kUnitCols, kSubCols>;
   static const cudaError_t configured = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024 - TableBytes<kFormat>());
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmallSmem - TableBytes(kFormat));
   if (configured != cudaSuccess) {
     return configured;
   }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(grid));
-  config.blockDim = dim3(kSmallThreads);
-  config.dynamicSmemBytes = static_cast<std::size_t>(smem);
-  config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, args);
+  if (args.shape.num_stages == 0) {
+    return cudaErrorInvalidConfiguration;
+  }
+  return Launch(kernel, dim3(static_cast<unsigned>(args.shape.num_blocks)), kSmallThreads,
+                args.shape.size_bytes, stream, args);
 }
 
 int LaunchSmallW4(const LinearArgs& args, int num_sms, cudaStream_t stream);

@@ -73,7 +73,7 @@ __global__ __launch_bounds__(kTileWarps *
                                                  int part_index) {
   LaunchDependents();
   FillTable<kFormat>(static_cast<int>(threadIdx.x), kTileWarps * 32);
-  if constexpr (TableBytes<kFormat>() > 0) {
+  if constexpr (TableBytes(kFormat) > 0) {
     __syncthreads();
   }
   WaitForPrevious();
@@ -102,9 +102,10 @@ __global__ __launch_bounds__(kTileWarps *
       if (token >= args.num_tokens || row >= part.rows) {
         continue;
       }
-      const float y = Output(part, row, total[n][j], args.x_scale);
+      const float y = Output(part, row, total[n][j], part.factor[row], args.x_scale);
       if (gated) {
-        const float product = SiluTimes(y, Output(args.parts[1], row, up[n][j], args.x_scale));
+        const float product = SiluTimes(
+            y, Output(args.parts[1], row, up[n][j], args.parts[1].factor[row], args.x_scale));
         args.product[token * args.product_stride + row] =
             __half_as_ushort(__float2half_rn(product * args.product_scale));
         continue;

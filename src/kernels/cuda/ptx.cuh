@@ -73,6 +73,8 @@ __device__ __forceinline__ void BarrierWait(std::uint32_t barrier, std::uint32_t
       "{\n"
       ".reg .pred done, late;\n"
       ".reg .u32 tries;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra DONE;\n"
       "mov.u32 tries, 0;\n"
       "TRY:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
@@ -80,6 +82,7 @@ __device__ __forceinline__ void BarrierWait(std::uint32_t barrier, std::uint32_t
       "setp.gt.u32 late, tries, %2;\n"
       "@late trap;\n"
       "@!done bra TRY;\n"
+      "DONE:\n"
       "}" ::"r"(barrier),
       "r"(parity), "n"(kBarrierTries)
       : "memory");
@@ -113,6 +116,23 @@ __device__ __forceinline__ void BulkCopyShared(std::uint32_t smem, const void* g
       : "memory");
 }
 
+__device__ __forceinline__ void PrefetchL1(const void* global) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
+}
+/// 16 bytes into shared memory, asynchronously: the first `bytes` of them from `global`, then
+/// zeros.
+__device__ __forceinline__ void CopyChunk(std::uint32_t smem, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(global), "r"(bytes)
+               : "memory");
+}
+/// The same for 4 bytes.
+__device__ __forceinline__ void CopyWord(std::uint32_t smem, const void* global, int bytes = 4) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem), "l"(global), "r"(bytes)
+               : "memory");
+}
+/// Until this thread's chunks have arrived.
+__device__ __forceinline__ void WaitForChunks() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // --- registers: moves them between the warpgroups of a block (sm_90a; elsewhere nothing) ---
 
 template <int kCount>
@@ -141,10 +161,15 @@ __device__ __forceinline__ void Mma16816(float (&c)[4], const std::uint32_t (&a)
 }
 
 /// Four matrices of 8 rows of 16 bytes; lane i gives the address of row i % 8 of matrix i / 8.
-__device__ __forceinline__ void LoadMatrices(std::uint32_t (&r)[4], std::uint32_t address) {
+__device__ __forceinline__ void LoadMatrices(std::uint32_t& r0, std::uint32_t& r1,
+                                             std::uint32_t& r2, std::uint32_t& r3,
+                                             std::uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3)
                : "r"(address));
+}
+__device__ __forceinline__ void LoadMatrices(std::uint32_t (&r)[4], std::uint32_t address) {
+  LoadMatrices(r[0], r[1], r[2], r[3], address);
 }
 /// Two of them: lanes 0 to 15.
 __device__ __forceinline__ void LoadMatrices(std::uint32_t (&r)[2], std::uint32_t address) {
