@@ -17,8 +17,10 @@ import shutil
 import sys
 
 LENGTH = 512
-tool, source, out, ids_file, options = sys.argv[1:]
-options = json.loads(options)
+tool = sys.argv[1]
+source, out, ids_file = map(os.path.abspath, sys.argv[2:5])
+options = json.loads(sys.argv[5])
+os.chdir(os.path.dirname(out))  # gptqmodel writes logs where it runs
 with open(ids_file, encoding="utf-8") as file:
     ids = json.load(file)
 windows = [ids[begin: begin + LENGTH] for begin in range(0, len(ids), LENGTH)]
