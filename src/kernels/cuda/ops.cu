@@ -1,6 +1,8 @@
 // Norm, bias, gate, embedding, gather. One block a row; every sum has an order that depends on the
 // width alone. All of them move each value once; judge by GB/s.
 
+#include <algorithm>
+
 #include "kernels/cuda/codec.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_output.cuh"
@@ -147,16 +149,46 @@ __global__ __launch_bounds__(kRowThreads) void EmbeddingKernel(
     const __grid_constant__ EmbeddingArgs args) {
   LaunchDependents();
   WaitForPrevious();
-  const int token = static_cast<int>(blockIdx.x);
+  const int token = static_cast<int>(blockIdx.y);
   const TokenRecord& record = args.tokens[token];
   const int id = record.from_slot >= 0 ? args.slot_tokens[record.from_slot] : record.id;
   const std::uint8_t* tile =
       args.table + static_cast<std::size_t>(id / kTileRows) * args.layout.tile_bytes();
   const float factor = args.factor[id];
   float* out = args.out + static_cast<std::int64_t>(token) * args.layout.cols;
-  for (int k = static_cast<int>(threadIdx.x); k < args.layout.cols; k += kRowThreads) {
+  for (int k = static_cast<int>(blockIdx.x * kRowThreads + threadIdx.x); k < args.layout.cols;
+       k += static_cast<int>(gridDim.x) * kRowThreads) {
     out[k] = TableValue(args.layout, tile, id % kTileRows, k) * factor;
   }
+}
+
+__global__ __launch_bounds__(kRowThreads) void StepInputsKernel(
+    const __grid_constant__ StepInputArgs args) {
+  constexpr int kPieces = StepInputArgs::kMaxPieces;
+  bool more = true;
+  for (std::uint32_t i = blockIdx.x * kRowThreads + threadIdx.x; more;
+       i += gridDim.x * kRowThreads) {
+    std::uint32_t at[kPieces];
+    std::uint32_t words[kPieces];  // a word of each piece is on the bus at a time
+    more = false;
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      const StepInputArgs::Piece& piece = args.pieces[p];
+      at[p] = ~0U;
+      if (i < piece.words * piece.rows) {
+        at[p] = piece.at + i / piece.words * piece.pitch + i % piece.words;
+        words[p] = args.from[at[p]];
+        more = true;
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      if (at[p] != ~0U) {
+        args.to[at[p]] = words[p];
+      }
+    }
+  }
+  __threadfence();  // later kernels may read it before they wait for those between
 }
 
 __global__ __launch_bounds__(kRowThreads) void GatherKernel(const float* x, std::int64_t x_stride,
@@ -191,7 +223,27 @@ int LaunchSwiGlu(const SwiGluArgs& args, CUstream_st* stream) {
 }
 
 int LaunchEmbedding(const EmbeddingArgs& args, CUstream_st* stream) {
-  return Launch(EmbeddingKernel, Rows(args.num_tokens), kRowThreads, 0, stream, args);
+  // Few tokens: a row by several blocks, as each value takes a chain of loads.
+  constexpr int kFew = 64;
+  const int of_row = (args.layout.cols - 1) / kRowThreads + 1;
+  const dim3 grid(static_cast<unsigned>(args.num_tokens <= kFew ? of_row : 1),
+                  static_cast<unsigned>(args.num_tokens));
+  return Launch(EmbeddingKernel, grid, kRowThreads, 0, stream, args);
+}
+
+int LaunchStepInputs(const StepInputArgs& args, CUstream_st* stream) {
+  std::int64_t words = 0;
+  for (int p = 0; p < args.num_pieces; ++p) {
+    words += std::int64_t{args.pieces[p].words} * args.pieces[p].rows;
+  }
+  if (words == 0) {
+    return cudaSuccess;
+  }
+  constexpr std::int64_t kMostBlocks = 64;  // they wait for the bus
+  const auto blocks = static_cast<unsigned>(std::min(kMostBlocks, (words - 1) / kRowThreads + 1));
+  // No dependent launch: it overwrites what the step before reads, and the next must see all of it.
+  StepInputsKernel<<<blocks, kRowThreads, 0, stream>>>(args);
+  return cudaGetLastError();
 }
 
 int LaunchBarrier(CUstream_st* stream) {

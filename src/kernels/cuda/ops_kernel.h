@@ -61,6 +61,24 @@ struct EmbeddingArgs {
 };
 int LaunchEmbedding(const EmbeddingArgs& args, CUstream_st* stream);
 
+/// Pieces of pinned host memory that a step needs on the card, by one kernel: a copy each would
+/// take 5 us of the card's time. Offsets and sizes are multiples of 4 bytes, the same on both
+/// sides.
+struct StepInputArgs {
+  static constexpr int kMaxPieces = 6;
+  struct Piece {
+    std::uint32_t at = 0;     // words
+    std::uint32_t words = 0;  // of a row
+    std::uint32_t rows = 1;
+    std::uint32_t pitch = 0;  // words between rows
+  };
+  const std::uint32_t* from = nullptr;
+  std::uint32_t* to = nullptr;
+  Piece pieces[kMaxPieces];
+  int num_pieces = 0;
+};
+int LaunchStepInputs(const StepInputArgs& args, CUstream_st* stream);
+
 /// An empty kernel that begins when everything before it in the queue is done, waits for other
 /// queues included; what is launched next, in whatever way, begins after it.
 int LaunchBarrier(CUstream_st* stream);

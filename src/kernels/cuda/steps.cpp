@@ -271,17 +271,24 @@ Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepI
   state.num_samples = inputs.samples.size();
   state.num_tokens = static_cast<int>(inputs.token_ids.size());
 
-  CopyInputs(device, state, 0, at.tokens + inputs.token_ids.size() * sizeof(TokenRecord));
-  CopyInputs(device, state, at.records, inputs.samples.size() * sizeof(SampleRecord));
-  CopyInputs(device, state, at.adjustments,
-             static_cast<std::size_t>(num_adjustments) * sizeof(Adjustment));
-  CopyInputs(device, state, at.items, static_cast<std::size_t>(num_items) * sizeof(DecodeItem));
-  CopyInputs(device, state, at.tiles, static_cast<std::size_t>(state.num_tiles) * 8);
-  const auto pitch = static_cast<std::size_t>(at.table_width) * sizeof(std::int32_t);
-  device.NoteError(cudaMemcpy2DAsync(state.inputs.data() + at.tables, pitch, staging + at.tables,
-                                     pitch, table_blocks * sizeof(std::int32_t), num_sequences,
-                                     cudaMemcpyHostToDevice, device.stream()),
-                   "copying a step's inputs");
+  StepInputArgs copies{.from = reinterpret_cast<const std::uint32_t*>(staging),
+                       .to = state.On<std::uint32_t>(0)};
+  const auto copy = [&](std::size_t offset, std::size_t bytes, std::size_t rows = 1,
+                        std::size_t pitch = 0) {
+    if (bytes * rows > 0) {
+      copies.pieces[copies.num_pieces++] = {.at = static_cast<std::uint32_t>(offset / 4),
+                                            .words = static_cast<std::uint32_t>(bytes / 4),
+                                            .rows = static_cast<std::uint32_t>(rows),
+                                            .pitch = static_cast<std::uint32_t>(pitch / 4)};
+    }
+  };
+  copy(0, at.tokens + inputs.token_ids.size() * sizeof(TokenRecord));
+  copy(at.records, inputs.samples.size() * sizeof(SampleRecord));
+  copy(at.adjustments, static_cast<std::size_t>(num_adjustments) * sizeof(Adjustment));
+  copy(at.items, static_cast<std::size_t>(num_items) * sizeof(DecodeItem));
+  copy(at.tiles, static_cast<std::size_t>(state.num_tiles) * 8);
+  copy(at.tables, table_blocks * 4, num_sequences, static_cast<std::size_t>(at.table_width) * 4);
+  device.NoteError(LaunchStepInputs(copies, device.stream()), "copying a step's inputs");
   device.NoteError(
       cudaEventRecord(state.copied[static_cast<std::size_t>(state.slot)], device.stream()),
       "copying a step's inputs");

@@ -290,7 +290,10 @@ WeightSpec Fp8(std::int64_t rows, std::int64_t cols) {
 
 class CudaLinearLaunch
     : public CudaLinear,
-      public testing::WithParamInterface<WeightSpec (*)(std::int64_t, std::int64_t)> {};
+      public testing::WithParamInterface<WeightSpec (*)(std::int64_t, std::int64_t)> {
+ protected:
+  void CompareGated(std::int64_t rows, std::int64_t cols, std::initializer_list<int> batches);
+};
 INSTANTIATE_TEST_SUITE_P(
     Formats, CudaLinearLaunch, testing::Values(W4, Nf4, Fp8), [](const auto& of) {
       return std::string(of.param == W4 ? "w4" : of.param == Nf4 ? "nf4" : "fp8");
@@ -328,11 +331,12 @@ TEST_P(CudaLinearLaunch, PartsAndEpilogues) {
   }
 }
 
-TEST_P(CudaLinearLaunch, GatedAndNormed) {
-  const std::int64_t cols = 512;
-  const Uploaded gate = Put(GetParam()(13000, cols), 1);
-  const Uploaded up = Put(GetParam()(13000, cols), 2);
-  for (const int tokens : {1, 2, 7, 20, 40, 130}) {
+// Products of a norm, gated, by every kernel; of several batches.
+void CudaLinearLaunch::CompareGated(std::int64_t rows, std::int64_t cols,
+                                    std::initializer_list<int> batches) {
+  const Uploaded gate = Put(GetParam()(rows, cols), 1);
+  const Uploaded up = Put(GetParam()(rows, cols), 2);
+  for (const int tokens : batches) {
     const auto values = static_cast<std::size_t>(cols * tokens);
     const DeviceBuffer residual = Upload(Normal(values, 3.0F, 7));
     const DeviceBuffer weight = Upload(Normal(static_cast<std::size_t>(cols), 1.0F, 8));
@@ -346,7 +350,7 @@ TEST_P(CudaLinearLaunch, GatedAndNormed) {
                                 .tokens = tokens},
                                stream()),
               0);
-    const auto count = static_cast<std::size_t>(13000 * tokens);
+    const auto count = static_cast<std::size_t>(rows * tokens);
     const auto run = [&](auto launch) {
       const DeviceBuffer product = Poisoned<std::uint16_t>(count);
       LinearArgs args{.layout = gate.layout,
@@ -356,7 +360,7 @@ TEST_P(CudaLinearLaunch, GatedAndNormed) {
                       .x_stride = cols,
                       .num_tokens = tokens,
                       .product = product.as<std::uint16_t>(),
-                      .product_stride = 13000,
+                      .product_stride = rows,
                       .product_scale = 0.25F};
       args.parts[0] = gate.part;
       args.parts[1] = up.part;
@@ -392,6 +396,12 @@ TEST_P(CudaLinearLaunch, GatedAndNormed) {
                 truth);
     }
   }
+}
+
+TEST_P(CudaLinearLaunch, GatedAndNormed) {
+  CompareGated(13000, 512, {1, 2, 7, 20, 40, 130});
+  CompareGated(160, 8192, {1, 2, 8});
+  CompareGated(160, 2176, {1, 2});
 }
 
 }  // namespace
