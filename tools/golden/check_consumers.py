@@ -6,16 +6,21 @@ AWQ) or llama.cpp (a .gguf file), from a Python that has it: transformers and bi
 
 The text is cut into windows of tokens as `nibble eval` does; the perplexity of the same tokens in the other program is
 printed beside nibble's (in torch also with the embedding and the head at the 8 bits that nibble serves, so that nothing
-but arithmetic differs), and the greedy continuation of a prompt beside that of `nibble run`: one JSON line a model. Exits 1
-if one cannot be read, or the perplexities differ by more than the bound, relative: arithmetic alone stays below 1e-3.
+but arithmetic differs), and the greedy continuation of a prompt beside that of `nibble run`: one JSON line a model. Of the
+first window `nibble serve` gives the 20 likeliest tokens of every position: largest_difference and rms_difference are those of
+their log-probabilities (logits less their norm) from the other program's, top1 the share of positions with the same likeliest
+token. Exits 1 if one cannot be read, or the perplexities differ by more than the bound, relative: arithmetic alone stays below
+1e-3.
 """
 
 import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+import urllib.request
 
 parser = argparse.ArgumentParser()
 parser.add_argument("nibble")
@@ -40,13 +45,49 @@ def tokenizer(model, request):
     return json.loads(out)
 
 
-def nll_of(logits, ids):
-    """Sum of -log p of tokens 1.. given rows of logits (numpy, float32)."""
+def log_p_of(logits, ids):
+    """Log-probabilities of what follows each token but the last, given rows of logits (numpy, float32)."""
     import numpy
     rows = logits[: len(ids) - 1].astype(numpy.float64)
     rows -= rows.max(-1, keepdims=True)
-    log_p = rows - numpy.log(numpy.exp(rows).sum(-1, keepdims=True))
-    return -log_p[numpy.arange(len(ids) - 1), ids[1:]].sum()
+    return rows - numpy.log(numpy.exp(rows).sum(-1, keepdims=True))
+
+
+def nll_of(log_p, ids):
+    """Sum of -log p of tokens 1.."""
+    return -sum(row[token] for row, token in zip(log_p, ids[1:]))
+
+
+def served(model, ids):
+    """What `nibble serve` says of the positions of these tokens but the last: the log-probabilities of its likeliest tokens."""
+    server = subprocess.Popen([args.nibble, "serve", model, "--port", "0", "--activations", "int16", "--kv-cache-dtype", "float32",
+                               "--max-model-len", str(len(ids) + 16), "--served-model-name", "it"],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        said = []
+        for line in server.stderr:
+            said.append(line)
+            if found := re.search(r"serving it on (http://\S+)", line):
+                break
+        else:
+            raise RuntimeError("nibble serve: " + "".join(said[-3:]).strip())
+        body = {"model": "it", "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 20}
+        request = urllib.request.Request(found[1] + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            rows = json.load(answer)["choices"][0]["prompt_logprobs"][1:]
+    finally:
+        server.terminate()
+        server.stderr.close()
+        server.wait()
+    return [{int(token): entry["logprob"] for token, entry in row.items()} for row in rows]
+
+
+def compare(ours, log_p):
+    """How far both programs' log-probabilities of our likeliest tokens are apart, and where their likeliest differ."""
+    differences = [theirs[token] - value for row, theirs in zip(ours, log_p, strict=True) for token, value in row.items()]
+    same = sum(max(row, key=row.get) == theirs.argmax() for row, theirs in zip(ours, log_p))
+    return {"positions": len(ours), "largest_difference": max(map(abs, differences)),
+            "rms_difference": math.sqrt(sum(value * value for value in differences) / len(differences)), "top1": same / len(ours)}
 
 
 def pack_zero_points_on_meta():
@@ -87,6 +128,7 @@ class Torch:
                         value.data = value.data.float()
                 if hasattr(layer, "compute_dtype"):
                     layer.compute_dtype = torch.float32
+                    layer.support_avx512bf16_for_cpu = False  # where a CPU has it, its kernel computes in bfloat16
                     layer.weight.quant_state.dtype = torch.float32
 
     def load_gptqmodel(self, folder):
@@ -165,18 +207,23 @@ def check(model):
     reader = LlamaCpp(model) if args.reader == "llama.cpp" else Torch(model)
 
     def perplexity():
-        nll, count = 0.0, 0
+        """And the log-probabilities of the first window."""
+        nll, count, first = 0.0, 0, None
         for begin in range(0, args.windows * args.context, args.context):
             ids = tokens[begin: begin + args.context]
             assert len(ids) == args.context, "the text is too short"
-            nll += nll_of(reader.logits(ids), ids)
+            log_p = log_p_of(reader.logits(ids), ids)
+            first = log_p if first is None else first
+            nll += nll_of(log_p, ids)
             count += len(ids) - 1
-        return math.exp(nll / count)
+        return math.exp(nll / count), first
 
-    as_stored = theirs = perplexity()
+    as_stored, log_p = perplexity()
+    theirs = as_stored
     if isinstance(reader, Torch) and not model.endswith(".gguf"):
         reader.serve_tables_as_nibble()
-        theirs = perplexity()
+        theirs, log_p = perplexity()
+    close = compare(served(model, tokens[: args.context]), log_p)
     ids = list(prompt)
     for _ in range(args.max_tokens):
         ids.append(int(reader.logits(ids)[-1].argmax()))
@@ -184,7 +231,7 @@ def check(model):
                             str(args.max_tokens), *plain))["text"]
     difference = abs(theirs / ours["perplexity"] - 1)
     return {"ok": difference <= args.bound, "nibble": ours["perplexity"], "theirs": theirs, "theirs_as_stored": as_stored,
-            "relative_difference": difference, "their_text": tokenizer(model, {"ids": ids[len(prompt):]})["text"],
+            "relative_difference": difference, **close, "their_text": tokenizer(model, {"ids": ids[len(prompt):]})["text"],
             "our_text": greedy}
 
 

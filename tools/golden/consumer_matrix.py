@@ -5,11 +5,14 @@ Usage: consumer_matrix.py NIBBLE DATA WORK --out FILE.json --python transformers
 DATA is the folder of data sets (wikitext2 in it), WORK a scratch folder. --source: a float folder; without it a random model
 of two layers, 256 wide, that every format can hold. PYTHON: see check_consumers.py, which compares one pair (perplexity of
 the same tokens and a greedy text); bench/quantize/peer.py says which packages write. Rows whose reader has no PYTHON are
-left out. FILE.json has one entry a row; exits 1 if one of them fails or differs by more than 0.2 %.
+left out. FILE.json has one entry a row; exits 1 if one of them fails or its perplexity differs by more than 0.2 % (3 % where
+the reader rounds activations to 8 bits).
+GGUF files are read twice: by llama.cpp, and decoded to floats by transformers.
 """
 
 import argparse
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -39,15 +42,18 @@ OURS = [  # name, reader, flags of nibble quantize
     ("bnb-fp4", CT, ["--scheme", "fp4"]),
     ("bnb-nf4-nested", CT, ["--scheme", "nf4", "--format", "bitsandbytes-nested"]),
     ("bnb-int8", CT, ["--scheme", "int8", "--group-size", "0", "--format", "bitsandbytes"]),
-    *[(f"gguf-{blocks}", LLAMA, ["--scheme", blocks])
+    *[(f"gguf-{blocks}{suffix}", reader, ["--scheme", blocks])
+      for suffix, reader in (("", LLAMA), ("-decoded", CT))
       for blocks in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")],
 ]
+UNCALIBRATED = {"q4_1", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"}  # blocks that are rounded without calibration data
+EIGHT_BIT_ACTIVATIONS = {LLAMA, "bnb-int8"}  # readers and rows that round activations, where the others compute in floats
 GRID = {"bits": 4, "group_size": 64, "symmetric": True}
 THEIRS = [  # name, the tool that writes, its reader, options of bench/quantize/peer.py
     ("gptqmodel-int4", "gptqmodel", GPTQ, GRID),
     ("llmcompressor-int4", "llmcompressor", CT, GRID),
     ("llmcompressor-int4-asym", "llmcompressor", CT, {**GRID, "symmetric": False}),
-    ("auto-round-int4", "auto-round", GPTQ, {**GRID, "iters": 0}),
+    ("auto-round-int4", "auto-round", GPTQ, {**GRID, "iters": 0, "batch_size": 1}),
     ("bitsandbytes-nf4", "bitsandbytes", CT, {"quant_type": "nf4"}),
     ("bitsandbytes-fp4", "bitsandbytes", CT, {"quant_type": "fp4"}),
 ]
@@ -72,6 +78,7 @@ def make_source(folder):
     config = json.loads((TOKENIZER / "config.json").read_text())
     config |= {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
                "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "max_position_embeddings": 1024}
+    del config["rope_scaling"]  # transformers does not read it of a GGUF file
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, folder)
@@ -102,7 +109,7 @@ def negative_scales(folder):
 
 def check(args, reader, folders):
     """What check_consumers.py says of each folder of one reader, by its name."""
-    models = [folder / "model.gguf" if reader == LLAMA else folder for folder in folders]
+    models = [file if (file := folder / "model.gguf").exists() else folder for folder in folders]
     done = command(args.pythons[reader], HERE / "check_consumers.py", args.nibble, reader, *models, "--text",
                    args.data / "wikitext2/wiki.test.raw", "--windows", 1, "--context", 256, "--max-tokens", 8)
     seen = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"model"')]
@@ -132,7 +139,7 @@ def main():
     (args.work / "ids.json").write_text(json.dumps(ids[:4096]))
     (args.work / "text.txt").write_text(text[:50_000], encoding="utf-8", newline="")
     samples = ["--calibration", args.work / "text.txt", "--calibration-samples", 8, "--calibration-length", 256]
-    rows = [(name, reader, [args.nibble, "quantize", args.source, *samples, *flags,
+    rows = [(name, reader, [args.nibble, "quantize", args.source, *([] if UNCALIBRATED & {*flags} else samples), *flags,
                            *([] if "--method" in flags else ["--method", "rtn"]), "--out"], []) for name, reader, flags in OURS]
     rows += [(name, reader, [args.pythons.get(tool), PEER, tool, args.source], [args.work / "ids.json", json.dumps(options)])
              for name, tool, reader, options in THEIRS]
@@ -153,6 +160,8 @@ def main():
                 scales[name] = {"negative_scales": share}
         answers = check(args, reader, folders) if folders else {}
         for name, answer in answers.items():
+            bound = 3e-2 if EIGHT_BIT_ACTIVATIONS & {name, reader} else 2e-3
+            answer["ok"] = answer.get("relative_difference", math.inf) <= bound
             result[name] = answer | scales.get(name, {})
             print(name, json.dumps(result[name]), flush=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
