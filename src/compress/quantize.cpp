@@ -11,30 +11,24 @@
 #include "checkpoint/digest.h"
 #include "checkpoint/gguf_blocks.h"
 #include "checkpoint/weight_writer.h"
-#include "codec/encode.h"
 #include "compress/awq.h"
 #include "compress/block_solver.h"
 #include "compress/block_walk.h"
 #include "compress/calibration_match.h"
 #include "compress/fold.h"
 #include "compress/output_plan.h"
-#include "compress/read_weights.h"
+#include "compress/rounded_writer.h"
 #include "compress/smoothquant.h"
 #include "compress/solved_block.h"
-#include "compress/tensor_statistics.h"
 #include "eval/blockwise.h"
 #include "io/atomic_writer.h"
 #include "io/file.h"
-#include "solve/rtn.h"
-#include "solve/super_blocks.h"
 
 namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kChunkRows =
-    256;  // rows that one worker rounds at a time; a multiple of 8 for packing
 constexpr std::int64_t kGoldenPromptTokens = 16;
 constexpr const char* kScalesFile = "scales.json";  // while it runs
 constexpr std::size_t kMaxScalesBytes = std::size_t{1} << 30;
@@ -524,6 +518,7 @@ class Run {
   Result<void> WriteWeights(AtomicWriter& out, Device& device) {
     NIBBLE_TRY(writer, CreateWriter(plan_, source_, tokenizer_, options_.shard_bytes, out));
     SolvedBlocks solved(out, solved_);
+    const RoundedWriter rounded(Weights(), plan_, options_.search_scale);
     const bool all_done = std::ranges::all_of(
         plan_.weights, [&](const WeightToWrite& weight) { return writer->IsDone(weight.name); });
     if (Calibrates() && !all_done) {
@@ -546,10 +541,11 @@ class Run {
       } else if (BlockOfWeight(weight.name) && weight.spec.kind != CodecKind::kFloat &&
                  Calibrates()) {
         NIBBLE_TRY_VOID(WriteSolved(*writer, weight, solved));
-      } else if (IsRoundedWhole(weight.spec)) {
-        NIBBLE_TRY_VOID(WriteWhole(*writer, weight, device.pool()));
       } else {
-        NIBBLE_TRY_VOID(WriteWeight(*writer, weight, device.pool()));
+        NIBBLE_TRY(facts, rounded.Write(*writer, weight, device.pool()));
+        if (!facts.IsNull()) {
+          log_.Set(weight.name, std::move(facts));
+        }
       }
       if (BlockOfWeight(weight.name) && weight.spec.rows > 1) {
         quantized += elements;
@@ -584,129 +580,6 @@ class Run {
     }
     log_.Set(weight.name, found->facts);
     return writer.Write(weight.name, found->tensor, found->facts);
-  }
-
-  // Grids that the matrix has as a whole, and tables whose scales are searched.
-  static bool IsRoundedWhole(const WeightSpec& spec) {
-    return spec.has_one_scale || spec.scale_grid != ScaleGrid::kAny ||
-           spec.codebook == Codebook::kLog4 || spec.codebook == Codebook::kLog3;
-  }
-
-  Result<void> WriteWhole(WeightWriter& writer, const WeightToWrite& weight, ThreadPool& pool) {
-    const WeightInfo* stored = Weights().Find(weight.name);
-    NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
-    float divisor = 0.0F;
-    if (weight.spec.scale_grid == ScaleGrid::kE4M3) {
-      NIBBLE_TRY(absmax, ReadAbsMax(Weights(), SiblingsOf(weight), pool));
-      divisor = ScaleDivisorOf(absmax);
-    }
-    NIBBLE_TRY(weights, ReadWeights(Weights(), *stored, pool));
-    const std::vector<float> importance(static_cast<std::size_t>(weight.spec.cols), 1.0F);
-    auto rounded = QuantizeWeighted(pool, weights, weight.spec, importance, plan_.scale_dtype,
-                                    options_.search_scale, divisor);
-    if (!rounded) {
-      return Fail(rounded.error(), fmt::format("tensor {}: ", weight.name));
-    }
-    TensorStatistics statistics;
-    statistics.Add(*rounded, weights);
-    const json::Value facts = statistics.ToJson(weight.spec);
-    log_.Set(weight.name, facts);
-    return writer.Write(weight.name, *rounded, facts);
-  }
-
-  // The matrices of its input that share this weight's grid, which consumers multiply as one.
-  std::vector<const WeightInfo*> SiblingsOf(const WeightToWrite& weight) const {
-    std::vector<const WeightInfo*> out;
-    const auto block = BlockOfWeight(weight.name);
-    for (const LinearGroup group : kLinearGroups) {
-      std::vector<std::string> names;
-      for (const std::string_view linear : LinearsOf(group)) {
-        names.push_back(WeightName(block.value_or(0), linear));
-      }
-      if (std::ranges::find(names, weight.name) == names.end()) {
-        continue;
-      }
-      for (const WeightToWrite& other : plan_.weights) {
-        if (other.spec.scale_grid == weight.spec.scale_grid &&
-            std::ranges::find(names, other.name) != names.end()) {
-          out.push_back(Weights().Find(other.name));
-        }
-      }
-    }
-    return out.empty() ? std::vector{Weights().Find(weight.name)} : out;
-  }
-
-  // One tensor, a batch of row chunks at a time: rounded on all workers, written in order.
-  Result<void> WriteWeight(WeightWriter& writer, const WeightToWrite& weight, ThreadPool& pool) {
-    const WeightInfo* stored = Weights().Find(weight.name);
-    NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
-    TensorStatistics statistics;
-    const std::int64_t batch_rows = kChunkRows * pool.num_workers();
-    for (std::int64_t begin = 0; begin < weight.spec.rows; begin += batch_rows) {
-      const std::int64_t end = std::min(weight.spec.rows, begin + batch_rows);
-      const std::int64_t chunks = (end - begin + kChunkRows - 1) / kChunkRows;
-      std::vector<Result<QuantizedTensor>> rounded(static_cast<std::size_t>(chunks));
-      std::vector<std::vector<float>> weights(static_cast<std::size_t>(chunks));
-      pool.For(chunks, 1, [&](std::int64_t first, std::int64_t last, int) {
-        for (std::int64_t i = first; i < last; ++i) {
-          const auto index = static_cast<std::size_t>(i);
-          const std::int64_t row = begin + i * kChunkRows;
-          rounded[index] =
-              Round(*stored, weight.spec, row, std::min(end, row + kChunkRows), weights[index]);
-        }
-      });
-      for (std::size_t i = 0; i < rounded.size(); ++i) {
-        if (!rounded[i]) {
-          return Fail(rounded[i].error(), fmt::format("tensor {}: ", weight.name));
-        }
-        const bool last = begin + static_cast<std::int64_t>(i + 1) * kChunkRows >= weight.spec.rows;
-        json::Value facts;
-        if (weight.spec.kind != CodecKind::kFloat) {
-          statistics.Add(*rounded[i], weights[i]);
-          if (last) {
-            facts = statistics.ToJson(weight.spec);
-            log_.Set(weight.name, facts);
-          }
-        }
-        NIBBLE_TRY_VOID(writer.Write(weight.name, *rounded[i], facts));
-      }
-    }
-    Weights().Release(*stored);
-    return {};
-  }
-
-  Result<QuantizedTensor> Round(const WeightInfo& stored, const WeightSpec& spec,
-                                std::int64_t begin, std::int64_t end,
-                                std::vector<float>& weights) const {
-    NIBBLE_TRY(rows, Weights().ReadRows(stored, begin, end));
-    weights = Dequantize(rows);
-    if (spec.kind == CodecKind::kFloat) {
-      QuantizedTensor out{.spec = spec, .values = std::move(weights)};
-      out.spec.rows = end - begin;
-      return out;
-    }
-    if (IsFp8(spec.codebook)) {
-      return QuantizeFp8(weights, end - begin, spec.cols, spec.group_size,
-                         spec.has_f32_scales ? DType::kF32 : plan_.scale_dtype, spec.codebook);
-    }
-    if (spec.kind == CodecKind::kCodebook) {
-      return QuantizeToCodebook(weights, end - begin, spec.cols, spec.codebook, spec.group_size);
-    }
-    if (!BlockOfWeight(stored.name)) {  // a table, at 8 bits
-      return EncodeAbsmax(weights, end - begin, spec.cols, spec.bits, spec.group_size);
-    }
-    if (spec.has_f32_scales) {
-      return QuantizeSuperBlocks(weights, end - begin, spec.cols, spec);
-    }
-    if (spec.kind == CodecKind::kMinimum) {
-      return QuantizeMinima(weights, end - begin, spec.cols, spec.bits, spec.group_size);
-    }
-    return QuantizeRtn(weights, end - begin, spec.cols,
-                       {.bits = spec.bits,
-                        .group_size = spec.group_size,
-                        .symmetric = !spec.has_zero_points,
-                        .search_scale = options_.search_scale,
-                        .scale_dtype = plan_.scale_dtype});
   }
 
   Result<void> WriteFiles(AtomicWriter& out) {
@@ -815,116 +688,6 @@ class Run {
 };
 
 }  // namespace
-
-const char* Name(QuantizeMethod method) {
-  switch (method) {
-    case QuantizeMethod::kAuto:
-      return "auto";
-    case QuantizeMethod::kRtn:
-      return "rtn";
-    case QuantizeMethod::kGptq:
-      return "gptq";
-    case QuantizeMethod::kAwq:
-      return "awq";
-    case QuantizeMethod::kAwqGptq:
-      return "awq+gptq";
-    case QuantizeMethod::kLearned:
-      return "learned";
-    case QuantizeMethod::kSmoothQuant:
-      return "smoothquant";
-  }
-  return "";
-}
-
-const std::vector<std::string>& MethodWords() {
-  static const std::vector<std::string> words = {"auto",     "rtn",     "gptq",       "awq",
-                                                 "awq+gptq", "learned", "smoothquant"};
-  return words;
-}
-
-std::optional<QuantizeMethod> ParseMethod(std::string_view word) {
-  for (const QuantizeMethod method :
-       {QuantizeMethod::kAuto, QuantizeMethod::kRtn, QuantizeMethod::kGptq, QuantizeMethod::kAwq,
-        QuantizeMethod::kAwqGptq, QuantizeMethod::kLearned, QuantizeMethod::kSmoothQuant}) {
-    if (word == Name(method)) {
-      return method;
-    }
-  }
-  return std::nullopt;
-}
-
-namespace {
-
-bool AnyRule(const Recipe& recipe, const std::function<bool(const ModulePlan&)>& test) {
-  return test(recipe.rest) || std::ranges::any_of(recipe.rules, test, &Recipe::Rule::plan);
-}
-
-// What is asked for: solved modules of a recipe make the whole run one that solves.
-QuantizeMethod WantedMethod(const QuantizeOptions& options) {
-  if (!options.recipe) {
-    return options.method;
-  }
-  const QuantizeMethod method = options.recipe->method.value_or(QuantizeMethod::kAuto);
-  if (!AnyRule(*options.recipe,
-               [](const auto& plan) { return plan.method == QuantizeMethod::kGptq; })) {
-    return method;
-  }
-  if (method == QuantizeMethod::kLearned) {
-    return method;
-  }
-  return method == QuantizeMethod::kAwq || method == QuantizeMethod::kAwqGptq
-             ? QuantizeMethod::kAwqGptq
-             : QuantizeMethod::kGptq;
-}
-
-}  // namespace
-
-Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
-  const bool calibrated = options.calibration != nullptr;
-  const QuantizeMethod wanted = WantedMethod(options);
-  if (options.budget && !calibrated) {
-    return Fail(
-        ErrorCode::kInvalidArgument,
-        "--budget and --max-kl measure what quantizing costs on --calibration FILE: text (or "
-        ".jsonl rows) like what the model will read");
-  }
-  if (options.recipe && options.recipe->method == QuantizeMethod::kSmoothQuant &&
-      wanted != QuantizeMethod::kSmoothQuant) {
-    return Fail(ErrorCode::kInvalidArgument,
-                "the recipe's method smoothquant rounds every module: leave gptq out of its rules, "
-                "or give method awq");
-  }
-  if (options.budget && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kGptq &&
-      wanted != QuantizeMethod::kRtn) {
-    return Fail(ErrorCode::kInvalidArgument,
-                fmt::format("--budget with --method {}: use auto, gptq or rtn", Name(wanted)));
-  }
-  if (options.budget && wanted == QuantizeMethod::kAuto) {
-    return MethodChoice{QuantizeMethod::kGptq, "what the candidates are measured with"};
-  }
-  if (!calibrated && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kRtn) {
-    return Fail(ErrorCode::kInvalidArgument,
-                fmt::format("--method {} needs --calibration FILE: text (or .jsonl rows) like what "
-                            "the model will read",
-                            Name(wanted)));
-  }
-  if (wanted != QuantizeMethod::kAuto) {
-    return MethodChoice{wanted, "asked for"};
-  }
-  if (!calibrated) {
-    return MethodChoice{QuantizeMethod::kRtn, "there is no --calibration"};
-  }
-  const bool narrow =
-      options.recipe
-          ? AnyRule(*options.recipe, [](const ModulePlan& plan) { return plan.scheme.is_narrow(); })
-          : options.scheme.is_narrow();
-  if (!narrow) {
-    return MethodChoice{QuantizeMethod::kRtn,
-                        "at 8 bits rounding costs next to nothing; scales follow the calibration"};
-  }
-  return MethodChoice{QuantizeMethod::kGptq,
-                      "below 8 bits errors are worth passing on to later columns"};
-}
 
 Result<QuantizeSummary> QuantizeCheckpoint(const Checkpoint& source, const Tokenizer& tokenizer,
                                            const fs::path& out, const QuantizeOptions& options,

@@ -14,6 +14,7 @@
 #include "compress/calibration.h"
 #include "compress/certificate.h"
 #include "compress/model_format.h"
+#include "compress/quantize_method.h"
 #include "compress/recipe.h"
 #include "compress/scheme.h"
 #include "device/device.h"
@@ -21,19 +22,6 @@
 #include "tokenizer/tokenizer.h"
 
 namespace nibble {
-
-enum class QuantizeMethod : std::uint8_t {
-  kAuto,        // ChooseMethod
-  kRtn,         // round to nearest; with calibration data scales are searched for what flows in
-  kGptq,        // block by block on calibration data
-  kAwq,         // scales folded into what makes the inputs, then as kRtn with calibration data
-  kAwqGptq,     // the same scales, then GPTQ
-  kLearned,     // as kGptq, then a block's codes and scales learn together from its output
-  kSmoothQuant  // SmoothScales folded in, then as kRtn with calibration data
-};
-const char* Name(QuantizeMethod method);
-std::optional<QuantizeMethod> ParseMethod(std::string_view word);
-const std::vector<std::string>& MethodWords();
 
 struct QuantizeOptions {
   QuantizeMethod method = QuantizeMethod::kAuto;
@@ -73,13 +61,6 @@ struct QuantizeSummary {
   double bits_per_weight = 0.0;  // of the linears, scales included
   std::string method_reason;     // why this method
 };
-
-struct MethodChoice {
-  QuantizeMethod method = QuantizeMethod::kRtn;
-  std::string reason;
-};
-/// What kAuto becomes. Errors: kInvalidArgument for a method that lacks its calibration data.
-Result<MethodChoice> ChooseMethod(const QuantizeOptions& options);
 
 /// Quantizes every linear of the decoder blocks, block by block, and writes a folder in the format
 /// that the options name, with config, tokenizer, template, log and certificate (GGUF: model.gguf

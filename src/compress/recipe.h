@@ -9,12 +9,11 @@
 
 #include "base/result.h"
 #include "checkpoint/checkpoint.h"
+#include "compress/quantize_method.h"
 #include "compress/scheme.h"
 #include "json/value.h"
 
 namespace nibble {
-
-enum class QuantizeMethod : std::uint8_t;
 
 /// What happens to one module.
 struct ModulePlan {

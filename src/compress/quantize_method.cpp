@@ -1,0 +1,122 @@
+#include "compress/quantize_method.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "compress/quantize.h"
+
+namespace nibble {
+
+const char* Name(QuantizeMethod method) {
+  switch (method) {
+    case QuantizeMethod::kAuto:
+      return "auto";
+    case QuantizeMethod::kRtn:
+      return "rtn";
+    case QuantizeMethod::kGptq:
+      return "gptq";
+    case QuantizeMethod::kAwq:
+      return "awq";
+    case QuantizeMethod::kAwqGptq:
+      return "awq+gptq";
+    case QuantizeMethod::kLearned:
+      return "learned";
+    case QuantizeMethod::kSmoothQuant:
+      return "smoothquant";
+  }
+  return "";
+}
+
+const std::vector<std::string>& MethodWords() {
+  static const std::vector<std::string> words = {"auto",     "rtn",     "gptq",       "awq",
+                                                 "awq+gptq", "learned", "smoothquant"};
+  return words;
+}
+
+std::optional<QuantizeMethod> ParseMethod(std::string_view word) {
+  for (const QuantizeMethod method :
+       {QuantizeMethod::kAuto, QuantizeMethod::kRtn, QuantizeMethod::kGptq, QuantizeMethod::kAwq,
+        QuantizeMethod::kAwqGptq, QuantizeMethod::kLearned, QuantizeMethod::kSmoothQuant}) {
+    if (word == Name(method)) {
+      return method;
+    }
+  }
+  return std::nullopt;
+}
+
+namespace {
+
+bool AnyRule(const Recipe& recipe, const std::function<bool(const ModulePlan&)>& test) {
+  return test(recipe.rest) || std::ranges::any_of(recipe.rules, test, &Recipe::Rule::plan);
+}
+
+// What is asked for: solved modules of a recipe make the whole run one that solves.
+QuantizeMethod WantedMethod(const QuantizeOptions& options) {
+  if (!options.recipe) {
+    return options.method;
+  }
+  const QuantizeMethod method = options.recipe->method.value_or(QuantizeMethod::kAuto);
+  if (!AnyRule(*options.recipe,
+               [](const auto& plan) { return plan.method == QuantizeMethod::kGptq; })) {
+    return method;
+  }
+  if (method == QuantizeMethod::kLearned) {
+    return method;
+  }
+  return method == QuantizeMethod::kAwq || method == QuantizeMethod::kAwqGptq
+             ? QuantizeMethod::kAwqGptq
+             : QuantizeMethod::kGptq;
+}
+
+}  // namespace
+
+Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
+  const bool calibrated = options.calibration != nullptr;
+  const QuantizeMethod wanted = WantedMethod(options);
+  if (options.budget && !calibrated) {
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        "--budget and --max-kl measure what quantizing costs on --calibration FILE: text (or "
+        ".jsonl rows) like what the model will read");
+  }
+  if (options.recipe && options.recipe->method == QuantizeMethod::kSmoothQuant &&
+      wanted != QuantizeMethod::kSmoothQuant) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "the recipe's method smoothquant rounds every module: leave gptq out of its rules, "
+                "or give method awq");
+  }
+  if (options.budget && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kGptq &&
+      wanted != QuantizeMethod::kRtn) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--budget with --method {}: use auto, gptq or rtn", Name(wanted)));
+  }
+  if (options.budget && wanted == QuantizeMethod::kAuto) {
+    return MethodChoice{QuantizeMethod::kGptq, "what the candidates are measured with"};
+  }
+  if (!calibrated && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kRtn) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--method {} needs --calibration FILE: text (or .jsonl rows) like what "
+                            "the model will read",
+                            Name(wanted)));
+  }
+  if (wanted != QuantizeMethod::kAuto) {
+    return MethodChoice{wanted, "asked for"};
+  }
+  if (!calibrated) {
+    return MethodChoice{QuantizeMethod::kRtn, "there is no --calibration"};
+  }
+  const bool narrow =
+      options.recipe
+          ? AnyRule(*options.recipe, [](const ModulePlan& plan) { return plan.scheme.is_narrow(); })
+          : options.scheme.is_narrow();
+  if (!narrow) {
+    return MethodChoice{QuantizeMethod::kRtn,
+                        "at 8 bits rounding costs next to nothing; scales follow the calibration"};
+  }
+  return MethodChoice{QuantizeMethod::kGptq,
+                      "below 8 bits errors are worth passing on to later columns"};
+}
+
+}  // namespace nibble
