@@ -2,6 +2,7 @@
 
 import html as escape
 import math
+import re
 import statistics
 
 COLUMNS = [("bits/weight", "bits_per_weight", "{:.3f}"), ("MB", "bytes", "{:.1f}"), ("perplexity", "perplexity", "{:.3f}"),
@@ -44,6 +45,11 @@ def cell(entry, key, form):
     return f"{shown} ± {form.format(error)}" if key == "kl_mean" and error is not None else shown
 
 
+def short_name(machine):
+    """Of what nibble says of a CPU: Intel(R) Xeon(R) Processor: avx512 vnni."""
+    return re.sub(r"\(R\)|Intel|AMD|Processor|:.*", "", machine).strip()
+
+
 def task_names(rows):
     return sorted({task for row in rows for task in row.get("tasks", {})})
 
@@ -58,7 +64,7 @@ def lines(result):
             yield [*head, entry["error"]]
             continue
         scores = [f"{100 * entry['tasks'][task]:.1f}" if task in entry.get("tasks", {}) else "" for task in tasks]
-        yield [*head, *(cell(entry, key, form) for _, key, form in COLUMNS), entry["machine"].split(":")[0], *scores]
+        yield [*head, *(cell(entry, key, form) for _, key, form in COLUMNS), short_name(entry["machine"]), *scores]
 
 
 def text(result):
