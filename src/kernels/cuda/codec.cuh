@@ -20,21 +20,26 @@
 
 namespace nibble::cuda {
 
-/// The pairs of NF4 values as half2, [code of the first | code of the second << 4][lane].
-__device__ __forceinline__ std::uint32_t* Nf4Pairs() {
-  __shared__ __align__(1024) std::uint32_t pairs[256 * 32];
-  return pairs;
+/// A place in shared memory for the table that decoding needs; null if it needs none.
+template <Format kFormat>
+__device__ __forceinline__ std::uint8_t* StaticTable() {
+  if constexpr (TableBytes(kFormat) > 0) {
+    __shared__ __align__(1024) std::uint8_t table[TableBytes(kFormat)];
+    return table;
+  }
+  return nullptr;
 }
 
-/// Fills the table, if there is one; the caller synchronizes its threads before the first Fragment.
-/// By whole warps.
+/// Fills the table, if there is one: the pairs of NF4 values as half2, [code of the first | code of
+/// the second << 4][lane]. The caller synchronizes its threads before the first Fragment. By whole
+/// warps.
 template <Format kFormat>
-__device__ __forceinline__ void FillTable(int thread, int num_threads) {
+__device__ __forceinline__ void FillTable(std::uint8_t* table, int thread, int num_threads) {
   if constexpr (kFormat == Format::kNf4) {
     // fp16 of the table, two values a word.
     constexpr std::uint32_t kValues[8] = {0xb992bc00, 0xb652b833, 0xb1eab48d, 0x0000add4,
                                           0x31262d18, 0x356833e0, 0x3880370d, 0x3c0039c9};
-    std::uint32_t* const pairs = Nf4Pairs();
+    auto* const pairs = reinterpret_cast<std::uint32_t*>(table);
     const int lane = thread % 32;
     for (int second = thread / 32; second < 16; second += num_threads / 32) {
       std::uint32_t high = 0;
@@ -146,10 +151,11 @@ __device__ __forceinline__ std::uint32_t HalvesOfE4M3(std::uint32_t two) {
 #endif
 }
 
-/// The fragment of step `step` (16 of the 64 columns).
+/// The fragment of step `step` (16 of the 64 columns); `table` as FillTable left it.
 template <Format kFormat, Grid kGrid>
 __device__ __forceinline__ void Fragment(const HalfCodes<kFormat>& codes, int step,
-                                         const LaneScales& scales, std::uint32_t (&a)[4]) {
+                                         const LaneScales& scales, const std::uint8_t* table,
+                                         std::uint32_t (&a)[4]) {
   if constexpr (kFormat == Format::kF16) {
     a[0] = codes.words[step].x;
     a[1] = codes.words[step].y;
@@ -158,13 +164,12 @@ __device__ __forceinline__ void Fragment(const HalfCodes<kFormat>& codes, int st
   } else if constexpr (kFormat == Format::kNf4) {
     // A byte, times the 128 bytes of its pairs: bits 7..14 of the word turned by its place.
     const std::uint32_t v = WordOf(codes.words[0], step);
-    const auto* const pairs = reinterpret_cast<const char*>(Nf4Pairs());
     const std::uint32_t lane = threadIdx.x % 32 * 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t turned = i < 3 ? v >> (8 * i) : __funnelshift_l(v, v, 8);
       a[i] =
-          Scale<kGrid>(*reinterpret_cast<const std::uint32_t*>(pairs + AndOr(turned, 0x7f80, lane)),
+          Scale<kGrid>(*reinterpret_cast<const std::uint32_t*>(table + AndOr(turned, 0x7f80, lane)),
                        scales, i % 2);
     }
   } else if constexpr (kFormat == Format::kFp8) {

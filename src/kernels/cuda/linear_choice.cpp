@@ -43,11 +43,12 @@ SmallShape ShapeOfSmall(const LinearArgs& args, int num_sms) {
   const int before_bytes = args.epilogue == Epilogue::kAdd ? kFactorBytes * args.num_tokens : 0;
   const int sum_bytes = kept * 2 * kNumSlices * kTileRows * args.num_tokens * 4;
   const int x_bytes = args.num_tokens * shape.x_pitch + 16;  // and zeros for tokens that miss
-  const int rest = kFactorBytes + before_bytes + sum_bytes + x_bytes;
+  const int table_bytes = TableBytes(args.layout.format);
+  const int rest = table_bytes + kFactorBytes + before_bytes + sum_bytes + x_bytes;
   const int stage = 2 * kNumSlices * args.layout.unit_bytes;
   constexpr int kBarrierBytes = 16;    // of a stage
   constexpr int kWanted = 104 * 1024;  // in flight; more gained nothing
-  const int most = kSmallSmem - TableBytes(args.layout.format) - rest;
+  const int most = kSmallSmem - rest;
   shape.num_stages = std::min((kWanted - 1) / stage + 1, most / (stage + kBarrierBytes));
   if (shape.num_stages < 2) {
     shape.num_stages = 0;
@@ -57,7 +58,7 @@ SmallShape ShapeOfSmall(const LinearArgs& args, int num_sms) {
   shape.sums_at = shape.before_at + before_bytes;
   shape.x_at = shape.sums_at + sum_bytes;
   shape.barriers_at = shape.x_at + x_bytes;
-  shape.size_bytes = shape.barriers_at + shape.num_stages * kBarrierBytes;
+  shape.size_bytes = table_bytes + shape.barriers_at + shape.num_stages * kBarrierBytes;
   return shape;
 }
 

@@ -53,7 +53,7 @@ struct LinearArgs {
   std::byte* shared = nullptr;
 };
 
-/// Bytes of static shared memory that decoding takes.
+/// Bytes of shared memory that decoding takes (codec.cuh, FillTable).
 constexpr int TableBytes(Format format) { return format == Format::kNf4 ? 256 * 32 * 4 : 0; }
 
 // Each gives the same bits, and returns a cudaError_t.
@@ -74,8 +74,8 @@ struct SmallShape {
   int extra_pairs = 0;  // so many blocks have one more
   int num_stages = 0;   // of the ring; 0: x does not fit
   int x_pitch = 0;      // bytes of a token's x
-  // Where lie, behind the ring: factors of outputs, what they are added to, the sums of the slices,
-  // x, the barriers; and the end.
+  // Where lie, from the ring on, which follows the table of the format: factors of outputs, what
+  // they are added to, the sums of the slices, x, the barriers. And all of it, the table included.
   int factors_at = 0;
   int before_at = 0;
   int sums_at = 0;

@@ -62,7 +62,8 @@ __device__ __forceinline__ void MultiplyHalf(float (&c)[kTokens / 2], std::uint3
                                              std::uint64_t descriptor) {
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    Fragment<kFormat, kGrid>(half.codes, step, half.Scales(step / 2), a[step]);
+    Fragment<kFormat, kGrid>(half.codes, step, half.Scales(step / 2), StaticTable<kFormat>(),
+                             a[step]);
   }
   WgmmaFence();
 #pragma unroll
@@ -404,7 +405,7 @@ __global__ __launch_bounds__(kLargeThreads,
     }
   } else {
     TakeRegisters<232>();
-    FillTable<kFormat>(static_cast<int>(threadIdx.x), kLargeMultipliers);
+    FillTable<kFormat>(StaticTable<kFormat>(), static_cast<int>(threadIdx.x), kLargeMultipliers);
     if constexpr (TableBytes(kFormat) > 0) {
       MultipliersSync();
     }

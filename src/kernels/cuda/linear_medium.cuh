@@ -78,7 +78,7 @@ __device__ __forceinline__ void MultiplyHalf(float (&c)[kQuads][kTokens / 2],
         if constexpr (kFormat == Format::kF16) {  // a word a step: not all held at once
           half.LoadWord(codes + quad * quad_bytes, pair * 2 + i, lane);
         }
-        Fragment<kFormat, kGrid>(half, pair * 2 + i, scale, a[pair][i]);
+        Fragment<kFormat, kGrid>(half, pair * 2 + i, scale, StaticTable<kFormat>(), a[pair][i]);
       }
       WgmmaFence();
 #pragma unroll
@@ -215,7 +215,7 @@ __global__ __launch_bounds__(kMediumThreads,
   }
 
   TakeRegisters<112>();
-  FillTable<kFormat>(static_cast<int>(threadIdx.x), kMediumWarps * 32);
+  FillTable<kFormat>(StaticTable<kFormat>(), static_cast<int>(threadIdx.x), kMediumWarps * 32);
   if constexpr (TableBytes(kFormat) > 0) {
     asm volatile("bar.sync 1, %0;" ::"n"(kMediumWarps * 32) : "memory");
   }

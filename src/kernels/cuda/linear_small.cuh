@@ -93,8 +93,8 @@ struct UnitCodes {
     }
   }
   /// c += the unit's products with `x`, its fragments.
-  __device__ __forceinline__ void Multiply(float (&c)[4],
-                                           const std::uint32_t (&x)[kUnitCols / 8]) const {
+  __device__ __forceinline__ void Multiply(float (&c)[4], const std::uint32_t (&x)[kUnitCols / 8],
+                                           const std::uint8_t* table) const {
 #pragma unroll
     for (int s = 0; s < kUnitCols / 16; ++s) {
       LaneScales spread;
@@ -102,7 +102,7 @@ struct UnitCodes {
         spread = Spread<kGrid>(scales[s * 16 / kSubCols], extras[s * 16 / kSubCols]);
       }
       std::uint32_t a[4];
-      Fragment<kFormat, kGrid>(codes[s / 4], s % 4, spread, a);
+      Fragment<kFormat, kGrid>(codes[s / 4], s % 4, spread, table, a);
       Mma16816(c, a, x[2 * s], x[2 * s + 1]);
     }
   }
@@ -116,7 +116,9 @@ __global__ __launch_bounds__(kSmallThreads,
                              kUnitCols / kSubCols * SubBytes<kFormat, kGrid>();
   constexpr int kTileStage = kNumSlices * kUnitBytes;
   constexpr int kStage = 2 * kTileStage;
-  extern __shared__ __align__(128) std::uint8_t smem[];
+  // Here, and not in static memory, its address is no addition at every look.
+  extern __shared__ __align__(128) std::uint8_t table[];
+  std::uint8_t* const smem = table + TableBytes(kFormat);
 
   const LinearArgs& linear = args.linear;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -195,7 +197,7 @@ __global__ __launch_bounds__(kSmallThreads,
     return;
   }
 
-  FillTable<kFormat>(static_cast<int>(threadIdx.x), kSmallWarps * 32);
+  FillTable<kFormat>(table, static_cast<int>(threadIdx.x), kSmallWarps * 32);
   const int slice = warp % kNumSlices;
   const int member = warp / kNumSlices;  // which tile of the pair
   // Row `r` of a pair of outputs: where it lies.
@@ -343,7 +345,7 @@ __global__ __launch_bounds__(kSmallThreads,
         if (exists) {
           UnitCodes<kFormat, kGrid, kUnitCols, kSubCols> codes;
           codes.Load(smem + stage * kStage + member * kTileStage + slice * kUnitBytes, lane);
-          codes.Multiply(c[p], b);
+          codes.Multiply(c[p], b, table);
         }
         WarpArrive(empty + 8 * stage, lane);
         if (++stage == num_stages) {
@@ -419,8 +421,8 @@ int LaunchSmall(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
   args.x_in_chunks = linear.layout.cols % 8 == 0 && linear.x_stride % 8 == 0 &&
                      reinterpret_cast<std::uintptr_t>(linear.x) % 16 == 0;
   auto* kernel = LinearSmall<kFormat, kGrid, kUnitCols, kSubCols>;
-  static const cudaError_t configured = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmallSmem - TableBytes(kFormat));
+  static const cudaError_t configured =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmallSmem);
   if (configured != cudaSuccess) {
     return configured;
   }

@@ -40,7 +40,7 @@ __device__ __forceinline__ void SumTile(const LinearArgs& args, const LinearPart
                 scales);
           }
           std::uint32_t a[4];
-          Fragment<kFormat, kGrid>(codes, step, scales, a);
+          Fragment<kFormat, kGrid>(codes, step, scales, StaticTable<kFormat>(), a);
 #pragma unroll
           for (int n = 0; n < kGroups; ++n) {
             const int token = first_token + n * 8 + lane / 4;
@@ -72,7 +72,7 @@ __global__ __launch_bounds__(kTileWarps *
                              32) void LinearTile(const __grid_constant__ LinearArgs args,
                                                  int part_index) {
   LaunchDependents();
-  FillTable<kFormat>(static_cast<int>(threadIdx.x), kTileWarps * 32);
+  FillTable<kFormat>(StaticTable<kFormat>(), static_cast<int>(threadIdx.x), kTileWarps * 32);
   if constexpr (TableBytes(kFormat) > 0) {
     __syncthreads();
   }
