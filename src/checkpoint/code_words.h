@@ -1,8 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <string>
+#include <vector>
 
 // Codes in words of 32 bits, as GPTQ, AWQ and compressed-tensors keep them: one little-endian
 // stream of bits, the first code lowest. At 2, 4 and 8 bits a word holds whole codes; at 3, 5, 6
@@ -44,6 +47,21 @@ inline void PutCode(std::span<std::uint32_t> words, std::int64_t stride, int bit
   if (shift + static_cast<unsigned>(bits) > 32) {
     words[at + static_cast<std::size_t>(stride)] |= code >> (32 - shift);
   }
+}
+
+/// Rows of `cols` codes, a stream each: the bytes of [rows][CodeWords(cols, bits)] words.
+inline std::string RowStreams(std::span<const std::uint8_t> codes, std::int64_t cols, int bits) {
+  const auto width = static_cast<std::size_t>(cols);
+  std::string bytes;
+  std::vector<std::uint32_t> words(static_cast<std::size_t>(CodeWords(cols, bits)));
+  for (; !codes.empty(); codes = codes.subspan(width)) {
+    std::ranges::fill(words, 0U);
+    for (std::int64_t col = 0; col < cols; ++col) {
+      PutCode(words, 1, bits, col, codes[static_cast<std::size_t>(col)]);
+    }
+    bytes.append(reinterpret_cast<const char*>(words.data()), words.size() * sizeof words[0]);
+  }
+  return bytes;
 }
 
 }  // namespace nibble

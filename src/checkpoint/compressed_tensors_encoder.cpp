@@ -17,15 +17,10 @@
 
 #include "checkpoint/code_words.h"
 #include "checkpoint/folder_format.h"
+#include "checkpoint/tensor_weight.h"
 
 namespace nibble {
 namespace {
-
-constexpr std::int64_t kFp8Block = 128;
-
-std::string BytesOf(std::span<const std::uint32_t> words) {
-  return {reinterpret_cast<const char*>(words.data()), words.size_bytes()};
-}
 
 class PackEncoder final : public WeightEncoder {
  public:
@@ -55,23 +50,13 @@ class PackEncoder final : public WeightEncoder {
   }
   Result<std::string> Add(const QuantizedTensor& rows) override {
     const WeightSpec& spec = weight_.spec;
-    std::string bytes;
-    std::vector<std::uint32_t> words(static_cast<std::size_t>(CodeWords(spec.cols, spec.bits)));
-    for (std::int64_t row = 0; row < rows.spec.rows; ++row) {
-      std::ranges::fill(words, 0U);
-      for (std::int64_t col = 0; col < spec.cols; ++col) {
-        PutCode(words, 1, spec.bits, col,
-                rows.codes[static_cast<std::size_t>(row * spec.cols + col)]);
-      }
-      bytes += BytesOf(words);
-    }
     if (!spec.has_one_scale) {
       AppendFloats(rows.scales, scale_dtype_, scales_);
     } else if (scales_.empty()) {
       AppendFloats(std::span(rows.scales).first(1), scale_dtype_, scales_);
     }
     zero_points_.insert(zero_points_.end(), rows.zero_points.begin(), rows.zero_points.end());
-    return bytes;
+    return RowStreams(rows.codes, spec.cols, spec.bits);
   }
   std::vector<std::string> Finish() override {
     std::vector<std::string> out = {""};
@@ -86,7 +71,7 @@ class PackEncoder final : public WeightEncoder {
                   zero_points_[static_cast<std::size_t>(row * groups + group)]);
         }
       }
-      out.push_back(BytesOf(words));
+      out.emplace_back(reinterpret_cast<const char*>(words.data()), words.size() * 4);
     }
     out.push_back(std::move(scales_));
     scales_.clear();

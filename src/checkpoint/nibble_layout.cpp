@@ -159,17 +159,7 @@ class NibbleEncoder final : public WeightEncoder {
     if (spec.bits == 8) {
       return std::string(reinterpret_cast<const char*>(rows.codes.data()), rows.codes.size());
     }
-    std::string bytes;
-    std::vector<std::uint32_t> words(static_cast<std::size_t>(CodeWords(spec.cols, spec.bits)));
-    for (std::int64_t row = 0; row < rows.spec.rows; ++row) {
-      std::ranges::fill(words, 0U);
-      for (std::int64_t col = 0; col < spec.cols; ++col) {
-        PutCode(words, 1, spec.bits, col,
-                rows.codes[static_cast<std::size_t>(row * spec.cols + col)]);
-      }
-      bytes.append(reinterpret_cast<const char*>(words.data()), words.size() * 4);
-    }
-    return bytes;
+    return RowStreams(rows.codes, spec.cols, spec.bits);
   }
   std::vector<std::string> Finish() override {
     std::vector<std::string> out = {"", std::move(scales_)};
