@@ -15,6 +15,7 @@
 #include "compress/calibration_match.h"
 #include "compress/overlay_checkpoint.h"
 #include "compress/read_weights.h"
+#include "compress/rounded_checkpoint.h"
 #include "compress/tensor_statistics.h"
 #include "solve/correction.h"
 #include "solve/rtn.h"
@@ -29,6 +30,7 @@ class BlockSolver::Walks {
         config_(solver.source_.config()),
         pool_(solver.device_.pool()),
         overlay_(solver.source_, solver.weights_),
+        rounded_truth_(solver.RoundedTruth()),
         store_(store),
         progress_(progress) {}
 
@@ -38,8 +40,10 @@ class BlockSolver::Walks {
                                        solver_.device_, calibration.rows_folder));
     walk_ = std::move(walk);
     if (solver_.NeedsTruth()) {
-      NIBBLE_TRY(truth, BlockWalk::Create(solver_.source_, calibration.tokens, calibration.length,
-                                          solver_.device_, calibration.rows_folder));
+      const Checkpoint& source = rounded_truth_ ? *rounded_truth_ : solver_.source_;
+      NIBBLE_TRY(truth, BlockWalk::Create(source, calibration.tokens, calibration.length,
+                                          solver_.device_, calibration.rows_folder,
+                                          solver_.TruthActivations()));
       truth_ = std::move(truth);
       NIBBLE_TRY_VOID(truth_->Embed());
     }
@@ -199,21 +203,16 @@ class BlockSolver::Walks {
 
   Result<void> SolveByGptq(LinearGroup group, std::vector<SolvedWeight>& solved) {
     const std::int64_t width = InputWidth(config_, group);
-    Hessian hessian(width, walk_->max_chunk_rows());
-    std::optional<CrossGram> cross;
-    if (truth_ && solver_.options_.correct_inputs) {
-      cross.emplace(width, walk_->max_chunk_rows());
-    }
+    const bool has_shift = truth_ && solver_.options_.correct_inputs;
+    InputSums sums(width, walk_->max_chunk_rows(), has_shift);
     NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
       const BlockWalk::Inputs inputs = AdvanceBoth(group, chunk);
-      hessian.Add(pool_, inputs.x, inputs.num_rows);
-      if (cross) {
-        cross->Add(pool_, truth_inputs_.x, inputs.x, inputs.num_rows);
-      }
+      sums.Add(pool_, inputs.x, has_shift ? truth_inputs_.x : nullptr, inputs.num_rows);
     }));
+    sums.Finish(pool_);
     std::vector<double> squares;
     for (std::int64_t i = 0; i < width; ++i) {
-      squares.push_back(hessian.At(i, i));
+      squares.push_back(sums.hessian().At(i, i));
     }
     NIBBLE_TRY_VOID(RoundLinears(
         group, squares, [&](std::string_view weight) { return !solver_.IsSolved(weight); },
@@ -227,16 +226,16 @@ class BlockSolver::Walks {
       }
     }
     for (const std::int64_t group_size : group_sizes) {
-      NIBBLE_TRY_VOID(SolveGroupsOf(group_size, group, hessian, cross, squares, solved));
+      NIBBLE_TRY_VOID(SolveGroupsOf(group_size, group, sums, has_shift, squares, solved));
     }
     return {};
   }
 
   // The linears of a group that have this size of groups.
-  Result<void> SolveGroupsOf(std::int64_t group_size, LinearGroup group, const Hessian& hessian,
-                             const std::optional<CrossGram>& cross,
-                             const std::vector<double>& squares,
+  Result<void> SolveGroupsOf(std::int64_t group_size, LinearGroup group, const InputSums& sums,
+                             bool has_shift, const std::vector<double>& squares,
                              std::vector<SolvedWeight>& solved) {
+    const Hessian& hessian = sums.hessian();
     const auto factor = Factorize(pool_, hessian,
                                   {.order = solver_.options_.order,
                                    .group_size = group_size,
@@ -246,8 +245,8 @@ class BlockSolver::Walks {
                   fmt::format("tensor {}: ", WeightName(block_, LinearsOf(group).front())));
     }
     std::optional<InputShift> shift;
-    if (cross) {
-      shift = ShiftOf(pool_, *factor, hessian, *cross,
+    if (has_shift) {
+      shift = ShiftOf(pool_, *factor, sums,
                       CorrectionStrength(hessian.num_tokens(), hessian.width()));
     }
     return SolveLinears(
@@ -413,6 +412,7 @@ class BlockSolver::Walks {
   const ModelConfig& config_;
   ThreadPool& pool_;
   OverlayCheckpoint overlay_;
+  std::unique_ptr<Checkpoint> rounded_truth_;  // or none
   SolvedBlocks& store_;
   const SolveProgress& progress_;
   std::unique_ptr<BlockWalk> walk_, truth_;
@@ -423,14 +423,35 @@ class BlockSolver::Walks {
   std::uint64_t steps_ = 0;
 };
 
+// Inputs that are only compared over many tokens need not be exact: 8 bits a weight, and a fresh
+// scale for every 64 columns of both factors, blur them by a fraction of what 4 bits do. What is
+// learned from is exact.
+std::unique_ptr<Checkpoint> BlockSolver::RoundedTruth() const {
+  if (options_.method == BlockMethod::kLearned) {
+    return nullptr;
+  }
+  RoundedFormat format{.bits = 8, .group_size = 64, .only_floats = true};
+  for (const LinearGroup group : kLinearGroups) {
+    if (InputWidth(source_.config(), group) % format.group_size != 0) {
+      format.group_size = 0;
+    }
+  }
+  return std::make_unique<RoundedCheckpoint>(source_, format);
+}
+
+ActivationMode BlockSolver::TruthActivations() const {
+  return getenv("TRUTH8") ? ActivationMode::kInt8 : ActivationMode::kInt16;
+}
+
 Result<void> BlockSolver::Plan() const {
   const OverlayCheckpoint overlay(source_, weights_);
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
   NIBBLE_TRY_VOID(
       BlockWalk::Plan(overlay, tokens, calibration_.length, device_, calibration_.rows_folder));
   if (NeedsTruth()) {
-    NIBBLE_TRY_VOID(
-        BlockWalk::Plan(source_, tokens, calibration_.length, device_, calibration_.rows_folder));
+    const auto rounded = RoundedTruth();
+    NIBBLE_TRY_VOID(BlockWalk::Plan(rounded ? *rounded : source_, tokens, calibration_.length, device_,
+                                    calibration_.rows_folder, TruthActivations()));
   }
   // Of the group that needs most: its sums, their factor, one of its matrices, and the codes of the
   // whole block.
@@ -448,10 +469,10 @@ Result<void> BlockSolver::Plan() const {
     const std::uint64_t floats = largest * (NeedsTruth() ? 3 : 2);
     std::uint64_t sums = 0;
     if (options_.method != BlockMethod::kWeighted) {
-      sums = Hessian::SizeBytes(width, chunk) + HessianFactor::SizeBytes(width);
+      sums = InputSums::SizeBytes(width, chunk, NeedsTruth()) + HessianFactor::SizeBytes(width);
     }
     if (NeedsTruth()) {
-      sums += CrossGram::SizeBytes(width, chunk) + InputShift::SizeBytes(width);
+      sums += InputShift::SizeBytes(width);
     }
     most = std::max(most, sums + floats * sizeof(float));
   }

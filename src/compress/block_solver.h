@@ -15,6 +15,7 @@
 #include "compress/calibration.h"
 #include "compress/solved_block.h"
 #include "device/device.h"
+#include "kernels/context.h"
 #include "solve/gptq.h"
 #include "solve/hessian.h"
 
@@ -74,6 +75,10 @@ class BlockSolver {
     return options_.method == BlockMethod::kLearned ||
            (options_.method == BlockMethod::kGptq && options_.correct_inputs);
   }
+  // What the second walk reads: nothing if it is the source itself.
+  std::unique_ptr<Checkpoint> RoundedTruth() const;
+  ActivationMode TruthActivations() const;
+
   const Checkpoint& source_;
   std::span<const WeightToWrite> weights_;
   const CalibrationSet& calibration_;

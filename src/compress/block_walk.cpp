@@ -79,12 +79,12 @@ std::uint64_t BlockWalk::RowBytes(const ModelConfig& config, std::int64_t num_to
 
 Result<void> BlockWalk::Plan(const Checkpoint& checkpoint, std::int64_t num_tokens,
                              std::int64_t length, Device& device,
-                             const std::filesystem::path& rows_folder) {
+                             const std::filesystem::path& rows_folder, ActivationMode activations) {
   const ModelConfig& config = checkpoint.config();
   NIBBLE_TRY(plan, PlanWeights(checkpoint, device, TableFormat::kAuto));
   const ModelLimits limits = LimitsOf(length);
   NIBBLE_TRY_VOID(LlamaModel::Plan(checkpoint, OverlapParts(plan, config), limits,
-                                   ActivationMode::kInt16, device));
+                                   activations, device));
   NIBBLE_TRY(spec, CacheSpec(checkpoint, device));
   const auto blocks =
       static_cast<std::uint64_t>((length + spec.block_size_tokens - 1) / spec.block_size_tokens);
@@ -98,7 +98,8 @@ Result<void> BlockWalk::Plan(const Checkpoint& checkpoint, std::int64_t num_toke
 Result<std::unique_ptr<BlockWalk>> BlockWalk::Create(const Checkpoint& checkpoint,
                                                      std::span<const TokenId> tokens,
                                                      std::int64_t length, Device& device,
-                                                     const std::filesystem::path& rows_folder) {
+                                                     const std::filesystem::path& rows_folder,
+                                                     ActivationMode activations) {
   NIBBLE_CHECK(device.kind() == DeviceKind::kCpu, "the walk reads hidden states in place");
   NIBBLE_CHECK(length > 0 && static_cast<std::int64_t>(tokens.size()) % length == 0,
                "whole windows");
@@ -110,7 +111,7 @@ Result<std::unique_ptr<BlockWalk>> BlockWalk::Create(const Checkpoint& checkpoin
   walk->chunk_tokens_ = limits.max_tokens;
   walk->chunks_of_window_ = (length + limits.max_tokens - 1) / limits.max_tokens;
   NIBBLE_TRY(model,
-             LlamaModel::Allocate(checkpoint, walk->plan_, limits, ActivationMode::kInt16, device));
+             LlamaModel::Allocate(checkpoint, walk->plan_, limits, activations, device));
   walk->model_ = std::move(model);
   NIBBLE_TRY(spec, CacheSpec(checkpoint, device));
   const std::int64_t blocks = (length + spec.block_size_tokens - 1) / spec.block_size_tokens;

@@ -32,7 +32,7 @@ std::int64_t InputWidth(const ModelConfig& config, LinearGroup group);
 
 /// The hidden states of many token windows on their way through one model, a group of linears at a
 /// time: all rows reach the input of a group before its weights are asked for. One block of the
-/// model is in memory. The arithmetic is that of a ModelRunner with int16 activations and a BF16
+/// model is in memory. The arithmetic is that of a ModelRunner with such activations and a BF16
 /// cache, to the bit. On a CPU device.
 class BlockWalk {
  public:
@@ -43,11 +43,14 @@ class BlockWalk {
   /// windows of `length`, [num_windows * length]; checkpoint and tokens must outlive the walk.
   static Result<void> Plan(const Checkpoint& checkpoint, std::int64_t num_tokens,
                            std::int64_t length, Device& device,
-                           const std::filesystem::path& rows_folder = {});
+                           const std::filesystem::path& rows_folder = {},
+                           ActivationMode activations = ActivationMode::kInt16);
   static Result<std::unique_ptr<BlockWalk>> Create(const Checkpoint& checkpoint,
                                                    std::span<const TokenId> tokens,
                                                    std::int64_t length, Device& device,
-                                                   const std::filesystem::path& rows_folder = {});
+                                                   const std::filesystem::path& rows_folder = {},
+                                                   ActivationMode activations =
+                                                       ActivationMode::kInt16);
 
   /// Loads the embedding and starts all rows.
   Result<void> Embed();

@@ -38,7 +38,12 @@ WeightSpec Rounded(const WeightSpec& stored, const RoundedFormat& format) {
 
 RoundedCheckpoint::RoundedCheckpoint(std::unique_ptr<Checkpoint> source,
                                      const RoundedFormat& format)
-    : source_(std::move(source)) {
+    : RoundedCheckpoint(*source, format) {
+  owned_ = std::move(source);
+}
+
+RoundedCheckpoint::RoundedCheckpoint(const Checkpoint& source, const RoundedFormat& format)
+    : source_(&source) {
   path_ = source_->path();
   config_ = source_->config();
   generation_ = source_->generation();
@@ -46,7 +51,8 @@ RoundedCheckpoint::RoundedCheckpoint(std::unique_ptr<Checkpoint> source,
   for (const WeightInfo& stored : source_->weights()) {
     WeightInfo weight{.name = stored.name, .spec = stored.spec};
     const bool is_matrix = stored.spec.rows > 1;
-    if (format.bits == 16 ? is_matrix : linears.contains(stored.name)) {
+    const bool takes = format.bits == 16 ? is_matrix : linears.contains(stored.name);
+    if (takes && !(format.only_floats && stored.spec.kind != CodecKind::kFloat)) {
       weight.spec = Rounded(stored.spec, format);
     }
     weights_.push_back(std::move(weight));

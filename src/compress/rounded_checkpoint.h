@@ -12,6 +12,7 @@ namespace nibble {
 struct RoundedFormat {
   int bits = 16;                // 16: every matrix as bf16; 8 or 4: the linears of the blocks
   std::int64_t group_size = 0;  // columns that share a scale, for 8 and 4 bits; 0: the row
+  bool only_floats = false;     // what has codes already keeps them
 };
 
 /// A model at another precision without a file: each matrix is rounded while it is loaded, linears
@@ -21,6 +22,8 @@ struct RoundedFormat {
 class RoundedCheckpoint final : public CheckpointBase {
  public:
   RoundedCheckpoint(std::unique_ptr<Checkpoint> source, const RoundedFormat& format);
+  /// The source must outlive it.
+  RoundedCheckpoint(const Checkpoint& source, const RoundedFormat& format);
 
   CheckpointFormat format() const override { return source_->format(); }
   Result<QuantizedTensor> ReadRows(const WeightInfo& weight, std::int64_t row_begin,
@@ -30,7 +33,8 @@ class RoundedCheckpoint final : public CheckpointBase {
   void Release(const WeightInfo& weight) const override;
 
  private:
-  std::unique_ptr<Checkpoint> source_;
+  std::unique_ptr<Checkpoint> owned_;  // or none
+  const Checkpoint* source_;
 };
 
 }  // namespace nibble

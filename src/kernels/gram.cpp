@@ -21,7 +21,7 @@ const GramKernels& Kernels() {
       return kAvx2Gram;
     case Isa::kAvx512:
     case Isa::kAmx:
-      return kAvx512Gram;
+      return HasBf16Products() ? kAvx512Bf16Gram : kAvx512Gram;
   }
   return kRefGram;
 }
@@ -42,6 +42,20 @@ void RunPanel(const GramKernels& kernels, const float* a, const float* b, std::i
       kernels.gram(call);
     }
   }
+}
+
+// Calls take(i0, i1, j0, j1) for every tile of c, in panels, on the workers of the pool.
+template <typename Take>
+void ForTiles(ThreadPool& pool, std::int64_t a_panels, std::int64_t b_panels, Take&& take) {
+  const std::int64_t a_tiles = (a_panels + kTileA - 1) / kTileA;
+  const std::int64_t b_tiles = (b_panels + kTileB - 1) / kTileB;
+  pool.For(a_tiles * b_tiles, 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+      const std::int64_t i0 = tile / b_tiles * kTileA;
+      const std::int64_t j0 = tile % b_tiles * kTileB;
+      take(i0, std::min(a_panels, i0 + kTileA), j0, std::min(b_panels, j0 + kTileB));
+    }
+  });
 }
 
 }  // namespace
@@ -74,27 +88,73 @@ void AddGram(ThreadPool& pool, const float* a, std::int64_t a_width, const float
   const std::int64_t panel_floats = num_rows * kGramPanel;
   const std::int64_t a_panels = a_width / kGramPanel;
   const std::int64_t b_panels = b_width / kGramPanel;
-  const std::int64_t a_tiles = (a_panels + kTileA - 1) / kTileA;
-  const std::int64_t b_tiles = (b_panels + kTileB - 1) / kTileB;
-  pool.For(a_tiles * b_tiles, 1, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t tile = begin; tile < end; ++tile) {
-      const std::int64_t i0 = tile / b_tiles * kTileA;
-      const std::int64_t i1 = std::min(a_panels, i0 + kTileA);
-      const std::int64_t j0 = tile % b_tiles * kTileB;
-      const std::int64_t j1 = std::min(b_panels, j0 + kTileB);
-      for (std::int64_t row = 0; row < num_rows; row += kGramChain) {
-        const std::int64_t rows = std::min(kGramChain, num_rows - row);
-        for (std::int64_t i = i0; i < i1; ++i) {
-          const std::int64_t j = upper_only ? std::max(i, j0) : j0;
-          if (j < j1) {
-            RunPanel(kernels, a + i * panel_floats + row * kGramPanel,
-                     b + j * panel_floats + row * kGramPanel, panel_floats, j1 - j, rows,
-                     c + i * kGramPanel * b_width + j * kGramPanel, b_width);
-          }
-        }
-      }
+  ForTiles(pool, a_panels, b_panels,
+           [&](std::int64_t i0, std::int64_t i1, std::int64_t j0, std::int64_t j1) {
+             for (std::int64_t row = 0; row < num_rows; row += kGramChain) {
+               const std::int64_t rows = std::min(kGramChain, num_rows - row);
+               for (std::int64_t i = i0; i < i1; ++i) {
+                 const std::int64_t j = upper_only ? std::max(i, j0) : j0;
+                 if (j < j1) {
+                   RunPanel(kernels, a + i * panel_floats + row * kGramPanel,
+                            b + j * panel_floats + row * kGramPanel, panel_floats, j1 - j, rows,
+                            c + i * kGramPanel * b_width + j * kGramPanel, b_width);
+                 }
+               }
+             }
+           });
+}
+
+void PackBf16Panels(ThreadPool& pool, const float* x, const float* minus, std::int64_t num_rows,
+                    std::int64_t width, std::int64_t panel_stride, std::uint32_t* panels) {
+  const GramKernels& kernels = Kernels();
+  pool.For(PadToPanel(width) / kGramPanel, 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t panel = begin; panel < end; ++panel) {
+      const std::int64_t first = panel * kGramPanel;
+      GramPackBf16Call call;
+      call.x = x + first;
+      call.minus = minus == nullptr ? nullptr : minus + first;
+      call.stride = width;
+      call.rows = num_rows;
+      call.columns = static_cast<int>(std::min(kGramPanel, width - first));
+      call.panel = panels + panel * panel_stride;
+      kernels.pack_bf16(call);
     }
   });
+}
+
+void AddBf16Gram(ThreadPool& pool, const std::uint32_t* a, const std::uint32_t* b,
+                 std::int64_t width, std::int64_t panel_stride, std::int64_t num_pairs,
+                 bool upper_only, double* c) {
+  NIBBLE_CHECK(width % kGramPanel == 0, "widths in whole panels");
+  constexpr std::int64_t kPairs = kGramBf16Chain / 2;
+  const GramKernels& kernels = Kernels();
+  const std::int64_t num_panels = width / kGramPanel;
+  const auto add = [&](std::int64_t i, std::int64_t half, std::int64_t j, std::int64_t count,
+                       std::int64_t pair, std::int64_t pairs) {
+    GramBf16Call call;
+    call.a = a + i * panel_stride + pair * kGramPanel + half;
+    call.b = b + j * panel_stride + pair * kGramPanel;
+    call.b_stride = panel_stride;
+    call.num_panels = static_cast<int>(count);
+    call.pairs = pairs;
+    call.c = c + (i * kGramPanel + half) * width + j * kGramPanel;
+    call.c_stride = width;
+    kernels.gram_bf16(call);
+  };
+  ForTiles(pool, num_panels, num_panels,
+           [&](std::int64_t i0, std::int64_t i1, std::int64_t j0, std::int64_t j1) {
+             for (std::int64_t pair = 0; pair < num_pairs; pair += kPairs) {
+               const std::int64_t pairs = std::min(kPairs, num_pairs - pair);
+               for (std::int64_t i = i0; i < i1; ++i) {
+                 for (std::int64_t half = 0; half < kGramPanel; half += kGramRows) {
+                   for (std::int64_t j = upper_only ? std::max(i, j0) : j0; j < j1;
+                        j += kGramMaxPanels) {
+                     add(i, half, j, std::min<std::int64_t>(kGramMaxPanels, j1 - j), pair, pairs);
+                   }
+                 }
+               }
+             }
+           });
 }
 
 void AddGramPanel(const float* a, const float* b, std::int64_t b_stride, std::int64_t num_panels,

@@ -28,7 +28,19 @@ void PackPanels(ThreadPool& pool, const float* x, std::int64_t stride, std::int6
 void AddGram(ThreadPool& pool, const float* a, std::int64_t a_width, const float* b,
              std::int64_t b_width, std::int64_t num_rows, bool upper_only, double* c);
 
-/// The same for one panel of a and any number of panels of b, b_stride floats apart, on the calling
+/// x, or x - minus, [num_rows, width] contiguous, rounded to bf16 -> panels
+/// [PadToPanel(width) / 16][pairs of rows][16], panel_stride words apart (GramPackBf16Call).
+void PackBf16Panels(ThreadPool& pool, const float* x, const float* minus, std::int64_t num_rows,
+                    std::int64_t width, std::int64_t panel_stride, std::uint32_t* panels);
+
+/// c [width, width] += a^T b of panels of num_pairs pairs of bf16 rows; chains run over
+/// kGramBf16Chain rows. Products are exact, so beside the inputs' own rounding (2^-9 of each) the
+/// error is that of the chains.
+void AddBf16Gram(ThreadPool& pool, const std::uint32_t* a, const std::uint32_t* b,
+                 std::int64_t width, std::int64_t panel_stride, std::int64_t num_pairs,
+                 bool upper_only, double* c);
+
+/// AddGram for one panel of a and any number of panels of b, b_stride floats apart, on the calling
 /// thread: c [16][16 * num_panels], c_stride doubles a row.
 void AddGramPanel(const float* a, const float* b, std::int64_t b_stride, std::int64_t num_panels,
                   std::int64_t num_rows, double* c, std::int64_t c_stride);

@@ -102,6 +102,8 @@ Isa DetectIsa() {
   return f.amx_int8 ? Isa::kAmx : f.vnni ? Isa::kAvx512 : f.avx2 ? Isa::kAvx2 : Isa::kRef;
 }
 
+bool HasBf16Products() { return CurrentIsa() >= Isa::kAvx512 && Features().bf16; }
+
 Isa CurrentIsa() { return Current().load(std::memory_order_relaxed); }
 
 bool ForceIsa(Isa isa) {

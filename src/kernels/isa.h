@@ -13,6 +13,8 @@ std::optional<Isa> ParseIsa(std::string_view name);
 
 /// The highest level this machine can run (CPUID + XCR0).
 Isa DetectIsa();
+/// Whether the level in use may multiply pairs of bf16 (vdpbf16ps): some of kAvx512 do not have it.
+bool HasBf16Products();
 /// The level the kernels use: DetectIsa unless lowered by ForceIsa. Read once per operator.
 Isa CurrentIsa();
 /// For tests and `--isa`: lowers the level. Asking for more than the machine has is ignored and

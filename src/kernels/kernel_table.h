@@ -24,6 +24,7 @@ struct KernelSpeed {
     kRead,
     kInt8,
     kF32,
+    kBF16,  // products of bf16 pairs
     kF16,
     kFp8  // twice kF16, as tensor cores multiply 8 bits; not measured by itself
   };

@@ -130,8 +130,8 @@ double CorrectionStrength(std::int64_t num_tokens, std::int64_t width) {
   return tokens / (tokens + kTokensPerParameter * static_cast<double>(width));
 }
 
-InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const Hessian& hessian,
-                   const CrossGram& cross, double strength) {
+InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const InputSums& sums,
+                   double strength) {
   const std::int64_t n = factor.padded;
   InputShift shift;
   shift.panels.resize(static_cast<std::size_t>(n * n));
@@ -141,7 +141,7 @@ InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const Hessian&
       float* to = shift.panels.data() + i / kPanel * n * kPanel + i % kPanel;
       for (std::int64_t j = 0; j < factor.width; ++j) {
         const std::int64_t x = factor.order[static_cast<std::size_t>(j)];
-        to[j * kPanel] = static_cast<float>(strength * (cross.At(x, y) - hessian.At(x, y)));
+        to[j * kPanel] = static_cast<float>(strength * sums.Shift(x, y));
       }
     }
   });

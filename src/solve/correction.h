@@ -10,14 +10,15 @@
 namespace nibble {
 
 /// How the input of a linear has moved: it no longer sees x but y, what the model as quantized so
-/// far makes of x. With H = sum y y^T and G = sum x y^T, this is G - H in the factor's order.
+/// far makes of x. With H = sum y y^T and G = sum x y^T, this is G - H = sum (x - y) y^T, in the
+/// factor's order.
 struct InputShift {
   std::vector<float> panels;  // panel p: [padded][16], (G - H)_ji at position j and column i
   static std::uint64_t SizeBytes(std::int64_t width);
 };
 /// strength: the shift counts so much of what was measured.
-InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const Hessian& hessian,
-                   const CrossGram& cross, double strength);
+InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const InputSums& sums,
+                   double strength);
 
 /// Part of a shift measured on num_tokens that is worth following: tokens / (tokens + 10 width). A
 /// correction has width parameters a row, and what it fits to chance costs quality elsewhere; the

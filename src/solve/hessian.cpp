@@ -181,24 +181,52 @@ void Hessian::Add(ThreadPool& pool, const float* x, std::int64_t num_tokens) {
   num_tokens_ += num_tokens;
 }
 
-CrossGram::CrossGram(std::int64_t width, std::int64_t max_tokens)
-    : width_(width),
-      padded_(PadToPanel(width)),
-      max_tokens_(max_tokens),
-      sum_(Square(padded_)),
-      x_(static_cast<std::size_t>(padded_ * max_tokens)),
-      y_(x_.size()) {}
-
-std::uint64_t CrossGram::SizeBytes(std::int64_t width, std::int64_t max_tokens) {
-  return Hessian::SizeBytes(width, 2 * max_tokens);
+// Rows that are multiplied at once: the sums do not fit the caches and are read and written once each time.
+std::int64_t InputSums::BatchPairs(std::int64_t max_tokens) {
+  return std::max((max_tokens + 1) / 2, 2 * kGramBf16Chain);
 }
 
-void CrossGram::Add(ThreadPool& pool, const float* x, const float* y, std::int64_t num_tokens) {
-  NIBBLE_CHECK(num_tokens <= max_tokens_, "more tokens at once than announced");
-  PackPanels(pool, x, width_, num_tokens, width_, {}, x_.data());
-  PackPanels(pool, y, width_, num_tokens, width_, {}, y_.data());
-  AddGram(pool, x_.data(), padded_, y_.data(), padded_, num_tokens, /*upper_only=*/false,
-          sum_.data());
+InputSums::InputSums(std::int64_t width, std::int64_t max_tokens, bool has_shift)
+    : hessian_(width, 0),
+      batch_pairs_(BatchPairs(max_tokens)),
+      shift_(has_shift ? hessian_.sum_.size() : 0),
+      y_(static_cast<std::size_t>(hessian_.padded_ * batch_pairs_)),
+      moved_(has_shift ? y_.size() : 0) {}
+
+std::uint64_t InputSums::SizeBytes(std::int64_t width, std::int64_t max_tokens, bool has_shift) {
+  const std::int64_t padded = PadToPanel(width);
+  return (has_shift ? 2 : 1) *
+         (Square(padded) * sizeof(double) +
+          static_cast<std::uint64_t>(padded * BatchPairs(max_tokens)) * sizeof(std::uint32_t));
+}
+
+void InputSums::Add(ThreadPool& pool, const float* y, const float* x, std::int64_t num_tokens) {
+  const std::int64_t pairs = (num_tokens + 1) / 2;
+  NIBBLE_CHECK(pairs <= batch_pairs_, "more tokens at once than announced");
+  NIBBLE_CHECK((x != nullptr) == !shift_.empty(), "a shift needs both inputs");
+  if (num_pairs_ + pairs > batch_pairs_) {
+    Finish(pool);
+  }
+  const std::int64_t stride = batch_pairs_ * kPanel;
+  PackBf16Panels(pool, y, nullptr, num_tokens, hessian_.width_, stride,
+                 y_.data() + num_pairs_ * kPanel);
+  if (x != nullptr) {
+    PackBf16Panels(pool, x, y, num_tokens, hessian_.width_, stride,
+                   moved_.data() + num_pairs_ * kPanel);
+  }
+  num_pairs_ += pairs;
+  hessian_.num_tokens_ += num_tokens;
+}
+
+void InputSums::Finish(ThreadPool& pool) {
+  const std::int64_t stride = batch_pairs_ * kPanel;
+  AddBf16Gram(pool, y_.data(), y_.data(), hessian_.padded_, stride, num_pairs_, /*upper_only=*/true,
+              hessian_.sum_.data());
+  if (!shift_.empty()) {
+    AddBf16Gram(pool, moved_.data(), y_.data(), hessian_.padded_, stride, num_pairs_,
+                /*upper_only=*/false, shift_.data());
+  }
+  num_pairs_ = 0;
 }
 
 double QuadraticForm(ThreadPool& pool, std::span<const float> e, const Hessian& hessian) {

@@ -30,29 +30,43 @@ class Hessian {
   }
 
  private:
+  friend class InputSums;
   std::int64_t width_, padded_, max_tokens_;
   std::int64_t num_tokens_ = 0;
   std::vector<double> sum_;    // [padded, padded]
   std::vector<float> panels_;  // [padded / 16][tokens][16]
 };
 
-/// G = sum over tokens of x y^T, for what one linear sees in two models. Not symmetric.
-class CrossGram {
+/// What a linear sees in two models, summed: y in the one that is solved for and x in the other.
+/// Beside the Hessian of y this is the shift, S = sum of (x - y) y^T, not symmetric: x is taken from
+/// y before anything is rounded, so that little is lost where the two are close. Then y and x - y
+/// are rounded to bf16. Rounding moves an element of H by 2^-9 / sqrt(tokens) of its channels'
+/// energy, as chance in the choice of the tokens does by 1 / sqrt(tokens).
+class InputSums {
  public:
-  CrossGram(std::int64_t width, std::int64_t max_tokens);
-  static std::uint64_t SizeBytes(std::int64_t width, std::int64_t max_tokens);
+  /// max_tokens: rows that one Add may bring.
+  InputSums(std::int64_t width, std::int64_t max_tokens, bool has_shift);
+  /// Bytes that the sums take.
+  static std::uint64_t SizeBytes(std::int64_t width, std::int64_t max_tokens, bool has_shift);
 
-  /// x, y [num_tokens, width], contiguous.
-  void Add(ThreadPool& pool, const float* x, const float* y, std::int64_t num_tokens);
+  /// y, and x if there is a shift, [num_tokens, width], contiguous. The order of calls matters for
+  /// the last bits, the number of threads does not.
+  void Add(ThreadPool& pool, const float* y, const float* x, std::int64_t num_tokens);
+  /// After the last Add.
+  void Finish(ThreadPool& pool);
 
-  double At(std::int64_t i, std::int64_t j) const {
-    return sum_[static_cast<std::size_t>(i * padded_ + j)];
+  const Hessian& hessian() const { return hessian_; }
+  /// Sum of (x_i - y_i) y_j.
+  double Shift(std::int64_t i, std::int64_t j) const {
+    return shift_[static_cast<std::size_t>(i * hessian_.padded_ + j)];
   }
 
  private:
-  std::int64_t width_, padded_, max_tokens_;
-  std::vector<double> sum_;   // [padded, padded]
-  std::vector<float> x_, y_;  // panels
+  static std::int64_t BatchPairs(std::int64_t max_tokens);
+  Hessian hessian_;
+  std::int64_t batch_pairs_, num_pairs_ = 0;  // of rows that wait in the panels
+  std::vector<double> shift_;                 // [padded, padded]
+  std::vector<std::uint32_t> y_, moved_;      // panels [padded / 16][batch_pairs][16]
 };
 
 /// tr(E H E^T) of E [rows, hessian.width], row-major.

@@ -412,17 +412,68 @@ std::vector<float> Disturbed(const Problem& p, std::uint32_t seed) {
   return y;
 }
 
+// Of x and y, [tokens, width], in calls of 100 rows.
+InputSums SumsOf(ThreadPool& pool, const std::vector<float>& x, const std::vector<float>& y,
+                 std::int64_t width) {
+  constexpr std::int64_t kRows = 100;
+  const auto tokens = static_cast<std::int64_t>(y.size()) / width;
+  InputSums sums(width, kRows, /*has_shift=*/true);
+  for (std::int64_t row = 0; row < tokens; row += kRows) {
+    sums.Add(pool, y.data() + row * width, x.data() + row * width, std::min(kRows, tokens - row));
+  }
+  sums.Finish(pool);
+  return sums;
+}
+
+// The bound that follows from gram.h, against double; more rows than are multiplied at once, and
+// an odd number of them.
+TEST(InputSums, AreTheProductsWithinTheStatedBound) {
+  const Problem p = MakeProblem(1, 24, 2577, 21);
+  std::vector<float> y = p.inputs;
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    y[i] *= i % 3 == 0 ? 1.0F : 1.01F;
+  }
+  std::vector<double> before;
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    const InputSums sums = SumsOf(pool, p.inputs, y, p.width);
+    EXPECT_EQ(sums.hessian().num_tokens(), p.tokens);
+    std::vector<double> all;
+    for (std::int64_t i = 0; i < p.width; ++i) {
+      for (std::int64_t j = 0; j < p.width; ++j) {
+        double h = 0.0, s = 0.0, h_size = 0.0, s_size = 0.0;
+        for (std::int64_t t = 0; t < p.tokens; ++t) {
+          const auto at = [&](const std::vector<float>& values, std::int64_t column) {
+            return static_cast<double>(values[static_cast<std::size_t>(t * p.width + column)]);
+          };
+          const double moved = at(p.inputs, i) - at(y, i);
+          h += at(y, i) * at(y, j);
+          s += moved * at(y, j);
+          h_size += std::fabs(at(y, i) * at(y, j));
+          s_size += std::fabs(moved * at(y, j));
+        }
+        // Two factors, each rounded to bf16, and what fp32 adds.
+        ASSERT_NEAR(sums.hessian().At(i, j), h, 0x1.1p-8 * h_size);
+        ASSERT_NEAR(sums.Shift(i, j), s, 0x1.1p-8 * s_size);
+        all.push_back(sums.hessian().At(i, j));
+        all.push_back(sums.Shift(i, j));
+      }
+    }
+    EXPECT_TRUE(before.empty() || all == before) << "the number of threads shows";
+    before = all;
+  }
+}
+
 TEST(Correction, IsTheClosedForm) {
   const Problem p = MakeProblem(50, 48, 300, 13);
   const std::vector<float> y = Disturbed(p, 14);
   ThreadPool pool(2);
-  const Hessian hessian = HessianOf(pool, y, p.width);
-  CrossGram cross(p.width, p.tokens);
-  cross.Add(pool, p.inputs.data(), y.data(), p.tokens);
+  const InputSums sums = SumsOf(pool, p.inputs, y, p.width);
+  const Hessian& hessian = sums.hessian();
   const auto factor = Factorize(pool, hessian, {.group_size = 16});
   ASSERT_TRUE(factor);
   const auto corrected =
-      CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, hessian, cross, 1.0));
+      CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, sums, 1.0));
   double mean = 0.0;
   for (std::int64_t i = 0; i < p.width; ++i) {
     mean += hessian.At(i, i) / static_cast<double>(p.width);
@@ -436,7 +487,8 @@ TEST(Correction, IsTheClosedForm) {
         const auto at = static_cast<std::size_t>(r * p.width + j);
         const double diagonal = i == j ? lambda : 0.0;
         left += static_cast<double>(corrected[at]) * (hessian.At(j, i) + diagonal);
-        right += static_cast<double>(p.weights[at]) * (cross.At(j, i) + diagonal);
+        right += static_cast<double>(p.weights[at]) *
+                 (hessian.At(j, i) + sums.Shift(j, i) + diagonal);
         size += std::fabs(static_cast<double>(p.weights[at]) * hessian.At(j, i));
       }
       ASSERT_NEAR(left, right, 1e-4 * size) << r << ", " << i;
@@ -447,12 +499,10 @@ TEST(Correction, IsTheClosedForm) {
 TEST(Correction, AnInputThatHasNotMovedChangesNothing) {
   const Problem p = MakeProblem(20, 64, 300, 15);
   ThreadPool pool(1);
-  const Hessian hessian = HessianOf(pool, p.inputs, p.width);
-  CrossGram cross(p.width, p.tokens);
-  cross.Add(pool, p.inputs.data(), p.inputs.data(), p.tokens);
-  const auto factor = Factorize(pool, hessian, {});
+  const InputSums sums = SumsOf(pool, p.inputs, p.inputs, p.width);
+  const auto factor = Factorize(pool, sums.hessian(), {});
   ASSERT_TRUE(factor);
-  EXPECT_EQ(CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, hessian, cross, 1.0)),
+  EXPECT_EQ(CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, sums, 1.0)),
             p.weights);
 }
 
@@ -460,10 +510,8 @@ TEST(Correction, BringsTheOutputCloserToWhatItShouldBe) {
   const Problem p = MakeProblem(40, 64, 500, 16);
   const std::vector<float> y = Disturbed(p, 17);
   ThreadPool pool(2);
-  const Hessian hessian = HessianOf(pool, y, p.width);
-  CrossGram cross(p.width, p.tokens);
-  cross.Add(pool, p.inputs.data(), y.data(), p.tokens);
-  const auto factor = Factorize(pool, hessian, {});
+  const InputSums sums = SumsOf(pool, p.inputs, y, p.width);
+  const auto factor = Factorize(pool, sums.hessian(), {});
   ASSERT_TRUE(factor);
   const GptqOptions options{.spec = Uniform(p.width, 4, 64, true)};
   const auto distance = [&](const std::vector<float>& weights) {
@@ -485,7 +533,7 @@ TEST(Correction, BringsTheOutputCloserToWhatItShouldBe) {
     return sum;
   };
   const auto corrected =
-      CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, hessian, cross, 1.0));
+      CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, sums, 1.0));
   EXPECT_LT(distance(corrected), 0.9 * distance(p.weights));
 }
 

@@ -7,7 +7,8 @@
 // c[i][j] += sum over t of a[t][i] * b[t][j], chains of fp32 added up in double; the order is that
 // of ref/gram_ref.cpp.
 //   a, b: panels [t][16] f32    c [8][16 p] f64
-// A tile of 8 x 48 in 24 accumulators: 24 fma for 11 loads a row of x; judge by fp32 FMA.
+// A tile of 8 x 48 in 24 accumulators: 24 fma for 11 loads a row of x; judge by fp32 FMA. From bf16
+// the same tile takes two rows with each vdpbf16ps; judge by those.
 
 namespace nibble {
 namespace {
@@ -95,8 +96,118 @@ void Downdate(const DowndateCall& call) {
   }
 }
 
+// The halves of words of two bf16 as floats.
+__attribute__((always_inline)) inline __m512 Even(__m512i words) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+__attribute__((always_inline)) inline __m512 Odd(__m512i words) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
+}
+
+// chain = fma(odd, odd, chain), then fma(even, even, chain).
+template <bool kNative>
+__attribute__((always_inline)) inline void DotBf16(__m512& chain, __m512i a, __m512i b) {
+  if (kNative) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(chain) : "v"(b), "v"(a));
+  } else {
+    chain = _mm512_fmadd_ps(Odd(a), Odd(b), chain);
+    chain = _mm512_fmadd_ps(Even(a), Even(b), chain);
+  }
+}
+
+template <bool kNative, int kPanels>
+__attribute__((always_inline)) inline void TileBf16(const GramBf16Call& call) {
+  constexpr std::int64_t kPairs = kGramBf16Chain / 2;
+  for (std::int64_t begin = 0; begin < call.pairs; begin += kPairs) {
+    const std::int64_t left = call.pairs - begin;
+    const std::int64_t count = left < kPairs ? left : kPairs;
+    const std::uint32_t* a = call.a + begin * kGramPanel;
+    const std::uint32_t* b = call.b + begin * kGramPanel;
+    __m512 acc[kGramRows][kPanels];
+    NIBBLE_UNROLL for (int i = 0; i < kGramRows; ++i) {
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) acc[i][p] = _mm512_setzero_ps();
+    }
+    for (std::int64_t t = 0; t < count; ++t) {
+      __m512i row[kPanels];
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        row[p] = _mm512_loadu_si512(b + p * call.b_stride);
+      }
+      NIBBLE_UNROLL for (int i = 0; i < kGramRows; ++i) {
+        const __m512i one = _mm512_set1_epi32(static_cast<int>(a[i]));
+        NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) DotBf16<kNative>(acc[i][p], one, row[p]);
+      }
+      a += kGramPanel;
+      b += kGramPanel;
+    }
+    NIBBLE_UNROLL for (int i = 0; i < kGramRows; ++i) {
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        AddWidened(call.c + i * call.c_stride + p * kGramPanel, acc[i][p]);
+      }
+    }
+  }
+}
+
+template <bool kNative>
+void GramBf16(const GramBf16Call& call) {
+  switch (call.num_panels) {
+    case 1:
+      TileBf16<kNative, 1>(call);
+      break;
+    case 2:
+      TileBf16<kNative, 2>(call);
+      break;
+    default:
+      TileBf16<kNative, 3>(call);
+      break;
+  }
+}
+
+// Sixteen values rounded to bf16, in the upper halves.
+__attribute__((always_inline)) inline __m512i RoundToBf16(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 is_nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
+  const __mmask16 counts =
+      _mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(static_cast<int>(kGramTinyBits)));
+  return _mm512_maskz_mov_epi32(
+      counts,
+      _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000)));
+}
+
+void PackBf16(const GramPackBf16Call& call) {
+  const auto mask = static_cast<__mmask16>((1U << call.columns) - 1U);
+  const auto load = [&](std::int64_t row) __attribute__((always_inline)) {
+    __m512 x = _mm512_maskz_loadu_ps(mask, call.x + row * call.stride);
+    if (call.minus != nullptr) {
+      x = _mm512_sub_ps(x, _mm512_maskz_loadu_ps(mask, call.minus + row * call.stride));
+    }
+    return RoundToBf16(x);
+  };
+  for (std::int64_t row = 0; row < call.rows; row += 2) {
+    const __m512i even = _mm512_srli_epi32(load(row), 16);
+    const __m512i odd =
+        row + 1 < call.rows
+            ? _mm512_and_si512(load(row + 1), _mm512_set1_epi32(static_cast<int>(0xffff0000U)))
+            : _mm512_setzero_si512();
+    _mm512_storeu_si512(call.panel + row / 2 * kGramPanel, _mm512_or_si512(even, odd));
+  }
+}
+
 }  // namespace
 
-const GramKernels kAvx512Gram = {.name = "avx512", .gram = Gram, .downdate = Downdate};
+const GramKernels kAvx512Gram = {.name = "avx512",
+                                 .gram = Gram,
+                                 .downdate = Downdate,
+                                 .gram_bf16 = GramBf16<false>,
+                                 .pack_bf16 = PackBf16};
+const GramKernels kAvx512Bf16Gram = {.name = "avx512bf16",
+                                     .gram = Gram,
+                                     .downdate = Downdate,
+                                     .gram_bf16 = GramBf16<true>,
+                                     .pack_bf16 = PackBf16};
 
 }  // namespace nibble
