@@ -36,18 +36,24 @@ class BlockSolver::Walks {
 
   Result<void> Go() {
     const CalibrationSet& calibration = solver_.calibration_;
+    const std::int64_t stride = solver_.TruthStride();
+    for (std::int64_t window = 0; window < calibration.num_windows(); window += stride) {
+      const auto tokens = calibration.Window(window);
+      truth_tokens_.insert(truth_tokens_.end(), tokens.begin(), tokens.end());
+    }
     NIBBLE_TRY(walk, BlockWalk::Create(overlay_, calibration.tokens, calibration.length,
                                        solver_.device_, calibration.rows_folder));
     walk_ = std::move(walk);
     if (solver_.NeedsTruth()) {
       const Checkpoint& source = rounded_truth_ ? *rounded_truth_ : solver_.source_;
-      NIBBLE_TRY(truth, BlockWalk::Create(source, calibration.tokens, calibration.length,
-                                          solver_.device_, calibration.rows_folder,
-                                          solver_.TruthActivations()));
+      NIBBLE_TRY(truth,
+                 BlockWalk::Create(source, truth_tokens_, calibration.length, solver_.device_,
+                                   calibration.rows_folder, solver_.TruthActivations()));
       truth_ = std::move(truth);
       NIBBLE_TRY_VOID(truth_->Embed());
     }
     NIBBLE_TRY_VOID(walk_->Embed());
+    OrderChunks(stride);
     for (block_ = 0; block_ < config_.num_layers; ++block_) {
       NIBBLE_TRY_VOID(RunBlock());
     }
@@ -76,7 +82,7 @@ class BlockSolver::Walks {
     }
     for (const LinearGroup group : kLinearGroups) {
       if (done) {
-        NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) { AdvanceBoth(group, chunk); }));
+        NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) { AdvanceBoth(group, chunk); }));
       } else {
         NIBBLE_TRY_VOID(SolveGroup(group, solved));
       }
@@ -91,10 +97,10 @@ class BlockSolver::Walks {
       steps_ += LearnSteps();
     }
     if (block_ + 1 < config_.num_layers) {
-      NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
-        walk_->End(chunk);
-        if (truth_ && !learns) {
-          truth_->End(chunk);
+      NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) {
+        walk_->End(chunk.index);
+        if (!learns && chunk.truth) {
+          truth_->End(*chunk.truth);
         }
       }));
     }
@@ -129,9 +135,29 @@ class BlockSolver::Walks {
            progress_(steps_, total, fmt::format("block {} of {}", block_ + 1, config_.num_layers));
   }
 
+  // A chunk of the walk, and of the truth if that walks its window too.
+  struct Chunk {
+    std::int64_t index = 0;
+    std::optional<std::int64_t> truth;
+  };
+
+  // Those with a truth first: InputSums wants them together.
+  void OrderChunks(std::int64_t stride) {
+    const std::int64_t chunks_of_window = walk_->num_chunks() / solver_.calibration_.num_windows();
+    for (std::int64_t i = 0; i < walk_->num_chunks(); ++i) {
+      const std::int64_t window = i / chunks_of_window;
+      Chunk& chunk = chunks_.emplace_back(Chunk{.index = i});
+      if (truth_ && window % stride == 0) {
+        chunk.truth = window / stride * chunks_of_window + i % chunks_of_window;
+      }
+    }
+    std::ranges::stable_partition(chunks_,
+                                  [](const Chunk& chunk) { return chunk.truth.has_value(); });
+  }
+
   template <typename Body>
   Result<void> ForChunks(Body&& body) {
-    for (std::int64_t chunk = 0; chunk < walk_->num_chunks(); ++chunk) {
+    for (const Chunk& chunk : chunks_) {
       body(chunk);
       if (!Advanced()) {
         return Fail(ErrorCode::kCancelled, "interrupted");
@@ -140,11 +166,10 @@ class BlockSolver::Walks {
     return {};
   }
 
-  BlockWalk::Inputs AdvanceBoth(LinearGroup group, std::int64_t chunk) {
-    if (truth_) {
-      truth_inputs_ = truth_->Advance(group, chunk);
-    }
-    return walk_->Advance(group, chunk);
+  // Of the walk; truth_inputs_ are what they should be, or nothing.
+  BlockWalk::Inputs AdvanceBoth(LinearGroup group, const Chunk& chunk) {
+    truth_inputs_ = chunk.truth ? truth_->Advance(group, *chunk.truth) : BlockWalk::Inputs{};
+    return walk_->Advance(group, chunk.index);
   }
 
   Result<void> SolveGroup(LinearGroup group, std::vector<SolvedWeight>& solved) {
@@ -156,7 +181,7 @@ class BlockSolver::Walks {
       any_solved = any_solved || (quantized && solver_.IsSolved(weight->name));
     }
     if (!any) {
-      return ForChunks([&](std::int64_t chunk) { AdvanceBoth(group, chunk); });
+      return ForChunks([&](const Chunk& chunk) { AdvanceBoth(group, chunk); });
     }
     return any_solved ? SolveByGptq(group, solved) : SolveByRounding(group, solved);
   }
@@ -164,7 +189,7 @@ class BlockSolver::Walks {
   Result<void> SolveByRounding(LinearGroup group, std::vector<SolvedWeight>& solved) {
     const auto width = static_cast<std::size_t>(InputWidth(config_, group));
     std::vector<double> squares(width, 0.0);
-    NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
+    NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) {
       const BlockWalk::Inputs inputs = AdvanceBoth(group, chunk);
       for (std::int64_t row = 0; row < inputs.num_rows; ++row) {
         const float* x = inputs.x + row * static_cast<std::int64_t>(width);
@@ -205,7 +230,7 @@ class BlockSolver::Walks {
     const std::int64_t width = InputWidth(config_, group);
     const bool has_shift = truth_ && solver_.options_.correct_inputs;
     InputSums sums(width, walk_->max_chunk_rows(), has_shift);
-    NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) {
+    NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) {
       const BlockWalk::Inputs inputs = AdvanceBoth(group, chunk);
       sums.Add(pool_, inputs.x, has_shift ? truth_inputs_.x : nullptr, inputs.num_rows);
     }));
@@ -247,7 +272,7 @@ class BlockSolver::Walks {
     std::optional<InputShift> shift;
     if (has_shift) {
       shift = ShiftOf(pool_, *factor, sums,
-                      CorrectionStrength(hessian.num_tokens(), hessian.width()));
+                      CorrectionStrength(sums.num_shift_tokens(), hessian.width()));
     }
     return SolveLinears(
         group,
@@ -345,7 +370,7 @@ class BlockSolver::Walks {
     // Through the block once more, with what was learned.
     std::ranges::copy(inputs_, walk_->hidden().begin());
     for (const LinearGroup group : kLinearGroups) {
-      NIBBLE_TRY_VOID(ForChunks([&](std::int64_t chunk) { walk_->Advance(group, chunk); }));
+      NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) { walk_->Advance(group, chunk.index); }));
       NIBBLE_TRY_VOID(walk_->Load(group));
     }
     return {};
@@ -415,7 +440,9 @@ class BlockSolver::Walks {
   std::unique_ptr<Checkpoint> rounded_truth_;  // or none
   SolvedBlocks& store_;
   const SolveProgress& progress_;
+  std::vector<TokenId> truth_tokens_;
   std::unique_ptr<BlockWalk> walk_, truth_;
+  std::vector<Chunk> chunks_;  // of walk_, in the order they are taken
   BlockWalk::Inputs truth_inputs_;
   std::vector<float> inputs_;  // of a block that learns, [num_rows, hidden_size]
   std::int64_t block_ = 0;
@@ -425,12 +452,20 @@ class BlockSolver::Walks {
 
 // Inputs that are only compared over many tokens need not be exact: 8 bits a weight, and a fresh
 // scale for every 64 columns of both factors, blur them by a fraction of what 4 bits do. What is
-// learned from is exact.
+// learned from is exact, and what 5 bits or more are to make up for.
+bool BlockSolver::NeedsExactTruth() const {
+  const auto is_fine = [&](const WeightToWrite& weight) {
+    return weight.spec.kind != CodecKind::kFloat && weight.spec.bits > 4 && IsSolved(weight.name) &&
+           weight.name.starts_with("model.layers.");
+  };
+  return options_.method == BlockMethod::kLearned || std::ranges::any_of(weights_, is_fine);
+}
+
 std::unique_ptr<Checkpoint> BlockSolver::RoundedTruth() const {
-  if (options_.method == BlockMethod::kLearned) {
+  if (NeedsExactTruth()) {
     return nullptr;
   }
-  RoundedFormat format{.bits = 8, .group_size = 64, .only_floats = true};
+  RoundedFormat format{.bits = 8, .group_size = 64, .only_floats = true, .search_scale = false};
   for (const LinearGroup group : kLinearGroups) {
     if (InputWidth(source_.config(), group) % format.group_size != 0) {
       format.group_size = 0;
@@ -440,7 +475,17 @@ std::unique_ptr<Checkpoint> BlockSolver::RoundedTruth() const {
 }
 
 ActivationMode BlockSolver::TruthActivations() const {
-  return getenv("TRUTH8") ? ActivationMode::kInt8 : ActivationMode::kInt16;
+  return NeedsExactTruth() ? ActivationMode::kInt16 : ActivationMode::kInt8;
+}
+
+// A shift is small beside what it is a shift of, and half of its tokens tell nearly as much: the
+// strength of its correction follows.
+std::int64_t BlockSolver::TruthStride() const {
+  constexpr std::int64_t kTruthTokens = 32768;
+  const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
+  return options_.method == BlockMethod::kLearned
+             ? 1
+             : std::max<std::int64_t>(1, (tokens + kTruthTokens - 1) / kTruthTokens);
 }
 
 Result<void> BlockSolver::Plan() const {
@@ -450,8 +495,11 @@ Result<void> BlockSolver::Plan() const {
       BlockWalk::Plan(overlay, tokens, calibration_.length, device_, calibration_.rows_folder));
   if (NeedsTruth()) {
     const auto rounded = RoundedTruth();
-    NIBBLE_TRY_VOID(BlockWalk::Plan(rounded ? *rounded : source_, tokens, calibration_.length, device_,
-                                    calibration_.rows_folder, TruthActivations()));
+    const std::int64_t stride = TruthStride();
+    const std::int64_t truth_windows = (calibration_.num_windows() + stride - 1) / stride;
+    NIBBLE_TRY_VOID(BlockWalk::Plan(rounded ? *rounded : source_,
+                                    truth_windows * calibration_.length, calibration_.length,
+                                    device_, calibration_.rows_folder, TruthActivations()));
   }
   // Of the group that needs most: its sums, their factor, one of its matrices, and the codes of the
   // whole block.

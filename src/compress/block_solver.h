@@ -75,9 +75,13 @@ class BlockSolver {
     return options_.method == BlockMethod::kLearned ||
            (options_.method == BlockMethod::kGptq && options_.correct_inputs);
   }
-  // What the second walk reads: nothing if it is the source itself.
+  // Whether the second walk has to be that of the source to the last bit.
+  bool NeedsExactTruth() const;
+  // What it reads: nothing if it is the source itself.
   std::unique_ptr<Checkpoint> RoundedTruth() const;
   ActivationMode TruthActivations() const;
+  // Of every how many windows, and the tokens of these.
+  std::int64_t TruthStride() const;
 
   const Checkpoint& source_;
   std::span<const WeightToWrite> weights_;

@@ -83,8 +83,8 @@ Result<void> BlockWalk::Plan(const Checkpoint& checkpoint, std::int64_t num_toke
   const ModelConfig& config = checkpoint.config();
   NIBBLE_TRY(plan, PlanWeights(checkpoint, device, TableFormat::kAuto));
   const ModelLimits limits = LimitsOf(length);
-  NIBBLE_TRY_VOID(LlamaModel::Plan(checkpoint, OverlapParts(plan, config), limits,
-                                   activations, device));
+  NIBBLE_TRY_VOID(
+      LlamaModel::Plan(checkpoint, OverlapParts(plan, config), limits, activations, device));
   NIBBLE_TRY(spec, CacheSpec(checkpoint, device));
   const auto blocks =
       static_cast<std::uint64_t>((length + spec.block_size_tokens - 1) / spec.block_size_tokens);
@@ -110,8 +110,7 @@ Result<std::unique_ptr<BlockWalk>> BlockWalk::Create(const Checkpoint& checkpoin
   const ModelLimits limits = LimitsOf(length);
   walk->chunk_tokens_ = limits.max_tokens;
   walk->chunks_of_window_ = (length + limits.max_tokens - 1) / limits.max_tokens;
-  NIBBLE_TRY(model,
-             LlamaModel::Allocate(checkpoint, walk->plan_, limits, activations, device));
+  NIBBLE_TRY(model, LlamaModel::Allocate(checkpoint, walk->plan_, limits, activations, device));
   walk->model_ = std::move(model);
   NIBBLE_TRY(spec, CacheSpec(checkpoint, device));
   const std::int64_t blocks = (length + spec.block_size_tokens - 1) / spec.block_size_tokens;

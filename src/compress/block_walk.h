@@ -45,12 +45,10 @@ class BlockWalk {
                            std::int64_t length, Device& device,
                            const std::filesystem::path& rows_folder = {},
                            ActivationMode activations = ActivationMode::kInt16);
-  static Result<std::unique_ptr<BlockWalk>> Create(const Checkpoint& checkpoint,
-                                                   std::span<const TokenId> tokens,
-                                                   std::int64_t length, Device& device,
-                                                   const std::filesystem::path& rows_folder = {},
-                                                   ActivationMode activations =
-                                                       ActivationMode::kInt16);
+  static Result<std::unique_ptr<BlockWalk>> Create(
+      const Checkpoint& checkpoint, std::span<const TokenId> tokens, std::int64_t length,
+      Device& device, const std::filesystem::path& rows_folder = {},
+      ActivationMode activations = ActivationMode::kInt16);
 
   /// Loads the embedding and starts all rows.
   Result<void> Embed();

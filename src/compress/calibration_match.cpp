@@ -122,9 +122,9 @@ Result<CalibrationMatch> MatchCalibration(const Checkpoint& source,
   firsts.push_back(samples.num_windows());
   BeginWindows(source.config(), out.context, samples.tokens());
   const auto device = MakeCpuDevice(num_threads);
-  NIBBLE_TRY(quality, EvaluateBlockwise(source, source, *device, samples.tokens(), {},
-                                        {.context = out.context}, progress));
-  out.perplexity = Samples::Perplexity(quality.int16, 0, out.windows);
+  NIBBLE_TRY(quality,
+             EvaluateAlone(source, *device, samples.tokens(), {.context = out.context}, progress));
+  out.perplexity = Samples::Perplexity(quality, 0, out.windows);
   std::unordered_set<std::int32_t> seen;
   for (const TokenId token : calibration.tokens) {
     seen.insert(Raw(token));
@@ -132,7 +132,7 @@ Result<CalibrationMatch> MatchCalibration(const Checkpoint& source,
   for (std::size_t i = 0; i < texts.size(); ++i) {
     CalibrationMatch::Text text{
         .name = texts[i].name,
-        .perplexity = Samples::Perplexity(quality.int16, firsts[i], firsts[i + 1] - firsts[i]),
+        .perplexity = Samples::Perplexity(quality, firsts[i], firsts[i + 1] - firsts[i]),
         .coverage = Coverage(seen, texts[i].tokens)};
     text.is_far = IsFar(text, out.perplexity);
     out.texts.push_back(std::move(text));

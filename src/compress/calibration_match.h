@@ -37,7 +37,7 @@ struct CalibrationMatch {
 using MatchProgress =
     std::function<bool(std::uint64_t done, std::uint64_t total, const std::string& detail)>;
 
-/// Memory: what EvaluateBlockwise takes. Texts need two tokens or more.
+/// Memory: what EvaluateAlone takes. Texts need two tokens or more.
 Result<CalibrationMatch> MatchCalibration(const Checkpoint& source,
                                           const CalibrationSet& calibration,
                                           std::span<const TokenText> texts, int num_threads,

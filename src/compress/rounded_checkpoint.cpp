@@ -43,7 +43,7 @@ RoundedCheckpoint::RoundedCheckpoint(std::unique_ptr<Checkpoint> source,
 }
 
 RoundedCheckpoint::RoundedCheckpoint(const Checkpoint& source, const RoundedFormat& format)
-    : source_(&source) {
+    : source_(&source), search_scale_(format.search_scale) {
   path_ = source_->path();
   config_ = source_->config();
   generation_ = source_->generation();
@@ -71,7 +71,9 @@ Result<QuantizedTensor> RoundedCheckpoint::ReadRows(const WeightInfo& weight,
   std::vector<float> values = Dequantize(rows);
   if (weight.spec.kind == CodecKind::kUniform) {
     return QuantizeRtn(values, row_end - row_begin, weight.spec.cols,
-                       {.bits = weight.spec.bits, .group_size = weight.spec.group_size});
+                       {.bits = weight.spec.bits,
+                        .group_size = weight.spec.group_size,
+                        .search_scale = search_scale_});
   }
   QuantizedTensor out{.spec = weight.spec, .values = std::move(values)};
   out.spec.rows = row_end - row_begin;

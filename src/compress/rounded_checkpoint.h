@@ -13,6 +13,7 @@ struct RoundedFormat {
   int bits = 16;                // 16: every matrix as bf16; 8 or 4: the linears of the blocks
   std::int64_t group_size = 0;  // columns that share a scale, for 8 and 4 bits; 0: the row
   bool only_floats = false;     // what has codes already keeps them
+  bool search_scale = true;     // RtnOptions
 };
 
 /// A model at another precision without a file: each matrix is rounded while it is loaded, linears
@@ -35,6 +36,7 @@ class RoundedCheckpoint final : public CheckpointBase {
  private:
   std::unique_ptr<Checkpoint> owned_;  // or none
   const Checkpoint* source_;
+  bool search_scale_;
 };
 
 }  // namespace nibble

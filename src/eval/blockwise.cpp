@@ -6,6 +6,7 @@
 #include <array>
 #include <memory>
 #include <numeric>
+#include <vector>
 
 #include "base/check.h"
 #include "base/text.h"
@@ -16,7 +17,6 @@ namespace {
 
 constexpr std::int64_t kMaxChunkTokens = 512;
 constexpr std::int64_t kMaxLogitRows = 64;
-constexpr std::size_t kNumStreams = 3;
 
 // A checkpoint of which one part at a time is in memory.
 struct PartialModel {
@@ -35,7 +35,8 @@ struct Stream {
 
 class BlockwiseEvaluation {
  public:
-  BlockwiseEvaluation(const Checkpoint& model, const Checkpoint& reference, Device& device,
+  // reference: or none, and the model is measured alone.
+  BlockwiseEvaluation(const Checkpoint& model, const Checkpoint* reference, Device& device,
                       std::span<const TokenId> tokens, std::span<const TokenId> prompt,
                       const WindowOptions& options, const BlockwiseProgress& progress)
       : config_(model.config()),
@@ -44,20 +45,25 @@ class BlockwiseEvaluation {
         prompt_(prompt),
         options_(options),
         progress_(progress) {
-    reference_.checkpoint = &reference;
     model_.checkpoint = &model;
+    models_ = {&model_};
+    if (reference != nullptr) {
+      reference_.checkpoint = reference;
+      models_ = {&reference_, &model_};
+    }
+    num_streams_ = reference == nullptr ? 1 : 3;
   }
 
   Result<BlockwiseQuality> Go() {
     NIBBLE_CHECK(device_.kind() == DeviceKind::kCpu, "the walk reads hidden states in place");
-    const ModelConfig& other = reference_.checkpoint->config();
+    const ModelConfig& other = models_.front()->checkpoint->config();
     if (other.vocab_size != config_.vocab_size || other.num_layers != config_.num_layers ||
         other.hidden_size != config_.hidden_size || other.num_kv_heads != config_.num_kv_heads ||
         other.head_dim != config_.head_dim) {
-      return Fail(
-          ErrorCode::kInvalidArgument,
-          fmt::format("{} and {} differ in shape: one is not made from the other",
-                      model_.checkpoint->path().string(), reference_.checkpoint->path().string()));
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("{} and {} differ in shape: one is not made from the other",
+                              model_.checkpoint->path().string(),
+                              models_.front()->checkpoint->path().string()));
     }
     NIBBLE_TRY(windows, CountWindows(tokens_, options_, config_.vocab_size));
     num_windows_ = windows;
@@ -80,7 +86,7 @@ class BlockwiseEvaluation {
                              .max_logit_rows = std::min({longest, kMaxChunkTokens, kMaxLogitRows})};
     logit_rows_ = limits.max_logit_rows;
     chunk_tokens_ = limits.max_tokens;
-    for (PartialModel* partial : {&reference_, &model_}) {
+    for (PartialModel* partial : models_) {
       NIBBLE_TRY(plan, PlanWeights(*partial->checkpoint, device_, TableFormat::kAuto));
       partial->plan = OverlapParts(plan, config_);
       NIBBLE_TRY_VOID(LlamaModel::Plan(*partial->checkpoint, partial->plan, limits,
@@ -88,7 +94,7 @@ class BlockwiseEvaluation {
     }
     const auto logits_bytes =
         static_cast<std::size_t>(logit_rows_ * config_.vocab_size) * sizeof(float);
-    device_.ledger().Plan("logits", 2 * logits_bytes);
+    device_.ledger().Plan("logits", models_.size() * logits_bytes);
     const KvCacheSpec spec{.num_layers = 1,
                            .num_kv_heads = config_.num_kv_heads,
                            .head_dim = config_.head_dim,
@@ -108,7 +114,7 @@ class BlockwiseEvaluation {
                               HumanBytes(static_cast<double>(device_.ledger().planned_bytes())),
                               HumanBytes(static_cast<double>(device_.AvailableBytes()))));
     }
-    for (PartialModel* partial : {&reference_, &model_}) {
+    for (PartialModel* partial : models_) {
       NIBBLE_TRY(model, LlamaModel::Allocate(*partial->checkpoint, partial->plan, limits,
                                              ActivationMode::kInt16, device_));
       partial->model = std::move(model);
@@ -126,11 +132,13 @@ class BlockwiseEvaluation {
     }
     const std::int64_t rows = GroupRows();
     float* at = hidden_.as<float>();
-    streams_ = {Stream{.partial = &reference_, .hidden = at},
-                Stream{.partial = &model_, .hidden = at + rows * config_.hidden_size},
-                Stream{.partial = &model_,
-                       .mode = ActivationMode::kInt8,
-                       .hidden = at + 2 * rows * config_.hidden_size}};
+    streams_ = {Stream{.partial = models_.front(), .hidden = at}};
+    if (num_streams_ > 1) {
+      streams_.push_back({.partial = &model_, .hidden = at + rows * config_.hidden_size});
+      streams_.push_back({.partial = &model_,
+                          .mode = ActivationMode::kInt8,
+                          .hidden = at + 2 * rows * config_.hidden_size});
+    }
     return {};
   }
 
@@ -141,9 +149,9 @@ class BlockwiseEvaluation {
       largest = std::max(largest, weight.stored->spec.rows * weight.stored->spec.cols);
     }
     const std::int64_t per_window =
-        static_cast<std::int64_t>(kNumStreams) * options_.context * config_.hidden_size;
+        static_cast<std::int64_t>(num_streams_) * options_.context * config_.hidden_size;
     group_windows_ = std::clamp<std::int64_t>(largest / per_window, 1, num_windows_);
-    return kNumStreams * static_cast<std::size_t>(GroupRows() * config_.hidden_size) *
+    return num_streams_ * static_cast<std::size_t>(GroupRows() * config_.hidden_size) *
            sizeof(float);
   }
   std::int64_t GroupRows() const {
@@ -151,7 +159,7 @@ class BlockwiseEvaluation {
   }
 
   Result<void> Load(ModelPart part) {
-    for (PartialModel* partial : {&reference_, &model_}) {
+    for (PartialModel* partial : models_) {
       const WeightPlan weights = PartOf(partial->plan, config_, part);
       NIBBLE_TRY_VOID(LoadWeights(*partial->checkpoint, weights, device_,
                                   partial->model->weight_places(), {}, {}));
@@ -275,7 +283,10 @@ class BlockwiseEvaluation {
       const auto targets =
           text.subspan(static_cast<std::size_t>(at + 1), static_cast<std::size_t>(count));
       const float* truth = LogitsOf(streams_[0], row + at, count);
-      for (std::size_t i = 0; i < meters_.size(); ++i) {
+      if (num_streams_ == 1) {
+        meters_[0].Add(device_.pool(), truth, truth, config_.vocab_size, targets);
+      }
+      for (std::size_t i = 0; i + 1 < num_streams_; ++i) {
         meters_[i].Add(device_.pool(), LogitsOf(streams_[i + 1], row + at, count), truth,
                        config_.vocab_size, targets);
       }
@@ -296,8 +307,10 @@ class BlockwiseEvaluation {
   const WindowOptions& options_;
   const BlockwiseProgress& progress_;
   PartialModel reference_, model_;
-  std::array<Stream, kNumStreams> streams_;  // reference, int16, int8
-  std::array<QualityMeter, 2> meters_;       // int16, int8
+  std::vector<PartialModel*> models_;   // reference, model; or the model alone
+  std::vector<Stream> streams_;         // reference, int16, int8; or int16 alone
+  std::array<QualityMeter, 2> meters_;  // int16, int8
+  std::size_t num_streams_ = 0;
   DeviceBuffer kv_buffer_, hidden_;
   KvCache cache_;
   std::vector<BlockId> block_table_;
@@ -313,7 +326,15 @@ Result<BlockwiseQuality> EvaluateBlockwise(const Checkpoint& model, const Checkp
                                            std::span<const TokenId> prompt,
                                            const WindowOptions& options,
                                            const BlockwiseProgress& progress) {
-  return BlockwiseEvaluation(model, reference, device, tokens, prompt, options, progress).Go();
+  return BlockwiseEvaluation(model, &reference, device, tokens, prompt, options, progress).Go();
+}
+
+Result<QualityReport> EvaluateAlone(const Checkpoint& model, Device& device,
+                                    std::span<const TokenId> tokens, const WindowOptions& options,
+                                    const BlockwiseProgress& progress) {
+  NIBBLE_TRY(quality,
+             BlockwiseEvaluation(model, nullptr, device, tokens, {}, options, progress).Go());
+  return std::move(quality.int16);
 }
 
 }  // namespace nibble

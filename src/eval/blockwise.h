@@ -36,4 +36,9 @@ Result<BlockwiseQuality> EvaluateBlockwise(const Checkpoint& model, const Checkp
                                            const WindowOptions& options,
                                            const BlockwiseProgress& progress = {});
 
+/// One model alone, int16 activations: its perplexity, and no distance to anything (KL is 0).
+Result<QualityReport> EvaluateAlone(const Checkpoint& model, Device& device,
+                                    std::span<const TokenId> tokens, const WindowOptions& options,
+                                    const BlockwiseProgress& progress = {});
+
 }  // namespace nibble

@@ -483,8 +483,8 @@ std::vector<KernelSpeed> BenchGramBf16(Device& device, const Level& level) {
         for (std::int64_t half = 0; half < kPanelsA * 2; ++half) {
           for (int p = 0; p < kPanelsB; p += kGramMaxPanels) {
             GramBf16Call call;
-            call.a = x.data() + (half / 2 * kPairs + pair % kPairs) * kGramPanel +
-                     half % 2 * kGramRows;
+            call.a =
+                x.data() + (half / 2 * kPairs + pair % kPairs) * kGramPanel + half % 2 * kGramRows;
             call.b = x.data() + (p * kPairs + pair % kPairs) * kGramPanel;
             call.b_stride = kPairs * kGramPanel;
             call.num_panels = kGramMaxPanels;

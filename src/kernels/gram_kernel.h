@@ -47,7 +47,7 @@ struct GramPackBf16Call {
   const float* minus = nullptr;  // or none
   std::int64_t stride = 0;       // floats between rows of both
   std::int64_t rows = 0;
-  int columns = 16;  // 1 to 16
+  int columns = 16;                // 1 to 16
   std::uint32_t* panel = nullptr;  // [(rows + 1) / 2][16]
 };
 

@@ -181,7 +181,8 @@ void Hessian::Add(ThreadPool& pool, const float* x, std::int64_t num_tokens) {
   num_tokens_ += num_tokens;
 }
 
-// Rows that are multiplied at once: the sums do not fit the caches and are read and written once each time.
+// Rows that are multiplied at once: the sums do not fit the caches and are read and written once
+// each time.
 std::int64_t InputSums::BatchPairs(std::int64_t max_tokens) {
   return std::max((max_tokens + 1) / 2, 2 * kGramBf16Chain);
 }
@@ -203,16 +204,18 @@ std::uint64_t InputSums::SizeBytes(std::int64_t width, std::int64_t max_tokens, 
 void InputSums::Add(ThreadPool& pool, const float* y, const float* x, std::int64_t num_tokens) {
   const std::int64_t pairs = (num_tokens + 1) / 2;
   NIBBLE_CHECK(pairs <= batch_pairs_, "more tokens at once than announced");
-  NIBBLE_CHECK((x != nullptr) == !shift_.empty(), "a shift needs both inputs");
-  if (num_pairs_ + pairs > batch_pairs_) {
+  NIBBLE_CHECK(x == nullptr || !shift_.empty(), "x is for sums with a shift");
+  if (num_pairs_ + pairs > batch_pairs_ || batch_has_shift_ != (x != nullptr)) {
     Finish(pool);
   }
+  batch_has_shift_ = x != nullptr;
   const std::int64_t stride = batch_pairs_ * kPanel;
   PackBf16Panels(pool, y, nullptr, num_tokens, hessian_.width_, stride,
                  y_.data() + num_pairs_ * kPanel);
   if (x != nullptr) {
     PackBf16Panels(pool, x, y, num_tokens, hessian_.width_, stride,
                    moved_.data() + num_pairs_ * kPanel);
+    num_shift_tokens_ += num_tokens;
   }
   num_pairs_ += pairs;
   hessian_.num_tokens_ += num_tokens;
@@ -222,7 +225,7 @@ void InputSums::Finish(ThreadPool& pool) {
   const std::int64_t stride = batch_pairs_ * kPanel;
   AddBf16Gram(pool, y_.data(), y_.data(), hessian_.padded_, stride, num_pairs_, /*upper_only=*/true,
               hessian_.sum_.data());
-  if (!shift_.empty()) {
+  if (batch_has_shift_) {
     AddBf16Gram(pool, moved_.data(), y_.data(), hessian_.padded_, stride, num_pairs_,
                 /*upper_only=*/false, shift_.data());
   }

@@ -38,9 +38,9 @@ class Hessian {
 };
 
 /// What a linear sees in two models, summed: y in the one that is solved for and x in the other.
-/// Beside the Hessian of y this is the shift, S = sum of (x - y) y^T, not symmetric: x is taken from
-/// y before anything is rounded, so that little is lost where the two are close. Then y and x - y
-/// are rounded to bf16. Rounding moves an element of H by 2^-9 / sqrt(tokens) of its channels'
+/// Beside the Hessian of y this is the shift, S = sum of (x - y) y^T, not symmetric: x is taken
+/// from y before anything is rounded, so that little is lost where the two are close. Then y and x
+/// - y are rounded to bf16. Rounding moves an element of H by 2^-9 / sqrt(tokens) of its channels'
 /// energy, as chance in the choice of the tokens does by 1 / sqrt(tokens).
 class InputSums {
  public:
@@ -49,14 +49,16 @@ class InputSums {
   /// Bytes that the sums take.
   static std::uint64_t SizeBytes(std::int64_t width, std::int64_t max_tokens, bool has_shift);
 
-  /// y, and x if there is a shift, [num_tokens, width], contiguous. The order of calls matters for
-  /// the last bits, the number of threads does not.
+  /// y and x, [num_tokens, width], contiguous; or y alone (x null), best all such rows in one go:
+  /// they count for the Hessian. The order of calls matters for the last bits, the number of
+  /// threads does not.
   void Add(ThreadPool& pool, const float* y, const float* x, std::int64_t num_tokens);
   /// After the last Add.
   void Finish(ThreadPool& pool);
 
   const Hessian& hessian() const { return hessian_; }
-  /// Sum of (x_i - y_i) y_j.
+  std::int64_t num_shift_tokens() const { return num_shift_tokens_; }
+  /// Sum of (x_i - y_i) y_j over the tokens whose x was given.
   double Shift(std::int64_t i, std::int64_t j) const {
     return shift_[static_cast<std::size_t>(i * hessian_.padded_ + j)];
   }
@@ -65,8 +67,10 @@ class InputSums {
   static std::int64_t BatchPairs(std::int64_t max_tokens);
   Hessian hessian_;
   std::int64_t batch_pairs_, num_pairs_ = 0;  // of rows that wait in the panels
-  std::vector<double> shift_;                 // [padded, padded]
-  std::vector<std::uint32_t> y_, moved_;      // panels [padded / 16][batch_pairs][16]
+  bool batch_has_shift_ = false;              // and in moved_, all or none
+  std::int64_t num_shift_tokens_ = 0;
+  std::vector<double> shift_;             // [padded, padded]
+  std::vector<std::uint32_t> y_, moved_;  // panels [padded / 16][batch_pairs][16]
 };
 
 /// tr(E H E^T) of E [rows, hessian.width], row-major.

@@ -77,6 +77,10 @@ TEST_P(Blockwise, GivesTheNumbersOfWholeModelsToTheBit) {
     EXPECT_EQ(int8 ? quality->prompt_logits_int8 : quality->prompt_logits_int16,
               whole.prompt_logits);
   }
+  const auto alone = EvaluateAlone(*checkpoint, *device, tokens, options);
+  ASSERT_TRUE(alone) << alone.error().message;
+  EXPECT_EQ(alone->perplexity, quality->int16.perplexity);
+  EXPECT_EQ(alone->kl_mean, 0.0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Blockwise,

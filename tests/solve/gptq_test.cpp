@@ -464,6 +464,36 @@ TEST(InputSums, AreTheProductsWithinTheStatedBound) {
   }
 }
 
+// Rows whose x is not known count for the Hessian, and the shift stands for them too.
+TEST(InputSums, AShiftOfHalfTheTokensStandsForAll) {
+  const Problem p = MakeProblem(10, 32, 400, 22);
+  const std::vector<float> y = Disturbed(p, 23);
+  const std::size_t half = y.size() / 2;
+  std::vector<float> x = p.inputs, twice = y;
+  std::copy_n(x.begin(), half, x.begin() + static_cast<std::ptrdiff_t>(half));
+  std::copy_n(y.begin(), half, twice.begin() + static_cast<std::ptrdiff_t>(half));
+  ThreadPool pool(2);
+  const InputSums all = SumsOf(pool, x, twice, p.width);
+  InputSums some(p.width, p.tokens / 2, /*has_shift=*/true);
+  some.Add(pool, y.data(), x.data(), p.tokens / 2);
+  some.Add(pool, y.data(), nullptr, p.tokens / 2);
+  some.Finish(pool);
+  EXPECT_EQ(some.num_shift_tokens(), p.tokens / 2);
+  EXPECT_EQ(some.hessian().num_tokens(), p.tokens);
+  const auto factor = Factorize(pool, all.hessian(), {.group_size = 16});
+  ASSERT_TRUE(factor);
+  const InputShift expected = ShiftOf(pool, *factor, all, 1.0);
+  const InputShift got = ShiftOf(pool, *factor, some, 1.0);
+  for (std::int64_t i = 0; i < p.width; ++i) {
+    for (std::int64_t j = 0; j < p.width; ++j) {
+      EXPECT_NEAR(some.hessian().At(i, j), all.hessian().At(i, j), 1e-4 * all.hessian().At(i, i));
+    }
+  }
+  for (std::size_t i = 0; i < got.panels.size(); ++i) {
+    EXPECT_NEAR(got.panels[i], expected.panels[i], 1e-2F);
+  }
+}
+
 TEST(Correction, IsTheClosedForm) {
   const Problem p = MakeProblem(50, 48, 300, 13);
   const std::vector<float> y = Disturbed(p, 14);
@@ -487,8 +517,8 @@ TEST(Correction, IsTheClosedForm) {
         const auto at = static_cast<std::size_t>(r * p.width + j);
         const double diagonal = i == j ? lambda : 0.0;
         left += static_cast<double>(corrected[at]) * (hessian.At(j, i) + diagonal);
-        right += static_cast<double>(p.weights[at]) *
-                 (hessian.At(j, i) + sums.Shift(j, i) + diagonal);
+        right +=
+            static_cast<double>(p.weights[at]) * (hessian.At(j, i) + sums.Shift(j, i) + diagonal);
         size += std::fabs(static_cast<double>(p.weights[at]) * hessian.At(j, i));
       }
       ASSERT_NEAR(left, right, 1e-4 * size) << r << ", " << i;
@@ -502,8 +532,7 @@ TEST(Correction, AnInputThatHasNotMovedChangesNothing) {
   const InputSums sums = SumsOf(pool, p.inputs, p.inputs, p.width);
   const auto factor = Factorize(pool, sums.hessian(), {});
   ASSERT_TRUE(factor);
-  EXPECT_EQ(CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, sums, 1.0)),
-            p.weights);
+  EXPECT_EQ(CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, sums, 1.0)), p.weights);
 }
 
 TEST(Correction, BringsTheOutputCloserToWhatItShouldBe) {

@@ -168,14 +168,12 @@ __attribute__((always_inline)) inline __m512i RoundToBf16(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 is_nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
   const __mmask16 counts =
       _mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(static_cast<int>(kGramTinyBits)));
   return _mm512_maskz_mov_epi32(
-      counts,
-      _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000)));
+      counts, _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000)));
 }
 
 void PackBf16(const GramPackBf16Call& call) {

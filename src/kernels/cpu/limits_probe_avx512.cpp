@@ -65,8 +65,8 @@ void Bf16Products(std::int64_t iterations) {
 }  // namespace
 
 LimitKernels Avx512LimitKernels() {
-  return {Isa::kAvx512, Read,         Int8Products, kChains * 128.0, F32Fma, kChains * 32.0,
-          Bf16Products, kChains * 64.0};
+  return {Isa::kAvx512, Read,           Int8Products, kChains * 128.0,
+          F32Fma,       kChains * 32.0, Bf16Products, kChains * 64.0};
 }
 
 }  // namespace nibble

@@ -62,8 +62,7 @@ std::uint32_t RoundToBf16(float value) {
   if (magnitude < kGramTinyBits) {
     return 0;
   }
-  return magnitude > 0x7f800000U ? bits >> 16 | 0x40U
-                                 : (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
+  return magnitude > 0x7f800000U ? bits >> 16 | 0x40U : (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
 }
 
 void PackBf16(const GramPackBf16Call& call) {
