@@ -46,6 +46,8 @@ def llmcompressor():
     modifier = GPTQModifier
     if options.get("awq"):
         from llmcompressor.modifiers.awq import AWQModifier as modifier
+        if not torch.cuda.is_available():
+            torch.Tensor.pin_memory = lambda self, *_: self  # it pins what it keeps, card or none
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     data = Dataset.from_dict({"input_ids": windows, "attention_mask": [[1] * LENGTH for _ in windows]})
     oneshot(model=model, dataset=data, recipe=modifier(config_groups={"group_0": scheme}, ignore=["lm_head"]),

@@ -2,7 +2,7 @@
 
 Usage: table.py --source FOLDER --data SHARED/data --work DIR --out FILE.json [--nibble build/release/nibble]
                 [--rows REGEX] [--seeds 3] [--tasks lambada,arc_easy,hellaswag] [--task-items N]
-                [--peer gptqmodel=PYTHON ...] [--quantize-only] [--report-only]
+                [--peer gptqmodel=PYTHON ...] [--quantize-only] [--report-only] [--commit HASH of the binary]
 
 --source: a float folder (SmolLM2-135M-Instruct from its GGUF: tools/golden/make_smollm2.py says how). Every row of rows.py
 whose name matches --rows is quantized with the same calibration tokens, 32 windows of 512 of WikiText-2's valid text, taken
@@ -51,6 +51,7 @@ def parse_args():
     parser.add_argument("--peer", action="append", default=[], metavar="TOOL=PYTHON")
     parser.add_argument("--quantize-only", action="store_true", help="judge them when the same command runs without this flag")
     parser.add_argument("--report-only", action="store_true")
+    parser.add_argument("--commit", help="that the binary is of, if not the one of this file")
     return parser.parse_args()
 
 
@@ -215,8 +216,8 @@ def main():
             file.write_text(json.dumps(record, indent=1) + "\n")
             say("done ", row.name, "seed", seed, f"KL {record['kl_mean']:.4f}" if "kl_mean" in record else record["error"])
     records = [json.loads(file.read_text()) for file in sorted(done.glob("*.json"))]
-    commit = subprocess.run(["git", "-C", str(PEER_SCRIPT.parent), "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True,
-                            check=False).stdout.strip()
+    commit = args.commit or subprocess.run(["git", "-C", str(PEER_SCRIPT.parent), "rev-parse", "--short", "HEAD"],
+                                           stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     cpus = sorted({record["cpu"] for record in records if "cpu" in record})
     result = {"commit": commit, "cpu": ", ".join(cpus), "source": args.source.name,
               "calibration": f"wiki.valid {WINDOWS} x {LENGTH}, another piece of it for each seed",
