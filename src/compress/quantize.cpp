@@ -35,6 +35,9 @@ constexpr std::size_t kMaxScalesBytes = std::size_t{1} << 30;
 constexpr const char* kRecipeFile = "recipe.yaml";
 constexpr const char* kLogFile = "quantization_log.json";
 constexpr const char* kVersion = "0.1.0";
+// Raised when the same options give other bytes: a run is not resumed by a program that solves
+// otherwise.
+constexpr int kArithmetic = 2;
 
 // A folder of quantized linears is refused: rounding what was rounded adds a second error, and the
 // certificate would compare with the first. A GGUF may be all that its user has.
@@ -504,6 +507,7 @@ class Run {
     json::Object out;
     out.Set("source_sha256", source_digest_);
     out.Set("recipe", RecipeJson());
+    out.Set("arithmetic", kArithmetic);
     out.Set("text_sha256", Sha256Hex(std::as_bytes(std::span(options_.text))));
     json::Array texts;
     for (const TokenText& text : options_.evaluations) {
