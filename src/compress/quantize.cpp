@@ -17,6 +17,7 @@
 #include "compress/calibration_match.h"
 #include "compress/fold.h"
 #include "compress/output_plan.h"
+#include "compress/overlay_checkpoint.h"
 #include "compress/rounded_writer.h"
 #include "compress/smoothquant.h"
 #include "compress/solved_block.h"
@@ -351,10 +352,30 @@ class Run {
       folded_.emplace(source_, ones);
     }
     NIBBLE_TRY_VOID(Solver(device).Plan());
+    NIBBLE_TRY(certificate, CertificateBytes());
     if (options_.notice) {
-      options_.notice(Describe("calibrating", device));
+      options_.notice(Describe("calibrating", device, certificate));
     }
     return {};
+  }
+
+  // What measuring the result against the source will take.
+  Result<std::uint64_t> CertificateBytes() const {
+    const OverlayCheckpoint result(source_, plan_.weights);
+    std::uint64_t most = 0;
+    const auto measure = [&](std::span<const TokenId> tokens,
+                             std::span<const TokenId> prompt) -> Result<void> {
+      const auto device = MakeCpuDevice(num_threads_);
+      NIBBLE_TRY(bytes, BlockwiseBytes(result, source_, *device, tokens, prompt,
+                                       Windows(std::min(context_, std::ssize(tokens)))));
+      most = std::max(most, bytes);
+      return {};
+    };
+    NIBBLE_TRY_VOID(measure(tokens_, std::span(tokens_).first(kGoldenPromptTokens)));
+    for (const TokenText& text : options_.evaluations) {
+      NIBBLE_TRY_VOID(measure(text.tokens, {}));
+    }
+    return most;
   }
 
   // Finds the scales, or takes those of an earlier run.
@@ -383,7 +404,8 @@ class Run {
   bool Calibrates() const { return options_.calibration != nullptr; }
 
   // What the solver will see and take.
-  std::string Describe(std::string_view what, const Device& device) const {
+  std::string Describe(std::string_view what, const Device& device,
+                       std::uint64_t certificate = 0) const {
     std::string lines;
     for (const MemoryLedger::Line& line : device.ledger().lines()) {
       lines += fmt::format("{}{} {}", lines.empty() ? "" : ", ", line.name,
@@ -398,9 +420,14 @@ class Run {
           fmt::format("; activations in {} of {} in {}", Propagates() ? "two files" : "a file",
                       HumanBytes(static_cast<double>(rows)), calibration.rows_folder.string());
     }
+    if (certificate > 0) {
+      lines +=
+          fmt::format("; later the certificate {}", HumanBytes(static_cast<double>(certificate)));
+    }
+    const std::uint64_t most = std::max(device.ledger().planned_bytes(), certificate);
     return fmt::format("{} on {} samples of {} tokens; at most {} of {} free ({}){}", what,
                        calibration.num_windows(), calibration.length,
-                       HumanBytes(static_cast<double>(device.ledger().planned_bytes())),
+                       HumanBytes(static_cast<double>(most)),
                        HumanBytes(static_cast<double>(device.AvailableBytes())), lines, on_disk);
   }
 
@@ -597,12 +624,14 @@ class Run {
                                 json::Dump(log_, {.indent = 1, .key_separator = ": "}) + "\n");
   }
 
+  WindowOptions Windows(std::int64_t context) const {
+    return {.context = context, .max_windows = options_.max_windows};
+  }
   Result<BlockwiseQuality> Measure(const Checkpoint& quantized, std::span<const TokenId> tokens,
                                    std::int64_t context, std::span<const TokenId> prompt) {
     const auto device = MakeCpuDevice(num_threads_);
     return EvaluateBlockwise(
-        quantized, source_, *device, tokens, prompt,
-        {.context = context, .max_windows = options_.max_windows},
+        quantized, source_, *device, tokens, prompt, Windows(context),
         [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
           return !progress_ || progress_("measuring", done, total, detail);
         });

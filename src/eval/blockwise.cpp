@@ -55,6 +55,18 @@ class BlockwiseEvaluation {
   }
 
   Result<BlockwiseQuality> Go() {
+    NIBBLE_TRY_VOID(Plan());
+    NIBBLE_TRY_VOID(AllocateAll());
+    for (std::int64_t first = 0; first < num_windows_; first += group_windows_) {
+      NIBBLE_TRY_VOID(RunGroup(first, std::min(num_windows_, first + group_windows_)));
+    }
+    quality_.int16 = meters_[0].Report();
+    quality_.int8 = meters_[1].Report();
+    return std::move(quality_);
+  }
+
+  // Adds all memory to the ledger.
+  Result<void> Plan() {
     NIBBLE_CHECK(device_.kind() == DeviceKind::kCpu, "the walk reads hidden states in place");
     const ModelConfig& other = models_.front()->checkpoint->config();
     if (other.vocab_size != config_.vocab_size || other.num_layers != config_.num_layers ||
@@ -67,45 +79,30 @@ class BlockwiseEvaluation {
     }
     NIBBLE_TRY(windows, CountWindows(tokens_, options_, config_.vocab_size));
     num_windows_ = windows;
-    NIBBLE_TRY_VOID(AllocateAll());
-    for (std::int64_t first = 0; first < num_windows_; first += group_windows_) {
-      NIBBLE_TRY_VOID(RunGroup(first, std::min(num_windows_, first + group_windows_)));
-    }
-    quality_.int16 = meters_[0].Report();
-    quality_.int8 = meters_[1].Report();
-    return std::move(quality_);
-  }
-
- private:
-  Result<void> AllocateAll() {
     const std::int64_t longest =
         std::max(options_.context, static_cast<std::int64_t>(prompt_.size()));
-    const ModelLimits limits{.max_tokens = std::min(longest, kMaxChunkTokens),
-                             .max_sequences = 1,
-                             .max_positions = longest,
-                             .max_logit_rows = std::min({longest, kMaxChunkTokens, kMaxLogitRows})};
-    logit_rows_ = limits.max_logit_rows;
-    chunk_tokens_ = limits.max_tokens;
+    limits_ = {.max_tokens = std::min(longest, kMaxChunkTokens),
+               .max_sequences = 1,
+               .max_positions = longest,
+               .max_logit_rows = std::min({longest, kMaxChunkTokens, kMaxLogitRows})};
     for (PartialModel* partial : models_) {
       NIBBLE_TRY(plan, PlanWeights(*partial->checkpoint, device_, TableFormat::kAuto));
       partial->plan = OverlapParts(plan, config_);
-      NIBBLE_TRY_VOID(LlamaModel::Plan(*partial->checkpoint, partial->plan, limits,
+      NIBBLE_TRY_VOID(LlamaModel::Plan(*partial->checkpoint, partial->plan, limits_,
                                        ActivationMode::kInt16, device_));
     }
-    const auto logits_bytes =
-        static_cast<std::size_t>(logit_rows_ * config_.vocab_size) * sizeof(float);
-    device_.ledger().Plan("logits", models_.size() * logits_bytes);
-    const KvCacheSpec spec{.num_layers = 1,
-                           .num_kv_heads = config_.num_kv_heads,
-                           .head_dim = config_.head_dim,
-                           .dtype = KvDType::kBF16,  // as golden logits are replayed
-                           .block_size_tokens = BlockSizeTokens(device_)};
-    NIBBLE_TRY_VOID(Validate(spec));
-    const std::int64_t blocks = (longest + spec.block_size_tokens - 1) / spec.block_size_tokens;
-    const std::size_t kv_bytes = static_cast<std::size_t>(blocks) * spec.BlockBytes();
-    device_.ledger().Plan("kv_cache", kv_bytes);
-    const std::size_t hidden_bytes = PlanHidden();
-    device_.ledger().Plan("hidden", hidden_bytes);
+    device_.ledger().Plan("logits", models_.size() * LogitsBytes());
+    cache_.spec = {.num_layers = 1,
+                   .num_kv_heads = config_.num_kv_heads,
+                   .head_dim = config_.head_dim,
+                   .dtype = KvDType::kBF16,  // as golden logits are replayed
+                   .block_size_tokens = BlockSizeTokens(device_)};
+    NIBBLE_TRY_VOID(Validate(cache_.spec));
+    cache_.num_blocks =
+        (longest + cache_.spec.block_size_tokens - 1) / cache_.spec.block_size_tokens;
+    device_.ledger().Plan("kv_cache", CacheBytes());
+    ChooseGroup();
+    device_.ledger().Plan("hidden", HiddenBytes());
     if (device_.ledger().planned_bytes() > device_.AvailableBytes()) {
       return Fail(ErrorCode::kOutOfMemory,
                   fmt::format("measuring {} block by block needs {} and {} are available; use a "
@@ -114,19 +111,35 @@ class BlockwiseEvaluation {
                               HumanBytes(static_cast<double>(device_.ledger().planned_bytes())),
                               HumanBytes(static_cast<double>(device_.AvailableBytes()))));
     }
+    return {};
+  }
+
+ private:
+  std::size_t LogitsBytes() const {
+    return static_cast<std::size_t>(limits_.max_logit_rows * config_.vocab_size) * sizeof(float);
+  }
+  std::size_t CacheBytes() const {
+    return static_cast<std::size_t>(cache_.num_blocks) * cache_.spec.BlockBytes();
+  }
+  std::size_t HiddenBytes() const {
+    return num_streams_ * static_cast<std::size_t>(GroupRows() * config_.hidden_size) *
+           sizeof(float);
+  }
+
+  Result<void> AllocateAll() {
     for (PartialModel* partial : models_) {
-      NIBBLE_TRY(model, LlamaModel::Allocate(*partial->checkpoint, partial->plan, limits,
+      NIBBLE_TRY(model, LlamaModel::Allocate(*partial->checkpoint, partial->plan, limits_,
                                              ActivationMode::kInt16, device_));
       partial->model = std::move(model);
-      NIBBLE_TRY(logits, device_.Allocate("logits", logits_bytes));
+      NIBBLE_TRY(logits, device_.Allocate("logits", LogitsBytes()));
       partial->logits = std::move(logits);
     }
-    NIBBLE_TRY(kv_buffer, device_.Allocate("kv_cache", kv_bytes));
-    NIBBLE_TRY(hidden, device_.Allocate("hidden", hidden_bytes));
+    NIBBLE_TRY(kv_buffer, device_.Allocate("kv_cache", CacheBytes()));
+    NIBBLE_TRY(hidden, device_.Allocate("hidden", HiddenBytes()));
     kv_buffer_ = std::move(kv_buffer);
     hidden_ = std::move(hidden);
-    cache_ = {.spec = spec, .num_blocks = blocks, .data = kv_buffer_.data()};
-    block_table_.resize(static_cast<std::size_t>(blocks));
+    cache_.data = kv_buffer_.data();
+    block_table_.resize(static_cast<std::size_t>(cache_.num_blocks));
     for (std::size_t i = 0; i < block_table_.size(); ++i) {
       block_table_[i] = BlockId{static_cast<std::int32_t>(i)};
     }
@@ -143,7 +156,7 @@ class BlockwiseEvaluation {
   }
 
   // Chooses how many windows walk together; each further group loads all weights once more.
-  std::size_t PlanHidden() {
+  void ChooseGroup() {
     std::int64_t largest = 0;
     for (const PlannedWeight& weight : model_.plan.weights) {
       largest = std::max(largest, weight.stored->spec.rows * weight.stored->spec.cols);
@@ -151,8 +164,6 @@ class BlockwiseEvaluation {
     const std::int64_t per_window =
         static_cast<std::int64_t>(num_streams_) * options_.context * config_.hidden_size;
     group_windows_ = std::clamp<std::int64_t>(largest / per_window, 1, num_windows_);
-    return num_streams_ * static_cast<std::size_t>(GroupRows() * config_.hidden_size) *
-           sizeof(float);
   }
   std::int64_t GroupRows() const {
     return group_windows_ * options_.context + static_cast<std::int64_t>(prompt_.size());
@@ -180,10 +191,11 @@ class BlockwiseEvaluation {
   // Calls body(first_position, tokens) for the chunks of a sequence.
   template <typename Body>
   void ForChunks(std::span<const TokenId> sequence, Body&& body) const {
-    for (std::size_t at = 0; at < sequence.size(); at += static_cast<std::size_t>(chunk_tokens_)) {
+    for (std::size_t at = 0; at < sequence.size();
+         at += static_cast<std::size_t>(limits_.max_tokens)) {
       body(static_cast<std::int64_t>(at),
            sequence.subspan(
-               at, std::min(static_cast<std::size_t>(chunk_tokens_), sequence.size() - at)));
+               at, std::min(static_cast<std::size_t>(limits_.max_tokens), sequence.size() - at)));
     }
   }
 
@@ -278,8 +290,8 @@ class BlockwiseEvaluation {
   void ScoreWindow(std::int64_t window, std::int64_t row) {
     const auto text = tokens_.subspan(static_cast<std::size_t>(window * options_.context),
                                       static_cast<std::size_t>(options_.context));
-    for (std::int64_t at = 0; at < options_.context - 1; at += logit_rows_) {
-      const std::int64_t count = std::min(logit_rows_, options_.context - 1 - at);
+    for (std::int64_t at = 0; at < options_.context - 1; at += limits_.max_logit_rows) {
+      const std::int64_t count = std::min(limits_.max_logit_rows, options_.context - 1 - at);
       const auto targets =
           text.subspan(static_cast<std::size_t>(at + 1), static_cast<std::size_t>(count));
       const float* truth = LogitsOf(streams_[0], row + at, count);
@@ -314,7 +326,8 @@ class BlockwiseEvaluation {
   DeviceBuffer kv_buffer_, hidden_;
   KvCache cache_;
   std::vector<BlockId> block_table_;
-  std::int64_t num_windows_ = 0, group_windows_ = 0, chunk_tokens_ = 0, logit_rows_ = 0;
+  ModelLimits limits_;
+  std::int64_t num_windows_ = 0, group_windows_ = 0;
   std::uint64_t done_ = 0, total_ = 0;
   BlockwiseQuality quality_;
 };
@@ -327,6 +340,15 @@ Result<BlockwiseQuality> EvaluateBlockwise(const Checkpoint& model, const Checkp
                                            const WindowOptions& options,
                                            const BlockwiseProgress& progress) {
   return BlockwiseEvaluation(model, &reference, device, tokens, prompt, options, progress).Go();
+}
+
+Result<std::uint64_t> BlockwiseBytes(const Checkpoint& model, const Checkpoint& reference,
+                                     Device& device, std::span<const TokenId> tokens,
+                                     std::span<const TokenId> prompt,
+                                     const WindowOptions& options) {
+  NIBBLE_TRY_VOID(
+      BlockwiseEvaluation(model, &reference, device, tokens, prompt, options, {}).Plan());
+  return device.ledger().planned_bytes();
 }
 
 Result<QualityReport> EvaluateAlone(const Checkpoint& model, Device& device,

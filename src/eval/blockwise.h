@@ -36,6 +36,12 @@ Result<BlockwiseQuality> EvaluateBlockwise(const Checkpoint& model, const Checkp
                                            const WindowOptions& options,
                                            const BlockwiseProgress& progress = {});
 
+/// Bytes that EvaluateBlockwise of these plans, on a device that has planned nothing else. Reads no
+/// weight, so the model may be one that is yet to be made.
+Result<std::uint64_t> BlockwiseBytes(const Checkpoint& model, const Checkpoint& reference,
+                                     Device& device, std::span<const TokenId> tokens,
+                                     std::span<const TokenId> prompt, const WindowOptions& options);
+
 /// One model alone, int16 activations: its perplexity, and no distance to anything (KL is 0).
 Result<QualityReport> EvaluateAlone(const Checkpoint& model, Device& device,
                                     std::span<const TokenId> tokens, const WindowOptions& options,
