@@ -81,7 +81,7 @@ ROWS += [
         ["--budget", "4.5bpw", "--candidates", "int3", "--candidates", "int4", "--candidates", "int5", "--candidates", "int6"]),
     Row("fp8-rtn", "fp8", "rtn", ["--scheme", "fp8", "--method", "rtn"]),
     Row("fp8-gptq", "fp8", "gptq", ["--scheme", "fp8", "--method", "gptq"]),
-    Row("fp8-block-rtn", "fp8-block", "rtn", ["--scheme", "fp8-block", "--method", "rtn"]),
+    Row("fp8-block-rtn", "fp8-block", "rtn", ["--scheme", "fp8-block", "--method", "rtn"], calibrated=False),
 ]
 for method in ("rtn", "smoothquant"):
     ROWS += [Row(f"int8-row-{method}-{activations}", "int8-row", f"{method}, {activations} activations",
