@@ -478,8 +478,9 @@ ActivationMode BlockSolver::TruthActivations() const {
   return NeedsExactTruth() ? ActivationMode::kInt16 : ActivationMode::kInt8;
 }
 
-// A shift is small beside what it is a shift of, so part of the tokens tell much of it; the strength
-// of its correction follows. What that costs was not measured by itself (docs/quantization.md).
+// A shift is small beside what it is a shift of, so part of the tokens tell much of it; the
+// strength of its correction follows. What that costs was not measured by itself
+// (docs/quantization.md).
 std::int64_t BlockSolver::TruthStride() const {
   constexpr std::int64_t kTruthTokens = 32768;
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
