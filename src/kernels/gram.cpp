@@ -44,60 +44,52 @@ void RunPanel(const GramKernels& kernels, const float* a, const float* b, std::i
   }
 }
 
-// Calls take(i0, i1, j0, j1) for every tile of c, in panels, on the workers of the pool.
+// Calls take(i0, i1, j0, j1) for every tile of c, a square of panels, on the workers of the pool.
 template <typename Take>
-void ForTiles(ThreadPool& pool, std::int64_t a_panels, std::int64_t b_panels, Take&& take) {
-  const std::int64_t a_tiles = (a_panels + kTileA - 1) / kTileA;
-  const std::int64_t b_tiles = (b_panels + kTileB - 1) / kTileB;
+void ForTiles(ThreadPool& pool, std::int64_t num_panels, Take&& take) {
+  const std::int64_t a_tiles = (num_panels + kTileA - 1) / kTileA;
+  const std::int64_t b_tiles = (num_panels + kTileB - 1) / kTileB;
   pool.For(a_tiles * b_tiles, 1, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::int64_t i0 = tile / b_tiles * kTileA;
       const std::int64_t j0 = tile % b_tiles * kTileB;
-      take(i0, std::min(a_panels, i0 + kTileA), j0, std::min(b_panels, j0 + kTileB));
+      take(i0, std::min(num_panels, i0 + kTileA), j0, std::min(num_panels, j0 + kTileB));
     }
   });
 }
 
 }  // namespace
 
-void PackPanels(ThreadPool& pool, const float* x, std::int64_t stride, std::int64_t num_rows,
-                std::int64_t width, std::span<const float> row_weights, float* panels) {
-  const std::int64_t num_panels = PadToPanel(width) / kGramPanel;
-  pool.For(num_panels, 1, [&](std::int64_t begin, std::int64_t end, int) {
+void PackPanels(ThreadPool& pool, const float* x, std::int64_t num_rows, std::int64_t width,
+                float* panels) {
+  pool.For(PadToPanel(width) / kGramPanel, 1, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t panel = begin; panel < end; ++panel) {
       const std::int64_t first = panel * kGramPanel;
       const auto count = static_cast<std::size_t>(std::min(kGramPanel, width - first));
       float* to = panels + panel * num_rows * kGramPanel;
       for (std::int64_t row = 0; row < num_rows; ++row, to += kGramPanel) {
         std::memset(to, 0, kGramPanel * sizeof(float));
-        std::memcpy(to, x + row * stride + first, count * sizeof(float));
-        if (!row_weights.empty()) {
-          for (std::int64_t i = 0; i < kGramPanel; ++i) {
-            to[i] *= row_weights[static_cast<std::size_t>(row)];
-          }
-        }
+        std::memcpy(to, x + row * width + first, count * sizeof(float));
       }
     }
   });
 }
 
-void AddGram(ThreadPool& pool, const float* a, std::int64_t a_width, const float* b,
-             std::int64_t b_width, std::int64_t num_rows, bool upper_only, double* c) {
-  NIBBLE_CHECK(a_width % kGramPanel == 0 && b_width % kGramPanel == 0, "widths in whole panels");
+void AddGram(ThreadPool& pool, const float* panels, std::int64_t width, std::int64_t num_rows,
+             double* c) {
+  NIBBLE_CHECK(width % kGramPanel == 0, "widths in whole panels");
   const GramKernels& kernels = Kernels();
-  const std::int64_t panel_floats = num_rows * kGramPanel;
-  const std::int64_t a_panels = a_width / kGramPanel;
-  const std::int64_t b_panels = b_width / kGramPanel;
-  ForTiles(pool, a_panels, b_panels,
+  const std::int64_t stride = num_rows * kGramPanel;
+  ForTiles(pool, width / kGramPanel,
            [&](std::int64_t i0, std::int64_t i1, std::int64_t j0, std::int64_t j1) {
              for (std::int64_t row = 0; row < num_rows; row += kGramChain) {
-               const std::int64_t rows = std::min(kGramChain, num_rows - row);
+               const float* x = panels + row * kGramPanel;
                for (std::int64_t i = i0; i < i1; ++i) {
-                 const std::int64_t j = upper_only ? std::max(i, j0) : j0;
+                 const std::int64_t j = std::max(i, j0);
                  if (j < j1) {
-                   RunPanel(kernels, a + i * panel_floats + row * kGramPanel,
-                            b + j * panel_floats + row * kGramPanel, panel_floats, j1 - j, rows,
-                            c + i * kGramPanel * b_width + j * kGramPanel, b_width);
+                   RunPanel(kernels, x + i * stride, x + j * stride, stride, j1 - j,
+                            std::min(kGramChain, num_rows - row),
+                            c + i * kGramPanel * width + j * kGramPanel, width);
                  }
                }
              }
@@ -141,7 +133,7 @@ void AddBf16Gram(ThreadPool& pool, const std::uint32_t* a, const std::uint32_t* 
     call.c_stride = width;
     kernels.gram_bf16(call);
   };
-  ForTiles(pool, num_panels, num_panels,
+  ForTiles(pool, num_panels,
            [&](std::int64_t i0, std::int64_t i1, std::int64_t j0, std::int64_t j1) {
              for (std::int64_t pair = 0; pair < num_pairs; pair += kPairs) {
                const std::int64_t pairs = std::min(kPairs, num_pairs - pair);

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 
 #include "base/thread_pool.h"
 #include "kernels/gram_kernel.h"
@@ -18,15 +17,15 @@ constexpr std::int64_t PadToPanel(std::int64_t width) {
   return (width + kGramPanel - 1) / kGramPanel * kGramPanel;
 }
 
-/// x [num_rows, width], row stride in floats -> panels [PadToPanel(width) / 16][num_rows][16], the
-/// columns beyond width zero. row_weights: [num_rows], each row times its weight, or empty.
-void PackPanels(ThreadPool& pool, const float* x, std::int64_t stride, std::int64_t num_rows,
-                std::int64_t width, std::span<const float> row_weights, float* panels);
+/// x [num_rows, width], contiguous -> panels [PadToPanel(width) / 16][num_rows][16], the columns
+/// beyond width zero.
+void PackPanels(ThreadPool& pool, const float* x, std::int64_t num_rows, std::int64_t width,
+                float* panels);
 
-/// c [a_width, b_width] += a^T b of packed panels of num_rows rows; widths are multiples of 16. If
-/// a_width == b_width and upper_only, only the tiles of 16 x 16 on and above the diagonal.
-void AddGram(ThreadPool& pool, const float* a, std::int64_t a_width, const float* b,
-             std::int64_t b_width, std::int64_t num_rows, bool upper_only, double* c);
+/// c [width, width] += x^T x of packed panels of num_rows rows, in the tiles of 16 x 16 on and
+/// above the diagonal; width is a multiple of 16.
+void AddGram(ThreadPool& pool, const float* panels, std::int64_t width, std::int64_t num_rows,
+             double* c);
 
 /// x, or x - minus, [num_rows, width] contiguous, rounded to bf16 -> panels
 /// [PadToPanel(width) / 16][pairs of rows][16], panel_stride words apart (GramPackBf16Call).
@@ -40,8 +39,8 @@ void AddBf16Gram(ThreadPool& pool, const std::uint32_t* a, const std::uint32_t* 
                  std::int64_t width, std::int64_t panel_stride, std::int64_t num_pairs,
                  bool upper_only, double* c);
 
-/// AddGram for one panel of a and any number of panels of b, b_stride floats apart, on the calling
-/// thread: c [16][16 * num_panels], c_stride doubles a row.
+/// c += a^T b in the sums of AddGram, for one panel of a and any number of panels of b, b_stride
+/// floats apart, on the calling thread: c [16][16 * num_panels], c_stride doubles a row.
 void AddGramPanel(const float* a, const float* b, std::int64_t b_stride, std::int64_t num_panels,
                   std::int64_t num_rows, double* c, std::int64_t c_stride);
 

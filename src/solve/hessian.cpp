@@ -175,9 +175,8 @@ std::uint64_t Hessian::SizeBytes(std::int64_t width, std::int64_t max_tokens) {
 
 void Hessian::Add(ThreadPool& pool, const float* x, std::int64_t num_tokens) {
   NIBBLE_CHECK(num_tokens <= max_tokens_, "more tokens at once than announced");
-  PackPanels(pool, x, width_, num_tokens, width_, {}, panels_.data());
-  AddGram(pool, panels_.data(), padded_, panels_.data(), padded_, num_tokens, /*upper_only=*/true,
-          sum_.data());
+  PackPanels(pool, x, num_tokens, width_, panels_.data());
+  AddGram(pool, panels_.data(), padded_, num_tokens, sum_.data());
   num_tokens_ += num_tokens;
 }
 
