@@ -228,8 +228,9 @@ class BlockSolver::Walks {
 
   Result<void> SolveByGptq(LinearGroup group, std::vector<SolvedWeight>& solved) {
     const std::int64_t width = InputWidth(config_, group);
-    const bool has_shift = truth_ && solver_.options_.correct_inputs;
-    InputSums sums(width, walk_->max_chunk_rows(), has_shift);
+    const InputSums::Shift shift = solver_.ShiftRows();
+    const bool has_shift = shift != InputSums::Shift::kNone;
+    InputSums sums(width, walk_->max_chunk_rows(), shift);
     NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) {
       const BlockWalk::Inputs inputs = AdvanceBoth(group, chunk);
       sums.Add(pool_, inputs.x, has_shift ? truth_inputs_.x : nullptr, inputs.num_rows);
@@ -269,9 +270,17 @@ class BlockSolver::Walks {
       return Fail(factor.error(),
                   fmt::format("tensor {}: ", WeightName(block_, LinearsOf(group).front())));
     }
+    std::optional<HessianFactor> other;
+    if (has_shift && &sums.shift_hessian() != &hessian) {
+      NIBBLE_TRY(made,
+                 Factorize(pool_, sums.shift_hessian(),
+                           {.order = ColumnOrder::kNatural, .damping = solver_.options_.damping}));
+      other = std::move(made);
+    }
+    const HessianFactor& shift_factor = other ? *other : *factor;
     std::optional<InputShift> shift;
     if (has_shift) {
-      shift = ShiftOf(pool_, *factor, sums,
+      shift = ShiftOf(pool_, shift_factor, sums,
                       CorrectionStrength(sums.num_shift_tokens(), hessian.width()));
     }
     return SolveLinears(
@@ -290,7 +299,7 @@ class BlockSolver::Walks {
               .scale_divisor = scale_divisor_};
           std::vector<float> corrected;
           if (shift) {
-            corrected = CorrectWeights(pool_, weights, *factor, *shift);
+            corrected = CorrectWeights(pool_, weights, shift_factor, *shift);
             weights = corrected;
           }
           SolveReport report;
@@ -479,14 +488,20 @@ ActivationMode BlockSolver::TruthActivations() const {
 }
 
 // A shift is small beside what it is a shift of, so part of the tokens tell much of it; the
-// strength of its correction follows. What that costs was not measured by itself
-// (docs/quantization.md).
+// strength of its correction follows (docs/quantization.md: measured).
 std::int64_t BlockSolver::TruthStride() const {
-  constexpr std::int64_t kTruthTokens = 32768;
+  constexpr std::int64_t kTruthTokens = 16384;
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
   return options_.method == BlockMethod::kLearned
              ? 1
              : std::max<std::int64_t>(1, (tokens + kTruthTokens - 1) / kTruthTokens);
+}
+
+InputSums::Shift BlockSolver::ShiftRows() const {
+  if (!NeedsTruth() || !options_.correct_inputs) {
+    return InputSums::Shift::kNone;
+  }
+  return TruthStride() == 1 ? InputSums::Shift::kAll : InputSums::Shift::kSome;
 }
 
 Result<void> BlockSolver::Plan() const {
@@ -515,15 +530,18 @@ Result<void> BlockSolver::Plan() const {
       largest = std::max(largest, elements);
       codes += elements + static_cast<std::uint64_t>(spec.rows * spec.num_groups()) * 5;
     }
-    const std::uint64_t floats = largest * (NeedsTruth() ? 3 : 2);
-    std::uint64_t sums = 0;
+    // A matrix is solved when its factors are there and the matrices that these came of are gone.
+    std::uint64_t solve = largest * (NeedsTruth() ? 3 : 2) * sizeof(float);
+    std::uint64_t sums = 0, factorize = 0;
     if (options_.method != BlockMethod::kWeighted) {
-      sums = InputSums::SizeBytes(width, chunk, NeedsTruth()) + HessianFactor::SizeBytes(width);
+      const InputSums::Shift shift = ShiftRows();
+      const std::uint64_t factor = HessianFactor::SizeBytes(width);
+      const std::uint64_t before = shift == InputSums::Shift::kSome ? factor : 0;
+      sums = InputSums::SizeBytes(width, chunk, shift) + before;
+      factorize = HessianFactor::PeakBytes(width);
+      solve += factor + (shift == InputSums::Shift::kNone ? 0 : InputShift::SizeBytes(width));
     }
-    if (NeedsTruth()) {
-      sums += InputShift::SizeBytes(width);
-    }
-    most = std::max(most, sums + floats * sizeof(float));
+    most = std::max(most, sums + std::max(factorize, solve));
   }
   if (options_.method == BlockMethod::kLearned) {
     most = std::max(most, BlockLearner::SizeBytes(source_.config(), calibration_.length,

@@ -82,6 +82,7 @@ class BlockSolver {
   ActivationMode TruthActivations() const;
   // Of every how many windows, and the tokens of these.
   std::int64_t TruthStride() const;
+  InputSums::Shift ShiftRows() const;
 
   const Checkpoint& source_;
   std::span<const WeightToWrite> weights_;

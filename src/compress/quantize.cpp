@@ -38,7 +38,7 @@ constexpr const char* kLogFile = "quantization_log.json";
 constexpr const char* kVersion = "0.1.0";
 // Raised when the same options give other bytes: a run is not resumed by a program that solves
 // otherwise.
-constexpr int kArithmetic = 2;
+constexpr int kArithmetic = 3;
 
 // A folder of quantized linears is refused: rounding what was rounded adds a second error, and the
 // certificate would compare with the first. A GGUF may be all that its user has.

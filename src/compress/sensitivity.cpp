@@ -152,8 +152,9 @@ class SensitivityMeter::State {
         largest = std::max(largest, static_cast<std::uint64_t>(spec.rows * spec.cols));
       }
       const std::int64_t chunk = std::min<std::int64_t>(meter_.calibration_.length, 512);
-      most = std::max(most, Hessian::SizeBytes(width, chunk) + HessianFactor::SizeBytes(width) +
-                                largest * (2 * sizeof(float) + 3));
+      most =
+          std::max(most, InputSums::SizeBytes(width, chunk, InputSums::Shift::kNone) +
+                             HessianFactor::PeakBytes(width) + largest * (2 * sizeof(float) + 3));
     }
     meter_.device_.ledger().Plan("solver", most);
   }
@@ -173,15 +174,16 @@ class SensitivityMeter::State {
       }
     }
     for (const LinearGroup group : kLinearGroups) {
-      Hessian hessian(InputWidth(config_, group), walk_->max_chunk_rows());
+      InputSums sums(InputWidth(config_, group), walk_->max_chunk_rows(), InputSums::Shift::kNone);
       for (std::int64_t chunk = 0; chunk < walk_->num_chunks(); ++chunk) {
         const BlockWalk::Inputs inputs = walk_->Advance(group, chunk);
         if (!done) {
-          hessian.Add(pool_, inputs.x, inputs.num_rows);
+          sums.Add(pool_, inputs.x, nullptr, inputs.num_rows);
         }
       }
       if (!done) {
-        NIBBLE_TRY(kl, Measure(block, group, hessian));
+        sums.Finish(pool_);
+        NIBBLE_TRY(kl, Measure(block, group, sums.hessian()));
         measured.push_back({.block = block, .group = group, .kl = std::move(kl)});
       }
       NIBBLE_TRY_VOID(walk_->Load(group));

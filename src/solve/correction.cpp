@@ -133,8 +133,6 @@ double CorrectionStrength(std::int64_t num_tokens, std::int64_t width) {
 InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const InputSums& sums,
                    double strength) {
   const std::int64_t n = factor.padded;
-  const double scale = strength * static_cast<double>(sums.hessian().num_tokens()) /
-                       static_cast<double>(std::max<std::int64_t>(1, sums.num_shift_tokens()));
   InputShift shift;
   shift.panels.resize(static_cast<std::size_t>(n * n));
   pool.For(n / kPanel, 1, [&](std::int64_t first, std::int64_t last, int) {
@@ -143,7 +141,7 @@ InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const InputSum
       float* to = shift.panels.data() + i / kPanel * n * kPanel + i % kPanel;
       for (std::int64_t j = 0; j < factor.width; ++j) {
         const std::int64_t x = factor.order[static_cast<std::size_t>(j)];
-        to[j * kPanel] = static_cast<float>(scale * sums.Shift(x, y));
+        to[j * kPanel] = static_cast<float>(strength * sums.ShiftAt(x, y));
       }
     }
   });

@@ -16,7 +16,7 @@ struct InputShift {
   std::vector<float> panels;  // panel p: [padded][16], (G - H)_ji at position j and column i
   static std::uint64_t SizeBytes(std::int64_t width);
 };
-/// strength: the shift counts so much of what was measured, which stands for all tokens of H.
+/// factor: of sums.shift_hessian(). strength: the shift counts so much of what was measured.
 InputShift ShiftOf(ThreadPool& pool, const HessianFactor& factor, const InputSums& sums,
                    double strength);
 

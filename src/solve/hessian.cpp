@@ -186,26 +186,31 @@ std::int64_t InputSums::BatchPairs(std::int64_t max_tokens) {
   return std::max((max_tokens + 1) / 2, 2 * kGramBf16Chain);
 }
 
-InputSums::InputSums(std::int64_t width, std::int64_t max_tokens, bool has_shift)
+InputSums::InputSums(std::int64_t width, std::int64_t max_tokens, Shift shift)
     : hessian_(width, 0),
       batch_pairs_(BatchPairs(max_tokens)),
-      shift_(has_shift ? hessian_.sum_.size() : 0),
+      shift_(shift == Shift::kNone ? 0 : hessian_.sum_.size()),
       y_(static_cast<std::size_t>(hessian_.padded_ * batch_pairs_)),
-      moved_(has_shift ? y_.size() : 0) {}
+      moved_(shift == Shift::kNone ? 0 : y_.size()) {}
 
-std::uint64_t InputSums::SizeBytes(std::int64_t width, std::int64_t max_tokens, bool has_shift) {
+std::uint64_t InputSums::SizeBytes(std::int64_t width, std::int64_t max_tokens, Shift shift) {
   const std::int64_t padded = PadToPanel(width);
-  return (has_shift ? 2 : 1) *
-         (Square(padded) * sizeof(double) +
-          static_cast<std::uint64_t>(padded * BatchPairs(max_tokens)) * sizeof(std::uint32_t));
+  const std::uint64_t sum = Square(padded) * sizeof(double);
+  const std::uint64_t panels =
+      static_cast<std::uint64_t>(padded * BatchPairs(max_tokens)) * sizeof(std::uint32_t);
+  return (shift == Shift::kNone ? 1 : 2) * (sum + panels) + (shift == Shift::kSome ? sum : 0);
 }
 
 void InputSums::Add(ThreadPool& pool, const float* y, const float* x, std::int64_t num_tokens) {
   const std::int64_t pairs = (num_tokens + 1) / 2;
   NIBBLE_CHECK(pairs <= batch_pairs_, "more tokens at once than announced");
   NIBBLE_CHECK(x == nullptr || !shift_.empty(), "x is for sums with a shift");
+  NIBBLE_CHECK(x == nullptr || hessian_.num_tokens_ == num_shift_tokens_, "rows with x come first");
   if (num_pairs_ + pairs > batch_pairs_ || batch_has_shift_ != (x != nullptr)) {
     Finish(pool);
+  }
+  if (x == nullptr && batch_has_shift_) {
+    shift_hessian_ = hessian_;
   }
   batch_has_shift_ = x != nullptr;
   const std::int64_t stride = batch_pairs_ * kPanel;
@@ -253,10 +258,16 @@ double QuadraticForm(ThreadPool& pool, std::span<const float> e, const Hessian& 
 
 std::uint64_t HessianFactor::SizeBytes(std::int64_t width) {
   const std::int64_t padded = PadToPanel(width);
-  // The matrix in double with the panels that eliminate it, then two triangles of floats.
-  return Square(padded) * (sizeof(double) + sizeof(float)) +
-         static_cast<std::uint64_t>(padded) *
-             (kBlock * sizeof(double) + 2 * kPanel * sizeof(float));
+  // Two triangles of floats.
+  return Square(padded) * sizeof(float) +
+         static_cast<std::uint64_t>(padded) * 2 * kPanel * sizeof(float);
+}
+
+std::uint64_t HessianFactor::PeakBytes(std::int64_t width) {
+  const std::int64_t padded = PadToPanel(width);
+  // And the matrix in double with the panels that eliminate it.
+  return SizeBytes(width) + Square(padded) * sizeof(double) +
+         static_cast<std::uint64_t>(padded) * kBlock * sizeof(double);
 }
 
 Result<HessianFactor> Factorize(ThreadPool& pool, const Hessian& hessian,

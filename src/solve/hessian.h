@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -44,28 +45,34 @@ class Hessian {
 /// energy, as chance in the choice of the tokens does by 1 / sqrt(tokens).
 class InputSums {
  public:
+  /// Which rows come with their x.
+  enum class Shift : std::uint8_t { kNone, kSome, kAll };
   /// max_tokens: rows that one Add may bring.
-  InputSums(std::int64_t width, std::int64_t max_tokens, bool has_shift);
+  InputSums(std::int64_t width, std::int64_t max_tokens, Shift shift);
   /// Bytes that the sums take.
-  static std::uint64_t SizeBytes(std::int64_t width, std::int64_t max_tokens, bool has_shift);
+  static std::uint64_t SizeBytes(std::int64_t width, std::int64_t max_tokens, Shift shift);
 
-  /// y and x, [num_tokens, width], contiguous; or y alone (x null), best all such rows in one go:
-  /// they count for the Hessian. The order of calls matters for the last bits, the number of
-  /// threads does not.
+  /// y and x, [num_tokens, width], contiguous; or, after all of those, y alone (x null). The order
+  /// of calls matters for the last bits, the number of threads does not.
   void Add(ThreadPool& pool, const float* y, const float* x, std::int64_t num_tokens);
   /// After the last Add.
   void Finish(ThreadPool& pool);
 
   const Hessian& hessian() const { return hessian_; }
+  /// Of the rows whose x was given, as the shift is: a shift belongs to its own tokens. Beside the
+  /// Hessian of all, one that had seen most of what some rare direction gets would correct that
+  /// direction several times over, more in each linear.
+  const Hessian& shift_hessian() const { return shift_hessian_ ? *shift_hessian_ : hessian_; }
   std::int64_t num_shift_tokens() const { return num_shift_tokens_; }
   /// Sum of (x_i - y_i) y_j over the tokens whose x was given.
-  double Shift(std::int64_t i, std::int64_t j) const {
+  double ShiftAt(std::int64_t i, std::int64_t j) const {
     return shift_[static_cast<std::size_t>(i * hessian_.padded_ + j)];
   }
 
  private:
   static std::int64_t BatchPairs(std::int64_t max_tokens);
   Hessian hessian_;
+  std::optional<Hessian> shift_hessian_;      // if that is another
   std::int64_t batch_pairs_, num_pairs_ = 0;  // of rows that wait in the panels
   bool batch_has_shift_ = false;              // and in moved_, all or none
   std::int64_t num_shift_tokens_ = 0;
@@ -112,8 +119,9 @@ struct HessianFactor {
   /// Ratios of the rows of panel p to all positions k from 16 p on.
   const float* RowRatios(std::int64_t p) const { return row_ratios.data() + RowRatiosBegin(p); }
   std::int64_t RowRatiosBegin(std::int64_t p) const { return 16 * (p * padded - 8 * p * (p - 1)); }
-  /// Bytes, at the peak of Factorize.
+  /// Bytes of it, and at the peak of Factorize.
   static std::uint64_t SizeBytes(std::int64_t width);
+  static std::uint64_t PeakBytes(std::int64_t width);
 };
 
 /// Damping grows tenfold until every pivot is positive. Errors: kInvalidArgument for a Hessian with

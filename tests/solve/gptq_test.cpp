@@ -417,7 +417,7 @@ InputSums SumsOf(ThreadPool& pool, const std::vector<float>& x, const std::vecto
                  std::int64_t width) {
   constexpr std::int64_t kRows = 100;
   const auto tokens = static_cast<std::int64_t>(y.size()) / width;
-  InputSums sums(width, kRows, /*has_shift=*/true);
+  InputSums sums(width, kRows, InputSums::Shift::kAll);
   for (std::int64_t row = 0; row < tokens; row += kRows) {
     sums.Add(pool, y.data() + row * width, x.data() + row * width, std::min(kRows, tokens - row));
   }
@@ -454,9 +454,9 @@ TEST(InputSums, AreTheProductsWithinTheStatedBound) {
         }
         // Two factors, each rounded to bf16, and what fp32 adds.
         ASSERT_NEAR(sums.hessian().At(i, j), h, 0x1.1p-8 * h_size);
-        ASSERT_NEAR(sums.Shift(i, j), s, 0x1.1p-8 * s_size);
+        ASSERT_NEAR(sums.ShiftAt(i, j), s, 0x1.1p-8 * s_size);
         all.push_back(sums.hessian().At(i, j));
-        all.push_back(sums.Shift(i, j));
+        all.push_back(sums.ShiftAt(i, j));
       }
     }
     EXPECT_TRUE(before.empty() || all == before) << "the number of threads shows";
@@ -464,33 +464,29 @@ TEST(InputSums, AreTheProductsWithinTheStatedBound) {
   }
 }
 
-// Rows whose x is not known count for the Hessian, and the shift stands for them too.
-TEST(InputSums, AShiftOfHalfTheTokensStandsForAll) {
+// Rows whose x is not known count for the Hessian alone.
+TEST(InputSums, AShiftHasTheHessianOfItsOwnTokens) {
   const Problem p = MakeProblem(10, 32, 400, 22);
   const std::vector<float> y = Disturbed(p, 23);
-  const std::size_t half = y.size() / 2;
-  std::vector<float> x = p.inputs, twice = y;
-  std::copy_n(x.begin(), half, x.begin() + static_cast<std::ptrdiff_t>(half));
-  std::copy_n(y.begin(), half, twice.begin() + static_cast<std::ptrdiff_t>(half));
+  const auto half = static_cast<std::ptrdiff_t>(y.size() / 2);
   ThreadPool pool(2);
-  const InputSums all = SumsOf(pool, x, twice, p.width);
-  InputSums some(p.width, p.tokens / 2, /*has_shift=*/true);
-  some.Add(pool, y.data(), x.data(), p.tokens / 2);
-  some.Add(pool, y.data(), nullptr, p.tokens / 2);
+  const InputSums all = SumsOf(pool, p.inputs, y, p.width);
+  const InputSums first = SumsOf(pool, {p.inputs.begin(), p.inputs.begin() + half},
+                                 {y.begin(), y.begin() + half}, p.width);
+  InputSums some(p.width, p.tokens / 2, InputSums::Shift::kSome);
+  some.Add(pool, y.data(), p.inputs.data(), p.tokens / 2);
+  some.Add(pool, y.data() + half, nullptr, p.tokens / 2);
   some.Finish(pool);
   EXPECT_EQ(some.num_shift_tokens(), p.tokens / 2);
   EXPECT_EQ(some.hessian().num_tokens(), p.tokens);
-  const auto factor = Factorize(pool, all.hessian(), {.group_size = 16});
-  ASSERT_TRUE(factor);
-  const InputShift expected = ShiftOf(pool, *factor, all, 1.0);
-  const InputShift got = ShiftOf(pool, *factor, some, 1.0);
+  EXPECT_EQ(some.shift_hessian().num_tokens(), p.tokens / 2);
+  EXPECT_EQ(&all.shift_hessian(), &all.hessian());
   for (std::int64_t i = 0; i < p.width; ++i) {
     for (std::int64_t j = 0; j < p.width; ++j) {
+      EXPECT_EQ(some.ShiftAt(i, j), first.ShiftAt(i, j));
+      EXPECT_EQ(some.shift_hessian().At(i, j), first.hessian().At(i, j));
       EXPECT_NEAR(some.hessian().At(i, j), all.hessian().At(i, j), 1e-4 * all.hessian().At(i, i));
     }
-  }
-  for (std::size_t i = 0; i < got.panels.size(); ++i) {
-    EXPECT_NEAR(got.panels[i], expected.panels[i], 1e-2F);
   }
 }
 
@@ -518,11 +514,41 @@ TEST(Correction, IsTheClosedForm) {
         const double diagonal = i == j ? lambda : 0.0;
         left += static_cast<double>(corrected[at]) * (hessian.At(j, i) + diagonal);
         right +=
-            static_cast<double>(p.weights[at]) * (hessian.At(j, i) + sums.Shift(j, i) + diagonal);
+            static_cast<double>(p.weights[at]) * (hessian.At(j, i) + sums.ShiftAt(j, i) + diagonal);
         size += std::fabs(static_cast<double>(p.weights[at]) * hessian.At(j, i));
       }
       ASSERT_NEAR(left, right, 1e-4 * size) << r << ", " << i;
     }
+  }
+}
+
+// One token as large as all others together, of those that are compared: what it has lost is made
+// up for once, not once for every token that was not compared.
+TEST(Correction, OfPartOfTheTokensMakesUpForARareDirectionOnce) {
+  Problem p = MakeProblem(8, 32, 400, 24);
+  std::vector<float> y = p.inputs;
+  for (std::int64_t i = 0; i < p.width; ++i) {
+    p.inputs[static_cast<std::size_t>(i)] = 400.0F;
+    y[static_cast<std::size_t>(i)] = 300.0F;
+  }
+  ThreadPool pool(1);
+  InputSums sums(p.width, p.tokens, InputSums::Shift::kSome);
+  sums.Add(pool, y.data(), p.inputs.data(), p.tokens / 4);
+  sums.Add(pool, y.data() + p.tokens / 4 * p.width, nullptr, p.tokens - p.tokens / 4);
+  sums.Finish(pool);
+  const auto factor = Factorize(pool, sums.shift_hessian(), {.group_size = 32});
+  ASSERT_TRUE(factor);
+  const auto corrected =
+      CorrectWeights(pool, p.weights, *factor, ShiftOf(pool, *factor, sums, 1.0));
+  for (std::int64_t r = 0; r < p.rows; ++r) {
+    double got = 0.0, expected = 0.0, size = 0.0;
+    for (std::int64_t i = 0; i < p.width; ++i) {
+      const auto w = static_cast<std::size_t>(r * p.width + i);
+      got += static_cast<double>(corrected[w]) * 300.0;
+      expected += static_cast<double>(p.weights[w]) * 400.0;
+      size += std::fabs(static_cast<double>(p.weights[w])) * 400.0;
+    }
+    EXPECT_NEAR(got, expected, 0.02 * size) << r;
   }
 }
 
