@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <utility>
@@ -102,18 +101,6 @@ double Quantile(std::vector<double> values, double q) {
 double Median(std::vector<double> values) {
   std::ranges::sort(values);
   return values.empty() ? 0.0 : values[values.size() / 2];
-}
-
-std::uint64_t AnonymousBytes() {
-  std::ifstream status("/proc/self/status");
-  std::string key;
-  std::uint64_t kib = 0;
-  while (status >> key) {
-    if (key == "RssAnon:" && status >> kib) {
-      return kib * 1024;
-    }
-  }
-  return 0;
 }
 
 std::int64_t CardUsedBytes(const Device& device) {

@@ -32,8 +32,6 @@ Result<Measured> RunRequests(Engine& engine, const RequestShape& shape);
 double Quantile(std::vector<double> values, double q);
 double Median(std::vector<double> values);
 
-/// Anonymous resident memory of this process.
-std::uint64_t AnonymousBytes();
 /// Memory in use on the card, this process's and others'.
 std::int64_t CardUsedBytes(const Device& device);
 

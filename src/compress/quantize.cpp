@@ -85,6 +85,7 @@ class Run {
     }
     NIBBLE_TRY_VOID(Tokenize());
     const auto device = MakeCpuDevice(num_threads_);
+    program_bytes_ = AnonymousBytes();
     if (!options_.budget) {
       NIBBLE_TRY_VOID(PlanSolver(*device));
     }
@@ -302,6 +303,7 @@ class Run {
                           [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
                             return !progress_ || progress_("comparing texts", done, total, detail);
                           }));
+    ReturnFreedMemory();
     match_ = match.ToJson();
     for (const std::string& line : match.Describe()) {
       if (options_.notice) {
@@ -406,10 +408,11 @@ class Run {
   // What the solver will see and take.
   std::string Describe(std::string_view what, const Device& device,
                        std::uint64_t certificate = 0) const {
-    std::string lines;
+    std::string lines =
+        fmt::format("program and tokenizer {}", HumanBytes(static_cast<double>(program_bytes_)));
     for (const MemoryLedger::Line& line : device.ledger().lines()) {
-      lines += fmt::format("{}{} {}", lines.empty() ? "" : ", ", line.name,
-                           HumanBytes(static_cast<double>(line.planned_bytes)));
+      lines +=
+          fmt::format(", {} {}", line.name, HumanBytes(static_cast<double>(line.planned_bytes)));
     }
     const CalibrationSet& calibration = *options_.calibration;
     std::string on_disk;
@@ -424,7 +427,8 @@ class Run {
       lines +=
           fmt::format("; later the certificate {}", HumanBytes(static_cast<double>(certificate)));
     }
-    const std::uint64_t most = std::max(device.ledger().planned_bytes(), certificate);
+    const std::uint64_t most =
+        program_bytes_ + std::max(device.ledger().planned_bytes(), certificate);
     return fmt::format("{} on {} samples of {} tokens; at most {} of {} free ({}){}", what,
                        calibration.num_windows(), calibration.length,
                        HumanBytes(static_cast<double>(most)),
@@ -629,6 +633,7 @@ class Run {
   }
   Result<BlockwiseQuality> Measure(const Checkpoint& quantized, std::span<const TokenId> tokens,
                                    std::int64_t context, std::span<const TokenId> prompt) {
+    ReturnFreedMemory();
     const auto device = MakeCpuDevice(num_threads_);
     return EvaluateBlockwise(
         quantized, source_, *device, tokens, prompt, Windows(context),
@@ -711,6 +716,8 @@ class Run {
   std::vector<WeightToWrite> solved_;  // the same as the solver sees them
   std::vector<TokenId> tokens_;
   std::int64_t context_ = 0;
+  std::uint64_t program_bytes_ =
+      0;  // of its own, before the work: the tokenizer's for the most part
   QuantizeMethod method_ = QuantizeMethod::kRtn;
   std::optional<FoldedCheckpoint> folded_;
   std::vector<SolvedWeight> block_;  // whose weights are being written

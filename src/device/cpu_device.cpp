@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -57,10 +58,11 @@ class CpuDevice final : public Device {
 
  protected:
   Result<std::span<std::byte>> Map(std::size_t bytes, Place) override {
-    // Large ranges start on a huge page; the slack in front is given back at once.
+    // Large ranges start on a huge page; the slack around them is given back at once, so that what
+    // the last page would add to the plan is not taken.
     const bool large = bytes >= kHugePage;
-    const std::size_t page = large ? kHugePage : std::size_t{4096};
-    const std::size_t rounded = (bytes + page - 1) / page * page;
+    constexpr std::size_t kPage = 4096;
+    const std::size_t rounded = (bytes + kPage - 1) / kPage * kPage;
     const std::size_t reserve = large ? rounded + kHugePage : rounded;
     void* raw = mmap(nullptr, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) {
@@ -123,6 +125,24 @@ std::uint64_t AvailableMemoryBytes() {
     available = std::min(available, memory.cgroup_limit_bytes - memory.cgroup_used_bytes);
   }
   return available;
+}
+
+std::uint64_t AnonymousBytes() {
+  std::ifstream status("/proc/self/status");
+  std::string key;
+  std::uint64_t kib = 0;
+  while (status >> key) {
+    if (key == "RssAnon:" && status >> kib) {
+      return kib * 1024;
+    }
+  }
+  return 0;
+}
+
+void ReturnFreedMemory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 bool PopulatePages(std::byte* data, std::size_t bytes) {

@@ -188,4 +188,11 @@ MachineMemory ReadMachineMemory();
 /// Bytes of memory that the machine, and the cgroup around this process, still have to give.
 std::uint64_t AvailableMemoryBytes();
 
+/// Bytes that this process has for itself by now, mapped files left out; 0: unknown.
+std::uint64_t AnonymousBytes();
+
+/// Gives back to the machine what was freed: the allocator keeps some tens of MiB of it, which
+/// would stand beside the device memory of what comes next.
+void ReturnFreedMemory();
+
 }  // namespace nibble
