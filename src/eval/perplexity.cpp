@@ -17,18 +17,14 @@ double LogSumExp(std::span<const float> logits) {
   return static_cast<double>(maximum) + std::log(sum);
 }
 
-}  // namespace
-
-RowScore ScoreRow(std::span<const float> logits, TokenId target) {
+RowScore ScoreRow(std::span<const float> logits, double norm, TokenId target) {
   const auto best = std::ranges::max_element(logits);
-  return {.logprob = static_cast<double>(logits[static_cast<std::size_t>(Raw(target))]) -
-                     LogSumExp(logits),
+  return {.logprob = static_cast<double>(logits[static_cast<std::size_t>(Raw(target))]) - norm,
           .argmax = best - logits.begin()};
 }
 
-double KlDivergence(std::span<const float> p_logits, std::span<const float> q_logits) {
-  const double p_norm = LogSumExp(p_logits);
-  const double q_norm = LogSumExp(q_logits);
+double KlDivergence(std::span<const float> p_logits, double p_norm, std::span<const float> q_logits,
+                    double q_norm) {
   double sum = 0.0;
   for (std::size_t i = 0; i < p_logits.size(); ++i) {
     const double p_log = static_cast<double>(p_logits[i]) - p_norm;
@@ -38,6 +34,16 @@ double KlDivergence(std::span<const float> p_logits, std::span<const float> q_lo
     }
   }
   return std::max(0.0, sum);
+}
+
+}  // namespace
+
+RowScore ScoreRow(std::span<const float> logits, TokenId target) {
+  return ScoreRow(logits, LogSumExp(logits), target);
+}
+
+double KlDivergence(std::span<const float> p_logits, std::span<const float> q_logits) {
+  return KlDivergence(p_logits, LogSumExp(p_logits), q_logits, LogSumExp(q_logits));
 }
 
 double QualityMeter::Mean::value() const {
@@ -75,14 +81,16 @@ void QualityMeter::Add(ThreadPool& pool, const float* logits, const float* refer
                const auto width = static_cast<std::size_t>(vocab);
                Position& out = window_[before + index];
                const std::span<const float> row(logits + i * vocab, width);
-               const RowScore score = ScoreRow(row, targets[index]);
+               const double norm = LogSumExp(row);
+               const RowScore score = ScoreRow(row, norm, targets[index]);
                out.nll = -score.logprob;
                if (reference != nullptr) {
                  const std::span<const float> reference_row(reference + i * vocab, width);
-                 const RowScore truth = ScoreRow(reference_row, targets[index]);
+                 const double reference_norm = LogSumExp(reference_row);
+                 const RowScore truth = ScoreRow(reference_row, reference_norm, targets[index]);
                  out.reference_nll = -truth.logprob;
                  out.same_top = truth.argmax == score.argmax;
-                 out.kl = KlDivergence(reference_row, row);
+                 out.kl = KlDivergence(reference_row, reference_norm, row, norm);
                }
              }
            });
