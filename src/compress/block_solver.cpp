@@ -41,8 +41,9 @@ class BlockSolver::Walks {
       const auto tokens = calibration.Window(window);
       truth_tokens_.insert(truth_tokens_.end(), tokens.begin(), tokens.end());
     }
-    NIBBLE_TRY(walk, BlockWalk::Create(overlay_, calibration.tokens, calibration.length,
-                                       solver_.device_, calibration.rows_folder));
+    NIBBLE_TRY(walk,
+               BlockWalk::Create(overlay_, calibration.tokens, calibration.length, solver_.device_,
+                                 calibration.rows_folder, solver_.WalkActivations()));
     walk_ = std::move(walk);
     if (solver_.NeedsTruth()) {
       const Checkpoint& source = rounded_truth_ ? *rounded_truth_ : solver_.source_;
@@ -487,14 +488,21 @@ ActivationMode BlockSolver::TruthActivations() const {
   return NeedsExactTruth() ? ActivationMode::kInt16 : ActivationMode::kInt8;
 }
 
+// What int8 activations add to a token's inputs evens out over as many tokens as let the truth walk
+// part of them.
+ActivationMode BlockSolver::WalkActivations() const {
+  return NeedsTruth() && !NeedsExactTruth() && TruthStride() > 1 ? ActivationMode::kInt8
+                                                                 : ActivationMode::kInt16;
+}
+
 // A shift is small beside what it is a shift of, so part of the tokens tell much of it; the
 // strength of its correction follows (docs/quantization.md: measured).
 std::int64_t BlockSolver::TruthStride() const {
-  constexpr std::int64_t kTruthTokens = 16384;
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
+  const std::int64_t walked = std::max<std::int64_t>(options_.truth_tokens, 1);
   return options_.method == BlockMethod::kLearned
              ? 1
-             : std::max<std::int64_t>(1, (tokens + kTruthTokens - 1) / kTruthTokens);
+             : std::max<std::int64_t>(1, (tokens + walked - 1) / walked);
 }
 
 InputSums::Shift BlockSolver::ShiftRows() const {
@@ -507,8 +515,8 @@ InputSums::Shift BlockSolver::ShiftRows() const {
 Result<void> BlockSolver::Plan() const {
   const OverlayCheckpoint overlay(source_, weights_);
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
-  NIBBLE_TRY_VOID(
-      BlockWalk::Plan(overlay, tokens, calibration_.length, device_, calibration_.rows_folder));
+  NIBBLE_TRY_VOID(BlockWalk::Plan(overlay, tokens, calibration_.length, device_,
+                                  calibration_.rows_folder, WalkActivations()));
   if (NeedsTruth()) {
     const auto rounded = RoundedTruth();
     const std::int64_t stride = TruthStride();

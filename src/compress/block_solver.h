@@ -34,8 +34,9 @@ struct BlockSolverOptions {
   bool search_scale = true;
   double damping = 0.01;  // kGptq and kLearned, as the next two
   ColumnOrder order = ColumnOrder::kGroups;
-  bool correct_inputs = true;  // each linear also makes up for what its input has lost
-  LearnOptions learn;          // kLearned
+  bool correct_inputs = true;         // each linear also makes up for what its input has lost
+  std::int64_t truth_tokens = 16384;  // kGptq: of more, every second, third, ... window
+  LearnOptions learn;                 // kLearned
   std::set<std::string, std::less<>>
       rounded;  // weights that are rounded although others are solved
 };
@@ -80,6 +81,7 @@ class BlockSolver {
   // What it reads: nothing if it is the source itself.
   std::unique_ptr<Checkpoint> RoundedTruth() const;
   ActivationMode TruthActivations() const;
+  ActivationMode WalkActivations() const;
   // Of every how many windows, and the tokens of these.
   std::int64_t TruthStride() const;
   InputSums::Shift ShiftRows() const;

@@ -456,6 +456,7 @@ class Run {
              .search_scale = options_.search_scale,
              .damping = options_.damping,
              .correct_inputs = options_.correct_inputs,
+             .truth_tokens = options_.truth_tokens,
              .learn = Learning(),
              .rounded = plan_.rounded},
             device};
@@ -539,6 +540,7 @@ class Run {
     out.Set("source_sha256", source_digest_);
     out.Set("recipe", RecipeJson());
     out.Set("arithmetic", kArithmetic);
+    out.Set("truth_tokens", options_.truth_tokens);
     out.Set("text_sha256", Sha256Hex(std::as_bytes(std::span(options_.text))));
     json::Array texts;
     for (const TokenText& text : options_.evaluations) {

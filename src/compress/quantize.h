@@ -29,6 +29,7 @@ struct QuantizeOptions {
   double damping = 0.01;                        // kGptq: of the mean of a Hessian's diagonal
   double smooth_alpha = 0.5;  // kSmoothQuant: 0 leaves activations alone, 1 gives weights all of it
   bool correct_inputs = true;             // kGptq: make up for what the input has lost
+  std::int64_t truth_tokens = 16384;      // kGptq: compared with the source's, at most
   std::int64_t learn_iterations = 200;    // kLearned: steps of a block, 1 or more
   std::int64_t learn_batch_tokens = 512;  // kLearned: of a step, in whole windows
   Scheme scheme;                          // of every linear

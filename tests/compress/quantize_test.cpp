@@ -623,6 +623,23 @@ TEST_F(QuantizeGptqModel, TheNumberOfThreadsChangesNoByte) {
   ExpectSameFolder(temp_.path() / "one", temp_.path() / "five");
 }
 
+TEST_F(QuantizeGptqModel, ATruthOfEveryFourthWindowIsEnoughAndSurvivesAStop) {
+  options_.truth_tokens = 2 * calibration_.length;
+  const auto solved = RunOn(1, temp_.path() / "one");
+  ASSERT_TRUE(solved) << solved.error().message;
+  const fs::path stopped = temp_.path() / "stopped";
+  ASSERT_FALSE(
+      Run(stopped, [](std::string_view now, std::uint64_t done, std::uint64_t total,
+                      const std::string&) { return now != "calibrating" || 2 * done < total; }));
+  ASSERT_TRUE(Run(stopped));
+  ExpectSameFolder(temp_.path() / "one", stopped);
+  options_.method = QuantizeMethod::kRtn;
+  options_.calibration = nullptr;
+  const auto rounded = Run(temp_.path() / "rtn");
+  ASSERT_TRUE(rounded) << rounded.error().message;
+  EXPECT_LT(solved->certificate.int16.kl_mean, 0.8 * rounded->certificate.int16.kl_mean);
+}
+
 TEST_F(QuantizeGptqModel, StoppedAnywhereItGoesOnToTheSameBytes) {
   options_.shard_bytes = 40'000;
   ASSERT_TRUE(Run(temp_.path() / "whole"));
