@@ -7,8 +7,9 @@ import statistics
 
 COLUMNS = [("bits/weight", "bits_per_weight", "{:.3f}"), ("MB", "bytes", "{:.1f}"), ("perplexity", "perplexity", "{:.3f}"),
            ("KL", "kl_mean", "{:.4f}"), ("KL 99 %", "kl_p99", "{:.3f}"), ("top-1 %", "top1", "{:.2f}"),
-           ("minutes", "minutes", "{:.1f}"), ("CPU min", "cpu_minutes", "{:.1f}"), ("peak MiB", "peak_mib", "{:.0f}")]
-COST = ("minutes", "cpu_minutes", "peak_mib")  # what depends on the machine
+           ("minutes", "minutes", "{:.1f}"), ("CPU min", "cpu_minutes", "{:.1f}"), ("load", "load_after", "{:.1f}"),
+           ("peak MiB", "peak_mib", "{:.0f}")]
+COST = ("minutes", "cpu_minutes", "load_after", "peak_mib")  # what depends on the machine
 SCALE = {"bytes": 1e-6, "top1": 100.0}
 
 
