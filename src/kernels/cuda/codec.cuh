@@ -8,9 +8,11 @@
 //   w = fp16(fp16(value) * scale)         NF4, and FP8 (whose values fp16 holds) in groups
 //   w = value                             FP8 with a scale a row
 //
-// A code becomes 1024 + code by putting it under the exponent of 1024 (fp16 has 10 bits of
-// mantissa); 4-bit codes of rows r + 8 stand 4 bits higher and become 1024 + 16 code. Two codes of
-// NF4 are looked up at once, in a table of 256 pairs that shared memory holds once for each lane:
+// A 4-bit code is the low bits of a subnormal fp16, code * 2^-24, and those of rows r + 8, which
+// stand 4 bits higher, 2^-20: a mask, then one fused multiply-add by the scale, which is stored
+// times 2^15. So weights come out times 2^-9 and 2^-5, and the factors of outputs make up for it
+// (OutputUnit). A byte becomes 1024 + code by putting it under the exponent of 1024 (fp16 has 10
+// bits of mantissa). Two codes of NF4 are looked up at once, in a table of 256 pairs that shared memory holds once for each lane:
 // a load has no bank conflicts then, and two values take two integer instructions beside it. Byte
 // permutes would take five, and those share the one pipe of half rate.
 // docs/formats/cuda_weight.md.
@@ -60,31 +62,38 @@ __device__ __forceinline__ void FillTable(std::uint8_t* table, int thread, int n
 /// Scales (and zero points or minima) of a lane's two rows, r and r + 8, each twice for half2.
 struct LaneScales {
   half2 scale[2];
-  half2 extra[2];  // -(offset + zero), or the minimum
+  half2 extra[2];  // W8: -(1024 + zero), or the minimum; W4: as said at Fragment
 };
 
 template <Grid kGrid>
 inline constexpr bool kHasExtras = kGrid == Grid::kZeroPoints || kGrid == Grid::kMinima;
 
+/// Sums of rows r and r + 8 are in these units, beside the factors of the rows.
+template <Format kFormat>
+__device__ __forceinline__ constexpr float OutputUnit(int side) {
+  return kFormat != Format::kW4 ? 1.0F : side == 0 ? 0x1p9F : 0x1p5F;
+}
+
 /// The values of a lane's two rows, of a pair a row of the tile.
 __device__ __forceinline__ half2 LoadPair(const std::uint8_t* pairs, int lane) {
   return *reinterpret_cast<const half2*>(pairs + lane / 4 * 4);
 }
-template <Grid kGrid>
+template <Format kFormat, Grid kGrid>
 __device__ __forceinline__ LaneScales Spread(half2 scale, half2 extra) {
   LaneScales out;
   out.scale[0] = __low2half2(scale);
   out.scale[1] = __high2half2(scale);
-  if constexpr (kHasExtras<kGrid>) {
-    out.extra[0] = __low2half2(extra);
-    out.extra[1] = __high2half2(extra);
+  if constexpr (kFormat == Format::kW4 && kGrid == Grid::kSymmetric) {
+    extra = __hmul2(scale, AsHalf2(0x80808008));  // minus eight codes: -2^-21 and -2^-17
   }
+  out.extra[0] = __low2half2(extra);
+  out.extra[1] = __high2half2(extra);
   return out;
 }
-template <Grid kGrid>
+template <Format kFormat, Grid kGrid>
 __device__ __forceinline__ void LoadScales(const std::uint8_t* sub, int lane, LaneScales& out) {
-  out = Spread<kGrid>(LoadPair(sub, lane),
-                      kHasExtras<kGrid> ? LoadPair(sub + kPairBytes, lane) : half2{});
+  out = Spread<kFormat, kGrid>(LoadPair(sub, lane),
+                               kHasExtras<kGrid> ? LoadPair(sub + kPairBytes, lane) : half2{});
 }
 
 /// Bytes of the scales of `sub_cols` columns.
@@ -183,30 +192,19 @@ __device__ __forceinline__ void Fragment(const HalfCodes<kFormat>& codes, int st
       }
     }
   } else if constexpr (kFormat == Format::kW4) {
-    constexpr std::uint32_t kMagic = 0x64006400;  // 1024
-    std::uint32_t v = WordOf(codes.words[0], step);
-    a[0] = AndOr(v, 0x000f000f, kMagic);
-    a[1] = AndOr(v, 0x00f000f0, kMagic);
-    v >>= 8;
-    a[2] = AndOr(v, 0x000f000f, kMagic);
-    a[3] = AndOr(v, 0x00f000f0, kMagic);
-    const half2 sixteenth = AsHalf2(0x2c002c00);  // 1/16
-    half2 low;
-    half2 high;
-    if constexpr (kGrid == Grid::kSymmetric) {
-      low = AsHalf2(0xe408e408);   // -1032
-      high = AsHalf2(0xd480d480);  // -72
-    } else if constexpr (kGrid == Grid::kZeroPoints) {
-      low = scales.extra[0];
-      high = scales.extra[1];
-    } else {
-      low = AsHalf2(0xe400e400);   // -1024
-      high = AsHalf2(0xd400d400);  // -64
+    // code * scale - 8 * scale, or + minimum, rounded once; (code - zero) * scale.
+    const std::uint32_t v = WordOf(codes.words[0], step);
+    a[0] = v & 0x000f000f;
+    a[1] = v & 0x00f000f0;
+    a[2] = v >> 8 & 0x000f000f;
+    a[3] = v >> 8 & 0x00f000f0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const half2 extra = scales.extra[i % 2];
+      a[i] = AsBits(kGrid == Grid::kZeroPoints
+                        ? __hmul2(__hadd2(AsHalf2(a[i]), extra), scales.scale[i % 2])
+                        : __hfma2(AsHalf2(a[i]), scales.scale[i % 2], extra));
     }
-    a[0] = Scale<kGrid>(AsBits(__hadd2(AsHalf2(a[0]), low)), scales, 0);
-    a[1] = Scale<kGrid>(AsBits(__hfma2(AsHalf2(a[1]), sixteenth, high)), scales, 1);
-    a[2] = Scale<kGrid>(AsBits(__hadd2(AsHalf2(a[2]), low)), scales, 0);
-    a[3] = Scale<kGrid>(AsBits(__hfma2(AsHalf2(a[3]), sixteenth, high)), scales, 1);
   } else {
     const uint4& words = codes.words[step / 2];
     const std::uint32_t front = WordOf(words, step % 2 * 2);

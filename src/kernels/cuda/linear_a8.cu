@@ -18,7 +18,8 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kUnitBytes = 2 * 512 + kPairBytes;
-constexpr float kCodeScale = 512.0F;  // e4m3 bytes of codes are codes times 2^-9
+// e4m3 bytes of codes are codes times 2^-9, scales are stored times 2^15.
+constexpr float kCodeScale = 0x1p-6F;
 
 struct A8KernelArgs {
   LargeArgs large;

@@ -48,7 +48,7 @@ struct HalfUnit {
   }
   __device__ __forceinline__ LaneScales Scales(int i) const {
     if constexpr (kHasScales<kFormat, kGrid>) {
-      return Spread<kGrid>(scales[i], extras[i]);
+      return Spread<kFormat, kGrid>(scales[i], extras[i]);
     }
     return {};
   }
@@ -511,7 +511,8 @@ __global__ __launch_bounds__(kLargeThreads,
       const BlockPlace<kLargeTiles> block = place_of(segment.tile);
       const int first_token = segment.tile % args.token_blocks * kTokens;
       const int tile = block.first_tile + (block.gated ? warp % (kLargeTiles / 2) : warp);
-      const Place place(args.linear, block.gated ? warpgroup : block.part, tile, first_token, lane);
+      Place place(args.linear, block.gated ? warpgroup : block.part, tile, first_token, lane);
+      place.Multiply(OutputUnit<kFormat>(0), OutputUnit<kFormat>(1));
       if (block.gated) {
         WriteGatedTile<kTokens>(args.linear, place, total, sums);
       } else {

@@ -69,7 +69,7 @@ __device__ __forceinline__ void MultiplyHalf(float (&c)[kQuads][kTokens / 2],
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {  // of steps
       if (kHasScales<kFormat, kGrid> && (pair == 0 || kFineScales)) {
-        LoadScales<kGrid>(scales + quad * quad_bytes + pair * SubBytes<kFormat, kGrid>(), lane,
+        LoadScales<kFormat, kGrid>(scales + quad * quad_bytes + pair * SubBytes<kFormat, kGrid>(), lane,
                           scale);
       }
       WgmmaWait<1>();  // the products that read these registers last are done
@@ -273,6 +273,7 @@ __global__ __launch_bounds__(kMediumThreads,
         if (first + (gated ? member : quad * kMediumQuad + member) < tile_end) {
           const MediumTile at = MediumTileAt(args, first, quad, member);
           place[quad] = Place(linear, at.part, at.tile, 0, lane);
+          place[quad].Multiply(OutputUnit<kFormat>(0), OutputUnit<kFormat>(1));
         }
       }
     }

@@ -11,7 +11,7 @@ __device__ __forceinline__ float SiluTimes(float gate, float up) {
   return gate / (1.0F + __expf(-gate)) * up;
 }
 
-/// What a part's sum means: y[row].
+/// What a part's sum means: y[row]. `factor` includes OutputUnit.
 __device__ __forceinline__ float Output(const LinearPart& part, int row, float sum, float factor,
                                         float x_scale) {
   const float y = sum * factor * x_scale;
@@ -46,6 +46,11 @@ struct Place {
       factor[side] = exists[side] ? part.factor[row + side * 8] * linear.x_scale : 0.0F;
       bias[side] = exists[side] && has_bias ? part.bias[row + side * 8] : 0.0F;
     }
+  }
+  /// Sums of rows r and r + 8 are in these units.
+  __device__ __forceinline__ void Multiply(float row_unit, float row8_unit) {
+    factor[0] *= row_unit;
+    factor[1] *= row8_unit;
   }
   /// On to tokens further behind.
   __device__ __forceinline__ void Skip(int tokens) {

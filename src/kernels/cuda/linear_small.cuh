@@ -99,7 +99,7 @@ struct UnitCodes {
     for (int s = 0; s < kUnitCols / 16; ++s) {
       LaneScales spread;
       if constexpr (kHasScales<kFormat, kGrid>) {
-        spread = Spread<kGrid>(scales[s * 16 / kSubCols], extras[s * 16 / kSubCols]);
+        spread = Spread<kFormat, kGrid>(scales[s * 16 / kSubCols], extras[s * 16 / kSubCols]);
       }
       std::uint32_t a[4];
       Fragment<kFormat, kGrid>(codes[s / 4], s % 4, spread, table, a);
@@ -393,14 +393,15 @@ __global__ __launch_bounds__(kSmallThreads,
       const int r = i % rows;
       const SmallOutput at = output_at(first + p, r);
       const LinearPart& part = linear.parts[at.part];
+      const float unit = OutputUnit<kFormat>(r / 8 % 2);
       if (at.row < part.rows) {
         for (int token = static_cast<int>(threadIdx.x) / threads; token < tokens;
              token += kSmallWarps * 32 / threads) {
           const float y = Output(part, at.row, total(p, r / kTileRows, r % kTileRows, token),
-                                 factors[p * kPairRows + r], linear.x_scale);
+                                 factors[p * kPairRows + r] * unit, linear.x_scale);
           if (gated) {
             const float up = Output(linear.parts[1], at.row, total(p, 1, r, token),
-                                    factors[p * kPairRows + kTileRows + r], linear.x_scale);
+                                    factors[p * kPairRows + kTileRows + r] * unit, linear.x_scale);
             linear.product[token * linear.product_stride + at.row] =
                 __half_as_ushort(__float2half_rn(SiluTimes(y, up) * linear.product_scale));
           } else {

@@ -35,7 +35,7 @@ __device__ __forceinline__ void SumTile(const LinearArgs& args, const LinearPart
           const int k16 = half * 4 + step;
           LaneScales scales;
           if constexpr (kHasScales<kFormat, kGrid>) {
-            LoadScales<kGrid>(
+            LoadScales<kFormat, kGrid>(
                 at + code_bytes + k16 * 16 / layout.sub_cols * SubBytes<kFormat, kGrid>(), lane,
                 scales);
           }
@@ -102,10 +102,12 @@ __global__ __launch_bounds__(kTileWarps *
       if (token >= args.num_tokens || row >= part.rows) {
         continue;
       }
-      const float y = Output(part, row, total[n][j], part.factor[row], args.x_scale);
+      const float unit = OutputUnit<kFormat>(j / 2);
+      const float y = Output(part, row, total[n][j], part.factor[row] * unit, args.x_scale);
       if (gated) {
         const float product = SiluTimes(
-            y, Output(args.parts[1], row, up[n][j], args.parts[1].factor[row], args.x_scale));
+            y,
+            Output(args.parts[1], row, up[n][j], args.parts[1].factor[row] * unit, args.x_scale));
         args.product[token * args.product_stride + row] =
             __half_as_ushort(__float2half_rn(product * args.product_scale));
         continue;

@@ -135,14 +135,15 @@ __device__ float TableValue(const WeightLayout& layout, const std::uint8_t* tile
   const int sub_bytes = layout.grid == Grid::kSymmetric ? kPairBytes : 2 * kPairBytes;
   const std::uint8_t* extra = unit + halves * half_bytes + unit_col / layout.sub_cols * sub_bytes;
   const int pair = row % 8 * 4 + row / 8 * 2;
-  const float scale = HalfAt(extra + pair);
-  if (layout.grid == Grid::kMinima) {
-    return fmaf(value, scale, HalfAt(extra + kPairBytes + pair));
+  const float scale = HalfAt(extra + pair) * (w4 ? 0x1p-15F : 1.0F);
+  if (layout.grid == Grid::kSymmetric) {
+    return (value - (w4 ? 8.0F : 128.0F)) * scale;
   }
-  const float offset = w4 && row >= 8 ? 64.0F : 1024.0F;
-  const float zero = layout.grid == Grid::kSymmetric ? (w4 ? 8.0F : 128.0F)
-                                                     : -HalfAt(extra + kPairBytes + pair) - offset;
-  return (value - zero) * scale;
+  const float stored = HalfAt(extra + kPairBytes + pair);
+  if (layout.grid == Grid::kMinima) {
+    return fmaf(value, scale, stored * (!w4 ? 1.0F : row < 8 ? 0x1p9F : 0x1p5F));
+  }
+  return (value + (!w4 ? stored + 1024.0F : stored * (row < 8 ? 0x1p24F : 0x1p20F))) * scale;
 }
 
 __global__ __launch_bounds__(kRowThreads) void EmbeddingKernel(

@@ -100,6 +100,20 @@ int Middle(const WeightLayout& layout) {
   }
 }
 
+// What decoding makes of a code is (offset + code) * code unit, and scales are stored times `scale`
+// (codec.cuh): 4-bit codes of rows 8 to 15 stand 4 bits higher.
+struct StoredUnits {
+  float code = 1.0F;
+  float scale = 1.0F;
+  float offset = 0.0F;
+};
+StoredUnits UnitsOf(const WeightLayout& layout, int row) {
+  if (layout.format == Format::kW4) {
+    return {.code = row % kTileRows < 8 ? 0x1p-24F : 0x1p-20F, .scale = 0x1p15F};
+  }
+  return {.offset = 1024.0F};
+}
+
 // Where the 16-bit value of `row` lies among the pairs (r, r + 8).
 int PairOffset(int row) { return row % 8 * 4 + row / 8 * 2; }
 
@@ -297,15 +311,15 @@ void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const Weig
       for (int r = 0; r < kTileRows; ++r) {
         const bool real = r < count && exists;
         const float inverse = tile_rows[static_cast<std::size_t>(r)].inverse;
-        StoreHalf(extra + PairOffset(r), real ? rows.scales[group_of(r, k)] * inverse : 0.0F);
+        const StoredUnits units = UnitsOf(layout, r);
+        StoreHalf(extra + PairOffset(r),
+                  real ? rows.scales[group_of(r, k)] * inverse * units.scale : 0.0F);
         if (layout.grid == Grid::kMinima) {
           StoreHalf(extra + kPairBytes + PairOffset(r),
-                    real ? rows.minima[group_of(r, k)] * inverse : 0.0F);
+                    real ? rows.minima[group_of(r, k)] * inverse * units.scale * units.code : 0.0F);
         } else if (layout.grid == Grid::kZeroPoints) {
-          // What unpacking subtracts (codec.cuh): 4-bit codes of rows r + 8 stand 4 bits higher.
-          const float offset = layout.format == Format::kW4 && r >= 8 ? 64.0F : 1024.0F;
           const float zero = r < count ? rows.zero_points[group_of(r, k)] : 0.0F;
-          StoreHalf(extra + kPairBytes + PairOffset(r), -(offset + zero));
+          StoreHalf(extra + kPairBytes + PairOffset(r), -(units.offset + zero) * units.code);
         }
       }
     }
@@ -466,15 +480,22 @@ void DequantizeTileRow(const WeightLayout& layout, const std::byte* weight, int 
             const auto values =
                 ValuesOf(layout.format == Format::kNf4 ? Codebook::kNf4 : Codebook::kFp8E4M3);
             out[k] = round(round(values[code]) * scale) * factor;
-          } else if (layout.grid == Grid::kMinima) {
-            out[k] = round(std::fma(value, scale, LoadHalf(extra + kPairBytes + PairOffset(r)))) *
-                     factor;
           } else {
-            const float offset = layout.format == Format::kW4 && r >= 8 ? 64.0F : 1024.0F;
-            const float zero = layout.grid == Grid::kSymmetric
-                                   ? static_cast<float>(Middle(layout))
-                                   : -LoadHalf(extra + kPairBytes + PairOffset(r)) - offset;
-            out[k] = round((value - zero) * scale) * factor;
+            // As Fragment does, in its units.
+            const StoredUnits units = UnitsOf(layout, r);
+            const float stored = layout.grid == Grid::kSymmetric
+                                     ? -(units.offset + static_cast<float>(Middle(layout))) * units.code
+                                     : LoadHalf(extra + kPairBytes + PairOffset(r));
+            const float placed = (units.offset + value) * units.code;
+            float weight = 0.0F;
+            if (layout.grid == Grid::kMinima) {
+              weight = std::fma(value * units.code, scale, stored);
+            } else if (layout.format == Format::kW4 && layout.grid == Grid::kSymmetric) {
+              weight = std::fma(placed, scale, round(stored * scale));
+            } else {
+              weight = (placed + stored) * scale;
+            }
+            out[k] = round(weight) / (units.code * units.scale) * factor;
           }
         }
       }
