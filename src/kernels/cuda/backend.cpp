@@ -37,19 +37,44 @@ LinearPart PartOf(const PackedWeight& weight, const WeightLayout& layout) {
 }
 
 bool SameKind(const WeightLayout& a, const WeightLayout& b) {
-  return a.format == b.format && a.grid == b.grid && a.cols == b.cols &&
-         a.unit_cols == b.unit_cols && a.sub_cols == b.sub_cols;
+  return SameUnits(a, b) && a.cols == b.cols;
+}
+
+void LaunchChain(CudaDevice& device, State& state) {
+  if (!state.chain.empty()) {
+    device.NoteError(LaunchLinearChain(state.chain, device.num_sms(), device.stream()),
+                     "linear kernels");
+    state.chain.clear();
+  }
 }
 
 void Run(CudaDevice& device, State& state, Product product) {
   UseWeights(state, product.part);
-  if (product.fp8.x != nullptr) {
+  product.args.shared = state.shared.data();
+  // Streamed weights are given back when a launch is done with its part.
+  const bool chains =
+      product.fp8.x == nullptr && state.weights == nullptr && HasChains(device, product.args);
+  if (!state.chain.empty()) {
+    state.chain.push_back(product.args);
+    if (chains && IsChain(state.chain, device.num_sms())) {
+      return;
+    }
+    state.chain.pop_back();
+    LaunchChain(device, state);
+  }
+  if (chains) {
+    state.chain.push_back(product.args);
+  } else if (product.fp8.x != nullptr) {
     device.NoteError(LaunchLinearA8(product.args, product.fp8, device.num_sms(), device.stream()),
                      "a linear kernel");
-    return;
+  } else {
+    device.NoteError(LaunchLinear(device, product.args), "a linear kernel");
   }
-  product.args.shared = state.shared.data();
-  device.NoteError(LaunchLinear(device, product.args), "a linear kernel");
+}
+
+void LaunchNorm(CudaDevice& device, State& state, const NormArgs& norm) {
+  LaunchChain(device, state);
+  device.NoteError(LaunchAddRmsNorm(norm, device.stream()), "a norm");
 }
 
 // x as e4m3 in the context's scratch, for one Linear.
@@ -122,26 +147,34 @@ std::size_t RecordsOf(CudaDevice& device, State& state, std::span<const std::int
   return 0;
 }
 
-}  // namespace
-
-// The operators that wait, and what they become:
-//   AddRmsNorm of few rows   + Linear of its output           the product norms its input itself
-//   Linear                   + AddBias of an output           a bias in its epilogue
-//   Linear of one output     + AddRmsNorm that adds it        it adds to the residual itself
-//   Linear of two outputs    + SwiGlu of them                 it gates them itself
-//   RopeAndCache (no norms)  + PagedAttention of its layer    attention rotates the queries that it
-//                                                             reads; of decodes the new key, too
-// Each gives the bits of the operators one by one.
-void Flush(CudaDevice& device, State& state) {
+// Operators that wait, for one that may go on with a chain.
+void FlushOperators(CudaDevice& device, State& state) {
   if (state.norm) {
-    device.NoteError(LaunchAddRmsNorm(*std::exchange(state.norm, {}), device.stream()), "a norm");
+    LaunchNorm(device, state, *std::exchange(state.norm, {}));
   }
   if (state.linear) {
     Run(device, state, *std::exchange(state.linear, {}));
   }
   if (state.rope) {
+    LaunchChain(device, state);
     device.NoteError(LaunchRopeAndCache(*std::exchange(state.rope, {}), device.stream()), "RoPE");
   }
+}
+
+}  // namespace
+
+// The operators that wait, and what they become:
+//   AddRmsNorm of few rows   + Linear of its output           the product norms its input first
+//   Linear                   + AddBias of an output           a bias in its epilogue
+//   Linear of one output     + AddRmsNorm that adds it        it adds to the residual itself
+//   Linear of two outputs    + SwiGlu of them                 it gates them itself
+//   RopeAndCache (no norms)  + PagedAttention of its layer    attention rotates the queries that it
+//                                                             reads; of decodes the new key, too
+//   Linear of few rows       + Linear                         one kernel, a chain of products
+// Each gives the bits of the operators one by one.
+void Flush(CudaDevice& device, State& state) {
+  FlushOperators(device, state);
+  LaunchChain(device, state);
 }
 
 Result<std::size_t> PackedSizeBytes(const WeightSpec& spec) {
@@ -206,7 +239,7 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
   if (state.norm && state.norm->out == Half(x)) {
     norm = std::exchange(state.norm, {});
   }
-  Flush(device, state);
+  FlushOperators(device, state);
   const bool fp8 = context.activations == ActivationMode::kFp8;
   Product quantized;  // the first product whose activations are
   for (std::size_t begin = 0; begin < outputs.size();) {
@@ -231,16 +264,17 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
     }
     const bool all = begin == 0 && end == outputs.size();
     const bool quantizes = fp8 && TakesE4M3(args.layout);
-    if (norm && all && !quantizes) {
+    if (norm && all && !quantizes && HasChains(device, args)) {
       args.residual = norm->residual;
       args.norm_weight = norm->weight;
       args.norm_eps = norm->eps;
     } else if (norm) {
-      device.NoteError(LaunchAddRmsNorm(*std::exchange(norm, {}), device.stream()), "a norm");
+      LaunchNorm(device, state, *std::exchange(norm, {}));
     }
     if (quantizes) {
       if (quantized.fp8.x == nullptr) {
         quantized = product;
+        LaunchChain(device, state);
         QuantizeTo(context, device, quantized);
       }
       product.fp8 = quantized.fp8;
@@ -287,7 +321,7 @@ void AddRmsNorm(KernelContext& context, float* residual, const float* delta, con
     Run(device, state, product);
     delta = nullptr;
   }
-  Flush(device, state);
+  FlushOperators(device, state);
   if (delta == nullptr && out == nullptr) {
     return;
   }
@@ -304,7 +338,7 @@ void AddRmsNorm(KernelContext& context, float* residual, const float* delta, con
     state.norm = args;
     return;
   }
-  device.NoteError(LaunchAddRmsNorm(args, device.stream()), "a norm");
+  LaunchNorm(device, state, args);
 }
 
 void AddBias(KernelContext& context, float* x, std::int64_t stride, const float* bias,

@@ -12,10 +12,10 @@
 // stand 4 bits higher, 2^-20: a mask, then one fused multiply-add by the scale, which is stored
 // times 2^15. So weights come out times 2^-9 and 2^-5, and the factors of outputs make up for it
 // (OutputUnit). A byte becomes 1024 + code by putting it under the exponent of 1024 (fp16 has 10
-// bits of mantissa). Two codes of NF4 are looked up at once, in a table of 256 pairs that shared memory holds once for each lane:
-// a load has no bank conflicts then, and two values take two integer instructions beside it. Byte
-// permutes would take five, and those share the one pipe of half rate.
-// docs/formats/cuda_weight.md.
+// bits of mantissa). Two codes of NF4 are looked up at once, in a table of 256 pairs that shared
+// memory holds once for each lane: a load has no bank conflicts then, and two values take two
+// integer instructions beside it. Byte permutes would take five, and those share the one pipe of
+// half rate. docs/formats/cuda_weight.md.
 
 #include "kernels/cuda/linear_kernel.h"
 #include "kernels/cuda/ptx.cuh"
@@ -32,10 +32,15 @@ __device__ __forceinline__ std::uint8_t* StaticTable() {
   return nullptr;
 }
 
+/// Bytes from pair to pair of the table. Twice what the lanes take, a byte of codes is itself a
+/// byte of the offset: one instruction instead of two, where there is the room.
+constexpr int kTableStride = 128;
+constexpr int kWideTableStride = 256;
+
 /// Fills the table, if there is one: the pairs of NF4 values as half2, [code of the first | code of
 /// the second << 4][lane]. The caller synchronizes its threads before the first Fragment. By whole
 /// warps.
-template <Format kFormat>
+template <Format kFormat, int kStride = kTableStride>
 __device__ __forceinline__ void FillTable(std::uint8_t* table, int thread, int num_threads) {
   if constexpr (kFormat == Format::kNf4) {
     // fp16 of the table, two values a word.
@@ -52,7 +57,7 @@ __device__ __forceinline__ void FillTable(std::uint8_t* table, int thread, int n
       high = second % 2 == 0 ? high << 16 : high & 0xffff0000;
 #pragma unroll
       for (int first = 0; first < 16; ++first) {
-        pairs[(second * 16 + first) * 32 + lane] =
+        pairs[(second * 16 + first) * (kStride / 4) + lane] =
             high | (kValues[first / 2] >> (first % 2 * 16) & 0xffff);
       }
     }
@@ -161,7 +166,7 @@ __device__ __forceinline__ std::uint32_t HalvesOfE4M3(std::uint32_t two) {
 }
 
 /// The fragment of step `step` (16 of the 64 columns); `table` as FillTable left it.
-template <Format kFormat, Grid kGrid>
+template <Format kFormat, Grid kGrid, int kStride = kTableStride>
 __device__ __forceinline__ void Fragment(const HalfCodes<kFormat>& codes, int step,
                                          const LaneScales& scales, const std::uint8_t* table,
                                          std::uint32_t (&a)[4]) {
@@ -171,15 +176,17 @@ __device__ __forceinline__ void Fragment(const HalfCodes<kFormat>& codes, int st
     a[2] = codes.words[step].z;
     a[3] = codes.words[step].w;
   } else if constexpr (kFormat == Format::kNf4) {
-    // A byte, times the 128 bytes of its pairs: bits 7..14 of the word turned by its place.
     const std::uint32_t v = WordOf(codes.words[0], step);
     const std::uint32_t lane = threadIdx.x % 32 * 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const std::uint32_t turned = i < 3 ? v >> (8 * i) : __funnelshift_l(v, v, 8);
-      a[i] =
-          Scale<kGrid>(*reinterpret_cast<const std::uint32_t*>(table + AndOr(turned, 0x7f80, lane)),
-                       scales, i % 2);
+      std::uint32_t at;
+      if constexpr (kStride == kWideTableStride) {
+        at = __byte_perm(v, lane, 0x5504 | i << 4);
+      } else {
+        at = AndOr(i == 0 ? v << 7 : v >> (8 * i - 7), 0x7f80, lane);
+      }
+      a[i] = Scale<kGrid>(*reinterpret_cast<const std::uint32_t*>(table + at), scales, i % 2);
     }
   } else if constexpr (kFormat == Format::kFp8) {
     const uint4& words = codes.words[step / 2];

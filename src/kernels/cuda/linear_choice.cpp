@@ -26,40 +26,60 @@ const char* Name(LinearVariant variant) {
   return "";
 }
 
-SmallShape ShapeOfSmall(const LinearArgs& args, int num_sms) {
-  SmallShape shape;
+SmallSplit SplitOfSmall(const LinearArgs& args, int num_sms) {
+  SmallSplit split;
   const bool gated = args.epilogue == Epilogue::kSwiGlu;
   for (int p = 0; p < args.num_parts; ++p) {
     const int tiles = args.parts[p].num_tiles;
-    shape.first_pair[p + 1] = gated ? tiles : shape.first_pair[p] + (tiles + 1) / 2;
+    split.first_pair[p + 1] = gated ? tiles : split.first_pair[p] + (tiles + 1) / 2;
   }
-  const int pairs = shape.first_pair[args.num_parts];
-  shape.num_blocks = std::min(pairs, num_sms);
-  shape.pairs_per_block = pairs / shape.num_blocks;
-  shape.extra_pairs = pairs % shape.num_blocks;
-  shape.x_pitch = args.layout.num_units * args.layout.unit_cols * 2 + 16;  // rows meet all banks
-  const int kept = std::min(kSmallPairs, (pairs - 1) / shape.num_blocks + 1);
+  const int pairs = split.first_pair[args.num_parts];
+  split.num_blocks = std::min(pairs, num_sms);
+  split.pairs_per_block = pairs / split.num_blocks;
+  split.extra_pairs = pairs % split.num_blocks;
+  split.x_pitch = args.layout.num_units * args.layout.unit_cols * 2 + 16;  // rows meet all banks
+  return split;
+}
+
+SmallMemory MemoryOfSmall(std::span<const LinearArgs> chain, int num_sms) {
   constexpr int kFactorBytes = kSmallPairs * kPairRows * 4;
-  const int before_bytes = args.epilogue == Epilogue::kAdd ? kFactorBytes * args.num_tokens : 0;
-  const int sum_bytes = kept * 2 * kNumSlices * kTileRows * args.num_tokens * 4;
-  const int x_bytes = args.num_tokens * shape.x_pitch + 16;  // and zeros for tokens that miss
-  const int table_bytes = TableBytes(args.layout.format);
-  const int rest = table_bytes + kFactorBytes + before_bytes + sum_bytes + x_bytes;
-  const int stage = 2 * kNumSlices * args.layout.unit_bytes;
+  const LinearArgs& first = chain.front();
+  int before_bytes = 0;
+  int sum_bytes = 0;
+  int x_bytes = 0;
+  for (const LinearArgs& args : chain) {
+    const SmallSplit split = SplitOfSmall(args, num_sms);
+    const int most = split.pairs_per_block + (split.extra_pairs > 0 ? 1 : 0);
+    const int kept = std::min(kSmallPairs, most);
+    if (args.epilogue == Epilogue::kAdd) {
+      before_bytes = kFactorBytes * args.num_tokens;
+    }
+    sum_bytes = std::max(sum_bytes, (kept * kSmallSums * args.num_tokens * 4 + 127) / 128 * 128);
+    x_bytes = std::max(x_bytes, args.num_tokens * split.x_pitch);
+  }
+  const int stage = 2 * kNumSlices * first.layout.unit_bytes;
+  const int rest = kFactorBytes + before_bytes + sum_bytes + x_bytes;
   constexpr int kBarrierBytes = 16;    // of a stage
   constexpr int kWanted = 104 * 1024;  // in flight; more gained nothing
-  const int most = kSmallSmem - rest;
-  shape.num_stages = std::min((kWanted - 1) / stage + 1, most / (stage + kBarrierBytes));
-  if (shape.num_stages < 2) {
-    shape.num_stages = 0;
+  const int wanted = (kWanted - 1) / stage + 1;
+  const auto stages_beside = [&](int table_bytes) {
+    return (kSmallSmem - rest - table_bytes) / (stage + kBarrierBytes);
+  };
+  SmallMemory memory;
+  int table_bytes = TableBytes(first.layout.format);
+  memory.has_wide_table = table_bytes > 0 && stages_beside(2 * table_bytes) >= wanted;
+  table_bytes *= memory.has_wide_table ? 2 : 1;
+  memory.num_stages = std::min(wanted, stages_beside(table_bytes));
+  if (memory.num_stages < 2) {
+    memory.num_stages = 0;
   }
-  shape.factors_at = shape.num_stages * stage;
-  shape.before_at = shape.factors_at + kFactorBytes;
-  shape.sums_at = shape.before_at + before_bytes;
-  shape.x_at = shape.sums_at + sum_bytes;
-  shape.barriers_at = shape.x_at + x_bytes;
-  shape.size_bytes = table_bytes + shape.barriers_at + shape.num_stages * kBarrierBytes;
-  return shape;
+  memory.factors_at = memory.num_stages * stage;
+  memory.before_at = memory.factors_at + kFactorBytes;
+  memory.sums_at = memory.before_at + before_bytes;
+  memory.x_at = memory.sums_at + sum_bytes;
+  memory.barriers_at = memory.x_at + x_bytes;
+  memory.size_bytes = table_bytes + memory.barriers_at + memory.num_stages * kBarrierBytes;
+  return memory;
 }
 
 LargeShape ShapeOfLarge(const LinearArgs& args, int num_sms) {
@@ -107,7 +127,7 @@ A8Shape ShapeOfA8(const LinearArgs& args, int num_sms, int tile_tokens) {
 }
 
 std::size_t LinearSharedBytes(int num_sms) {
-  NIBBLE_CHECK(static_cast<std::size_t>(num_sms) * sizeof(int) <= kSharedFlagBytes,
+  NIBBLE_CHECK(static_cast<std::size_t>(num_sms) * sizeof(int) <= kSharedMeetingAt,
                "more SMs than flags");
   return kSharedFlagBytes + static_cast<std::size_t>(num_sms) * kSharedSumBytes;
 }
@@ -136,11 +156,11 @@ LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
     return LinearVariant::kSmall;
   }
   if (HasBigBlocks(device) && args.num_tokens <= kMaxSmallTokens) {
-    const SmallShape shape = ShapeOfSmall(args, device.num_sms());
     // Every block fetches all of x: worth it for many outputs, or little x.
     constexpr int kLittle = 12 * 1024;
-    if (shape.num_stages > 0 &&
-        (!wgmma || shape.pairs_per_block >= 2 || args.num_tokens * args.layout.cols <= kLittle)) {
+    if (MemoryOfSmall({&args, 1}, device.num_sms()).num_stages > 0 &&
+        (!wgmma || SplitOfSmall(args, device.num_sms()).pairs_per_block >= 2 ||
+         args.num_tokens * args.layout.cols <= kLittle)) {
       return LinearVariant::kSmall;
     }
   }
@@ -150,6 +170,27 @@ LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
                : LinearVariant::kLarge;
   }
   return LinearVariant::kTile;
+}
+
+bool HasChains(const CudaDevice& device, const LinearArgs& args) {
+  // With few rows, what a launch costs weighs more than how fast its kernel is.
+  constexpr int kFew = 2;
+  constexpr int kLittle = 36 * 1024;
+  return HasBigBlocks(device) && args.num_tokens <= kMaxSmallTokens &&
+         MemoryOfSmall({&args, 1}, device.num_sms()).num_stages > 0 &&
+         (args.num_tokens <= kFew || args.num_tokens * args.layout.cols <= kLittle ||
+          ChooseLinear(device, args) == LinearVariant::kSmall);
+}
+
+bool IsChain(std::span<const LinearArgs> products, int num_sms) {
+  const LinearArgs& first = products.front();
+  return products.size() <= kMaxChain &&
+         std::ranges::all_of(products,
+                             [&](const LinearArgs& args) {
+                               return args.num_tokens == first.num_tokens &&
+                                      SameUnits(args.layout, first.layout);
+                             }) &&
+         MemoryOfSmall(products, num_sms).num_stages > 0;
 }
 
 int LaunchLinear(CudaDevice& device, const LinearArgs& args) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <span>
+
 #include "device/cuda_device.h"
 #include "kernels/cuda/linear_kernel.h"
 
@@ -12,6 +14,10 @@ bool HasBigBlocks(const CudaDevice& device);
 enum class LinearVariant : std::uint8_t { kSmall, kMedium, kLarge, kTile };
 const char* Name(LinearVariant variant);
 LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args);
+
+/// Whether a product may be part of a chain (LaunchLinearChain), and whether these are one.
+bool HasChains(const CudaDevice& device, const LinearArgs& args);
+bool IsChain(std::span<const LinearArgs> products, int num_sms);
 
 /// Runs it on the kernel chosen, on the device's stream. Returns a cudaError_t.
 int LaunchLinear(CudaDevice& device, const LinearArgs& args);

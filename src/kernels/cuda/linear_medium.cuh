@@ -69,8 +69,8 @@ __device__ __forceinline__ void MultiplyHalf(float (&c)[kQuads][kTokens / 2],
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {  // of steps
       if (kHasScales<kFormat, kGrid> && (pair == 0 || kFineScales)) {
-        LoadScales<kFormat, kGrid>(scales + quad * quad_bytes + pair * SubBytes<kFormat, kGrid>(), lane,
-                          scale);
+        LoadScales<kFormat, kGrid>(scales + quad * quad_bytes + pair * SubBytes<kFormat, kGrid>(),
+                                   lane, scale);
       }
       WgmmaWait<1>();  // the products that read these registers last are done
 #pragma unroll
@@ -209,134 +209,134 @@ __global__ __launch_bounds__(kMediumThreads,
         }
       }
     }
-    ClusterArrive();  // nobody leaves while the other sends
+  } else {
+    TakeRegisters<112>();
+    FillTable<kFormat>(StaticTable<kFormat>(), static_cast<int>(threadIdx.x), kMediumWarps * 32);
+    if constexpr (TableBytes(kFormat) > 0) {
+      asm volatile("bar.sync 1, %0;" ::"n"(kMediumWarps * 32) : "memory");
+    }
+    if (threadIdx.x < kMediumSlices * kTiles) {
+      BarrierInit(passed + 8 * threadIdx.x, kWarpArrivals);
+    }
+    if (threadIdx.x < 2 * kTiles) {  // arrived and drained
+      BarrierInit(arrived + 8 * threadIdx.x, threadIdx.x < kTiles ? 1 : kWarpArrivals);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    ClusterArrive();
     ClusterWait();
-    return;
-  }
-
-  TakeRegisters<112>();
-  FillTable<kFormat>(StaticTable<kFormat>(), static_cast<int>(threadIdx.x), kMediumWarps * 32);
-  if constexpr (TableBytes(kFormat) > 0) {
-    asm volatile("bar.sync 1, %0;" ::"n"(kMediumWarps * 32) : "memory");
-  }
-  if (threadIdx.x < kMediumSlices * kTiles) {
-    BarrierInit(passed + 8 * threadIdx.x, kWarpArrivals);
-  }
-  if (threadIdx.x < 2 * kTiles) {  // arrived and drained
-    BarrierInit(arrived + 8 * threadIdx.x, threadIdx.x < kTiles ? 1 : kWarpArrivals);
-  }
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  ClusterArrive();
-  ClusterWait();
-  LaunchDependents();
-  WaitForPrevious();
-  const int member = warp % kMediumQuad;
-  const int last_slice = min(kNumSlices, num_units) - 1;  // of both blocks
-  const bool sends = rank == 0 && slice == kMediumSlices - 1 && last_slice >= kMediumSlices;
-  const bool writes = first_unit == last_slice;
-  int stage = 0;
-  std::uint32_t phase = 0;
-  std::uint32_t parity = 0;  // of the pass
-  for (int first = tile_begin; first < tile_end && first_unit <= last_slice;
-       first += tiles_per_pass, parity ^= 1) {
-    if (rank == 1 && slice == 0 && lane < kQuads) {
-      BarrierExpect(arrived + 8 * (lane * kMediumQuad + member), kGroups * 512);
-    }
-    float c[kQuads][kTokens / 2] = {};
-    std::uint32_t a[2][2][4];
-    for (int unit = first_unit; unit < num_units; unit += kNumSlices) {
-      BarrierWait(full + 8 * stage, phase);
-      const std::uint8_t* const at = ring + stage * args.stage_bytes;
-      const std::uint8_t* const units = at + halves * kBoxBytes + member * unit_bytes;
-      const std::uint8_t* const scales = units + halves * HalfCodes<kFormat>::kBytes;
-      for (int half = 0; half < halves; ++half) {
-        MultiplyHalf<kFormat, kGrid, kFineScales, kTokens, kQuads>(
-            c, a, units + half * HalfCodes<kFormat>::kBytes,
-            scales + (half * kHalfCols >> args.sub_shift) * SubBytes<kFormat, kGrid>(),
-            kMediumQuad * unit_bytes, SmemAddress(at) + half * kBoxBytes, lane);
+    LaunchDependents();
+    WaitForPrevious();
+    const int member = warp % kMediumQuad;
+    const int last_slice = min(kNumSlices, num_units) - 1;  // of both blocks
+    const bool sends = rank == 0 && slice == kMediumSlices - 1 && last_slice >= kMediumSlices;
+    const bool writes = first_unit == last_slice;
+    int stage = 0;
+    std::uint32_t phase = 0;
+    std::uint32_t parity = 0;  // of the pass
+    for (int first = tile_begin; first < tile_end && first_unit <= last_slice;
+         first += tiles_per_pass, parity ^= 1) {
+      if (rank == 1 && slice == 0 && lane < kQuads) {
+        BarrierExpect(arrived + 8 * (lane * kMediumQuad + member), kGroups * 512);
       }
-      WgmmaWait<0>();  // it brings the warp together
-      if (ArrivesForWarp(lane)) {
-        BarrierArrive(empty + 8 * stage);
-      }
-      if (++stage == depth) {
-        stage = 0;
-        phase ^= 1;
-      }
-    }
-
-    // What the outputs need, read while the sums are on their way.
-    Place place[kQuads];
-    if (writes) {
-#pragma unroll
-      for (int quad = 0; quad < kQuads; ++quad) {
-        if (first + (gated ? member : quad * kMediumQuad + member) < tile_end) {
-          const MediumTile at = MediumTileAt(args, first, quad, member);
-          place[quad] = Place(linear, at.part, at.tile, 0, lane);
-          place[quad].Multiply(OutputUnit<kFormat>(0), OutputUnit<kFormat>(1));
+      float c[kQuads][kTokens / 2] = {};
+      std::uint32_t a[2][2][4];
+      for (int unit = first_unit; unit < num_units; unit += kNumSlices) {
+        BarrierWait(full + 8 * stage, phase);
+        const std::uint8_t* const at = ring + stage * args.stage_bytes;
+        const std::uint8_t* const units = at + halves * kBoxBytes + member * unit_bytes;
+        const std::uint8_t* const scales = units + halves * HalfCodes<kFormat>::kBytes;
+        for (int half = 0; half < halves; ++half) {
+          MultiplyHalf<kFormat, kGrid, kFineScales, kTokens, kQuads>(
+              c, a, units + half * HalfCodes<kFormat>::kBytes,
+              scales + (half * kHalfCols >> args.sub_shift) * SubBytes<kFormat, kGrid>(),
+              kMediumQuad * unit_bytes, SmemAddress(at) + half * kBoxBytes, lane);
+        }
+        WgmmaWait<0>();  // it brings the warp together
+        if (ArrivesForWarp(lane)) {
+          BarrierArrive(empty + 8 * stage);
+        }
+        if (++stage == depth) {
+          stage = 0;
+          phase ^= 1;
         }
       }
-    }
-    // Slice after slice adds its sums to those before, and the last one has the totals.
+
+      // What the outputs need, read while the sums are on their way.
+      Place place[kQuads];
+      if (writes) {
 #pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) {
-      const int tile = quad * kMediumQuad + member;
-      float4* const waiting = sums + tile * kGroups * 32 + lane;
-      float before[2][kTokens / 4];
-      if (writes && linear.epilogue == Epilogue::kAdd) {
-        place[quad].Read(linear, before);
-      }
-      if (slice > 0) {
-        BarrierWait(passed + 8 * ((slice - 1) * kTiles + tile), parity);
-      } else if (rank == 1) {
-        BarrierWait(arrived + 8 * tile, parity);
-      } else if (first > tile_begin) {  // the sums of the last pass are on their way
-        BarrierWait(passed + 8 * (min(last_slice, kMediumSlices - 1) * kTiles + tile), parity ^ 1);
-      }
-      if (first_unit > 0) {
-#pragma unroll
-        for (int t = 0; t < kGroups; ++t) {
-          const float4 v = waiting[t * 32];
-          c[quad][t * 4] = v.x + c[quad][t * 4];
-          c[quad][t * 4 + 1] = v.y + c[quad][t * 4 + 1];
-          c[quad][t * 4 + 2] = v.z + c[quad][t * 4 + 2];
-          c[quad][t * 4 + 3] = v.w + c[quad][t * 4 + 3];
-        }
-      }
-      if (sends && first > tile_begin) {
-        BarrierWait(drained + 8 * tile, parity ^ 1);
-      }
-      if (!writes) {
-#pragma unroll
-        for (int t = 0; t < kGroups; ++t) {
-          const float4 v = make_float4(c[quad][t * 4], c[quad][t * 4 + 1], c[quad][t * 4 + 2],
-                                       c[quad][t * 4 + 3]);
-          if (sends) {
-            SendTo(1, &waiting[t * 32], v, arrived + 8 * tile);
-          } else {
-            waiting[t * 32] = v;
+        for (int quad = 0; quad < kQuads; ++quad) {
+          if (first + (gated ? member : quad * kMediumQuad + member) < tile_end) {
+            const MediumTile at = MediumTileAt(args, first, quad, member);
+            place[quad] = Place(linear, at.part, at.tile, 0, lane);
+            place[quad].Multiply(OutputUnit<kFormat>(0), OutputUnit<kFormat>(1));
           }
         }
       }
-      __syncwarp();
-      if (ArrivesForWarp(lane)) {
-        if (writes && rank == 1) {  // nobody comes after it
-          ArriveAt(drained + 8 * tile, 0);
-        } else {
-          BarrierArrive(passed + 8 * (slice * kTiles + tile));
+      // Slice after slice adds its sums to those before, and the last one has the totals.
+#pragma unroll
+      for (int quad = 0; quad < kQuads; ++quad) {
+        const int tile = quad * kMediumQuad + member;
+        float4* const waiting = sums + tile * kGroups * 32 + lane;
+        float before[2][kTokens / 4];
+        if (writes && linear.epilogue == Epilogue::kAdd) {
+          place[quad].Read(linear, before);
         }
-      }
-      if (!writes) {
-        continue;
-      }
-      place[quad].Scale(c[quad]);
-      if (!gated) {
-        place[quad].Write(linear, c[quad], before);
-      } else if (quad == 1) {
-        place[quad].WriteGated(linear, c[0], c[quad]);
+        if (slice > 0) {
+          BarrierWait(passed + 8 * ((slice - 1) * kTiles + tile), parity);
+        } else if (rank == 1) {
+          BarrierWait(arrived + 8 * tile, parity);
+        } else if (first > tile_begin) {  // the sums of the last pass are on their way
+          BarrierWait(passed + 8 * (min(last_slice, kMediumSlices - 1) * kTiles + tile),
+                      parity ^ 1);
+        }
+        if (first_unit > 0) {
+#pragma unroll
+          for (int t = 0; t < kGroups; ++t) {
+            const float4 v = waiting[t * 32];
+            c[quad][t * 4] = v.x + c[quad][t * 4];
+            c[quad][t * 4 + 1] = v.y + c[quad][t * 4 + 1];
+            c[quad][t * 4 + 2] = v.z + c[quad][t * 4 + 2];
+            c[quad][t * 4 + 3] = v.w + c[quad][t * 4 + 3];
+          }
+        }
+        if (sends && first > tile_begin) {
+          BarrierWait(drained + 8 * tile, parity ^ 1);
+        }
+        if (!writes) {
+#pragma unroll
+          for (int t = 0; t < kGroups; ++t) {
+            const float4 v = make_float4(c[quad][t * 4], c[quad][t * 4 + 1], c[quad][t * 4 + 2],
+                                         c[quad][t * 4 + 3]);
+            if (sends) {
+              SendTo(1, &waiting[t * 32], v, arrived + 8 * tile);
+            } else {
+              waiting[t * 32] = v;
+            }
+          }
+        }
+        __syncwarp();
+        if (ArrivesForWarp(lane)) {
+          if (writes && rank == 1) {  // nobody comes after it
+            ArriveAt(drained + 8 * tile, 0);
+          } else {
+            BarrierArrive(passed + 8 * (slice * kTiles + tile));
+          }
+        }
+        if (!writes) {
+          continue;
+        }
+        place[quad].Scale(c[quad]);
+        if (!gated) {
+          place[quad].Write(linear, c[quad], before);
+        } else if (quad == 1) {
+          place[quad].WriteGated(linear, c[0], c[quad]);
+        }
       }
     }
   }
+  // Nobody leaves while the other sends. Both sides end here, or the compiler would not give those
+  // that multiply the registers that they take.
   ClusterArrive();
   ClusterWait();
 #endif

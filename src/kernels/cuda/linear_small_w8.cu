@@ -2,9 +2,9 @@
 
 namespace nibble::cuda {
 
-int LaunchSmallW8(const LinearArgs& args, int num_sms, cudaStream_t stream) {
-  return ForLayout<Format::kW8>(args.layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
-    return LaunchSmall<Format::kW8, kGrid, kUnitCols, kSubCols>(args, num_sms, stream);
+int LaunchSmallW8(std::span<const LinearArgs> chain, int num_sms, cudaStream_t stream) {
+  return ForLayout<Format::kW8>(chain.front().layout, [&]<Grid kGrid, int kUnitCols, int kSubCols> {
+    return LaunchSmall<Format::kW8, kGrid, kUnitCols, kSubCols>(chain, num_sms, stream);
   });
 }
 

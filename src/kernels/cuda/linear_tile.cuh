@@ -105,9 +105,8 @@ __global__ __launch_bounds__(kTileWarps *
       const float unit = OutputUnit<kFormat>(j / 2);
       const float y = Output(part, row, total[n][j], part.factor[row] * unit, args.x_scale);
       if (gated) {
-        const float product = SiluTimes(
-            y,
-            Output(args.parts[1], row, up[n][j], args.parts[1].factor[row] * unit, args.x_scale));
+        const float product = SiluTimes(y, Output(args.parts[1], row, up[n][j],
+                                                  args.parts[1].factor[row] * unit, args.x_scale));
         args.product[token * args.product_stride + row] =
             __half_as_ushort(__float2half_rn(product * args.product_scale));
         continue;

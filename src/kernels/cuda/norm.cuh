@@ -18,10 +18,8 @@ __device__ __forceinline__ void AddSquares(float4 v, float& squares) {
   squares = fmaf(v.w, v.w, squares);
 }
 
-/// 1 / rms of a row from each thread's squares. `sync` joins the 256 threads; `thread` counts them.
-template <typename Sync>
-__device__ __forceinline__ float InverseRms(float squares, int thread, int width, float eps,
-                                            float* scratch, Sync sync) {
+/// Each warp's sum of a row's squares, for InverseRms once all 256 threads have met.
+__device__ __forceinline__ void LeaveSquares(float squares, int thread, float* scratch) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) {
     squares += __shfl_xor_sync(0xffffffffU, squares, lanes);
@@ -29,7 +27,9 @@ __device__ __forceinline__ float InverseRms(float squares, int thread, int width
   if (thread % 32 == 0) {
     scratch[thread / 32] = squares;
   }
-  sync();
+}
+/// 1 / rms of a row.
+__device__ __forceinline__ float InverseRms(const float* scratch, int width, float eps) {
   float sum = scratch[0];
 #pragma unroll
   for (int w = 1; w < kNormWarps; ++w) {

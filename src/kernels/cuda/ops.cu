@@ -56,8 +56,9 @@ __global__ __launch_bounds__(kRowThreads) void AddRmsNormKernel(
   if (args.out == nullptr) {
     return;
   }
-  const float inverse = InverseRms(squares, static_cast<int>(threadIdx.x), args.width, args.eps,
-                                   scratch, [] { __syncthreads(); });
+  LeaveSquares(squares, static_cast<int>(threadIdx.x), scratch);
+  __syncthreads();
+  const float inverse = InverseRms(scratch, args.width, args.eps);
   const auto* weight = reinterpret_cast<const float4*>(args.weight);
   auto* out = reinterpret_cast<uint2*>(args.out + row * args.out_stride);
   const auto give = [&](int i, float4 v) {

@@ -78,6 +78,7 @@ struct State {
   // The operator called last, if its kernel can take in the next one. Everything else flushes it.
   std::optional<NormArgs> norm;
   std::optional<Product> linear;
+  std::vector<LinearArgs> chain;  // products that are known, and become one kernel
   std::optional<RopeArgs> rope;
   std::vector<Adjustment> adjustments;                    // of one row, while they are listed
   std::array<std::pair<const void*, float>, 4> scales{};  // of fp16 activations, by address

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <span>
@@ -66,10 +65,8 @@ constexpr Place PlaceOf(int lane, int step, int e) {
 }
 // Bit of a 4-bit code inside its word, so that one mask gives an A register (codec.cuh).
 constexpr int NibbleBit(int e) { return (e / 2) * 4 + (e % 2) * 16; }
-// The two codes of an A register of NF4 are a byte, and the word is turned so that the first byte
-// stands where it is an offset into the table (codec.cuh).
+// The two codes of an A register of NF4 are a byte: a place in the table (codec.cuh).
 constexpr int Nf4Bit(int e) { return e * 4; }
-constexpr int kNf4Turn = 7;
 
 void StoreHalf(std::byte* at, float value) {
   const std::uint16_t bits = FloatToF16(value);
@@ -138,7 +135,6 @@ void StoreHalfCodes(const WeightLayout& layout, std::byte* half, const CodeAt& c
         for (int e = 0; e < 8; ++e) {
           word |= code_at(PlaceOf(lane, step, e)) << Nf4Bit(e);
         }
-        word = std::rotl(word, kNf4Turn);
         std::memcpy(half + lane * 16 + step * 4, &word, sizeof word);
       } else {
         std::array<std::uint8_t, 8> bytes{};
@@ -173,8 +169,7 @@ __m128i Nf4Words(__m128i front, __m128i back) {
     return _mm_and_si128(_mm_or_si128(codes, _mm_srli_epi16(codes, 4)), low);
   };
   const __m128i both = _mm_or_si128(pairs(front), _mm_slli_epi16(pairs(back), 8));
-  const __m128i words = _mm_unpacklo_epi16(both, _mm_srli_si128(both, 8));
-  return _mm_or_si128(_mm_slli_epi32(words, kNf4Turn), _mm_srli_epi32(words, 32 - kNf4Turn));
+  return _mm_unpacklo_epi16(both, _mm_srli_si128(both, 8));
 }
 
 // Four steps of one format with a word a step: a lane's four words are contiguous.
@@ -464,7 +459,7 @@ void DequantizeTileRow(const WeightLayout& layout, const std::byte* weight, int 
             code = code >> NibbleBit(e) & 15U;
           } else if (layout.format == Format::kNf4) {
             std::memcpy(&code, half + lane * 16 + s * 4, sizeof code);
-            code = std::rotr(code, kNf4Turn) >> Nf4Bit(e) & 15U;
+            code = code >> Nf4Bit(e) & 15U;
           } else {
             code = std::to_integer<std::uint32_t>(half[s / 2 * 512 + lane * 16 + s % 2 * 8 + e]);
           }
@@ -483,19 +478,20 @@ void DequantizeTileRow(const WeightLayout& layout, const std::byte* weight, int 
           } else {
             // As Fragment does, in its units.
             const StoredUnits units = UnitsOf(layout, r);
-            const float stored = layout.grid == Grid::kSymmetric
-                                     ? -(units.offset + static_cast<float>(Middle(layout))) * units.code
-                                     : LoadHalf(extra + kPairBytes + PairOffset(r));
+            const float stored =
+                layout.grid == Grid::kSymmetric
+                    ? -(units.offset + static_cast<float>(Middle(layout))) * units.code
+                    : LoadHalf(extra + kPairBytes + PairOffset(r));
             const float placed = (units.offset + value) * units.code;
-            float weight = 0.0F;
+            float w = 0.0F;
             if (layout.grid == Grid::kMinima) {
-              weight = std::fma(value * units.code, scale, stored);
+              w = std::fma(value * units.code, scale, stored);
             } else if (layout.format == Format::kW4 && layout.grid == Grid::kSymmetric) {
-              weight = std::fma(placed, scale, round(stored * scale));
+              w = std::fma(placed, scale, round(stored * scale));
             } else {
-              weight = (placed + stored) * scale;
+              w = (placed + stored) * scale;
             }
-            out[k] = round(weight) / (units.code * units.scale) * factor;
+            out[k] = round(w) / (units.code * units.scale) * factor;
           }
         }
       }

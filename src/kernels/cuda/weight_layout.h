@@ -47,6 +47,11 @@ struct WeightLayout {
   }
 };
 
+constexpr bool SameUnits(const WeightLayout& a, const WeightLayout& b) {
+  return a.format == b.format && a.grid == b.grid && a.unit_cols == b.unit_cols &&
+         a.sub_cols == b.sub_cols;
+}
+
 /// Errors: kUnsupported naming the spec, if no kernel runs it.
 Result<WeightLayout> LayoutOf(const WeightSpec& spec);
 

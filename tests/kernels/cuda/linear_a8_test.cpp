@@ -310,13 +310,14 @@ TEST_F(CudaLinearA8, GatedProductsAreThoseOfTheirParts) {
       const DeviceBuffer gated = Poisoned<std::uint16_t>(count * kRows);
       LinearArgs args{.layout = gate.layout,
                       .num_parts = 2,
-                      .parts = {gate.part, up.part},
                       .epilogue = Epilogue::kSwiGlu,
                       .num_tokens = tokens,
                       .x_scale = 4.0F,
                       .product = gated.as<std::uint16_t>(),
                       .product_stride = kRows,
                       .product_scale = 0.25F};
+      args.parts[0] = gate.part;
+      args.parts[1] = up.part;
       EXPECT_EQ(LaunchLinearA8(args, x.rows(), device().num_sms(), stream(), tile_tokens), 0);
       EXPECT_EQ(Download<std::uint16_t>(gated, count * kRows), truth)
           << tokens << " " << tile_tokens;
