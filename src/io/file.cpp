@@ -211,24 +211,28 @@ Result<std::string> ReadFile(const std::filesystem::path& path, std::size_t max_
     return Fail(ErrorCode::kLimitExceeded, fmt::format("{}: {} bytes, more than the limit of {}",
                                                        path.string(), status.st_size, max_bytes));
   }
-  std::string text;
-  for (;;) {
-    const std::size_t used = text.size();
-    constexpr std::size_t kPiece = 1 << 20;
-    text.resize(used + kPiece);
-    const ssize_t got = read(fd, text.data() + used, kPiece);
+  // A byte beyond the size that it says: where that is right, nothing grows, and a short file does
+  // not hold a long one's memory.
+  constexpr std::size_t kPiece = 1 << 20;
+  std::string text(S_ISREG(status.st_mode) ? static_cast<std::size_t>(status.st_size) + 1 : kPiece,
+                   '\0');
+  for (std::size_t used = 0;;) {
+    if (used == text.size()) {
+      text.resize(used + kPiece);
+    }
+    const ssize_t got = read(fd, text.data() + used, text.size() - used);
     if (got < 0 && errno == EINTR) {
-      text.resize(used);
       continue;
     }
     if (got < 0) {
       return SystemError(path, "read");
     }
-    text.resize(used + static_cast<std::size_t>(got));
     if (got == 0) {
+      text.resize(used);
       return text;
     }
-    if (text.size() > max_bytes) {
+    used += static_cast<std::size_t>(got);
+    if (used > max_bytes) {
       return Fail(ErrorCode::kLimitExceeded,
                   fmt::format("{}: more than the limit of {} bytes", path.string(), max_bytes));
     }

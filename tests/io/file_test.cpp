@@ -26,6 +26,20 @@ TEST(ReadFile, ReadsWholeFilesUpToALimit) {
   EXPECT_NE(ReadFile(folder.path() / "none", 10).error().message.find("none"), std::string::npos);
 }
 
+TEST(ReadFile, TakesNoMoreMemoryThanTheFile) {
+  const TempFolder folder;
+  const auto text = ReadFile(folder.Write("a.txt", std::string(300, 'x')), 1000);
+  ASSERT_TRUE(text) << text.error().message;
+  EXPECT_LE(text->capacity(), 1000U);
+}
+
+// /proc says 0 bytes of what it makes when it is read.
+TEST(ReadFile, ReadsFilesThatDoNotKnowTheirSize) {
+  const auto text = ReadFile("/proc/self/maps", 10'000'000);
+  ASSERT_TRUE(text) << text.error().message;
+  EXPECT_NE(text->find("[stack]"), std::string::npos);
+}
+
 TEST(ReplaceFile, WritesAFileOrItsSuccessor) {
   const TempFolder folder;
   const auto path = folder.path() / "a.json";
