@@ -138,4 +138,25 @@ Result<FoldedScales> SearchAwqScales(const Checkpoint& source,
   return FindGroupScales(source, calibration, scaler, device, progress);
 }
 
+std::uint64_t AwqBytes(const Checkpoint& source, std::int64_t max_rows) {
+  std::uint64_t most = 0;
+  for (const LinearGroup group : kLinearGroups) {
+    const std::int64_t width = InputWidth(source.config(), group);
+    std::uint64_t all = 0, largest = 0;
+    std::int64_t rows = 0;
+    for (const std::string_view linear : LinearsOf(group)) {
+      const WeightSpec& spec = source.Find(WeightName(0, linear))->spec;
+      const auto elements = static_cast<std::uint64_t>(spec.rows * spec.cols);
+      all += elements;
+      largest = std::max(largest, elements);
+      rows = std::max(rows, spec.rows);
+    }
+    // H, E^T E and its panels, the group's matrices, and of one of them E, codes and values.
+    most = std::max(most, Hessian::SizeBytes(width, max_rows) +
+                              Hessian::SizeBytes(width, std::min(rows, kQuadraticFormRows)) +
+                              all * sizeof(float) + largest * (2 * sizeof(float) + 1));
+  }
+  return most;
+}
+
 }  // namespace nibble

@@ -354,11 +354,27 @@ class Run {
       folded_.emplace(source_, ones);
     }
     NIBBLE_TRY_VOID(Solver(device).Plan());
+    NIBBLE_TRY(scaling, ScalingBytes());
     NIBBLE_TRY(certificate, CertificateBytes());
     if (options_.notice) {
-      options_.notice(Describe("calibrating", device, certificate));
+      options_.notice(Describe("calibrating", device, scaling, certificate));
     }
     return {};
+  }
+
+  // What finding scales to fold will take, on a walk of the source.
+  Result<std::uint64_t> ScalingBytes() const {
+    if (!Folds()) {
+      return 0;
+    }
+    const auto device = MakeCpuDevice(num_threads_);
+    const CalibrationSet& calibration = *options_.calibration;
+    NIBBLE_TRY_VOID(BlockWalk::Plan(source_, std::ssize(calibration.tokens), calibration.length,
+                                    *device, calibration.rows_folder));
+    return device->ledger().planned_bytes() +
+           (method_ == QuantizeMethod::kSmoothQuant
+                ? 0
+                : AwqBytes(source_, std::min<std::int64_t>(calibration.length, 512)));
   }
 
   // What measuring the result against the source will take.
@@ -398,6 +414,7 @@ class Run {
                                           device, progress)
                            : SearchAwqScales(source_, solved_, *options_.calibration,
                                              plan_.scale_dtype, device, progress));
+    ReturnFreedMemory();
     NIBBLE_TRY_VOID(out.WriteWhole(kScalesFile, json::Dump(scales.ToJson())));
     folded_.emplace(source_, scales);
     return {};
@@ -406,7 +423,7 @@ class Run {
   bool Calibrates() const { return options_.calibration != nullptr; }
 
   // What the solver will see and take.
-  std::string Describe(std::string_view what, const Device& device,
+  std::string Describe(std::string_view what, const Device& device, std::uint64_t scaling = 0,
                        std::uint64_t certificate = 0) const {
     std::string lines =
         fmt::format("program and tokenizer {}", HumanBytes(static_cast<double>(program_bytes_)));
@@ -423,12 +440,15 @@ class Run {
           fmt::format("; activations in {} of {} in {}", Propagates() ? "two files" : "a file",
                       HumanBytes(static_cast<double>(rows)), calibration.rows_folder.string());
     }
+    if (scaling > 0) {
+      lines += fmt::format("; before it the scales {}", HumanBytes(static_cast<double>(scaling)));
+    }
     if (certificate > 0) {
       lines +=
           fmt::format("; later the certificate {}", HumanBytes(static_cast<double>(certificate)));
     }
     const std::uint64_t most =
-        program_bytes_ + std::max(device.ledger().planned_bytes(), certificate);
+        program_bytes_ + std::max({device.ledger().planned_bytes(), scaling, certificate});
     return fmt::format("{} on {} samples of {} tokens; at most {} of {} free ({}){}", what,
                        calibration.num_windows(), calibration.length,
                        HumanBytes(static_cast<double>(most)),

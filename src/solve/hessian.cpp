@@ -238,12 +238,11 @@ void InputSums::Finish(ThreadPool& pool) {
 
 double QuadraticForm(ThreadPool& pool, std::span<const float> e, const Hessian& hessian) {
   // tr(E H E^T) = sum over i, j of (E^T E)_ij H_ij.
-  constexpr std::int64_t kRowsAtATime = 512;
   const std::int64_t width = hessian.width();
   const auto rows = static_cast<std::int64_t>(e.size()) / width;
-  Hessian square(width, std::min(rows, kRowsAtATime));
-  for (std::int64_t row = 0; row < rows; row += kRowsAtATime) {
-    square.Add(pool, e.data() + row * width, std::min(kRowsAtATime, rows - row));
+  Hessian square(width, std::min(rows, kQuadraticFormRows));
+  for (std::int64_t row = 0; row < rows; row += kQuadraticFormRows) {
+    square.Add(pool, e.data() + row * width, std::min(kQuadraticFormRows, rows - row));
   }
   double sum = 0.0;
   for (std::int64_t i = 0; i < width; ++i) {

@@ -80,6 +80,9 @@ class InputSums {
   std::vector<std::uint32_t> y_, moved_;  // panels [padded / 16][batch_pairs][16]
 };
 
+/// Rows that QuadraticForm takes at a time: its memory is a Hessian of so many tokens.
+constexpr std::int64_t kQuadraticFormRows = 512;
+
 /// tr(E H E^T) of E [rows, hessian.width], row-major.
 double QuadraticForm(ThreadPool& pool, std::span<const float> e, const Hessian& hessian);
 
