@@ -429,8 +429,12 @@ int LaunchMedium(const LinearArgs& linear, int num_sms, cudaStream_t stream) {
     for (int p = 0; p < linear.num_parts; ++p) {
       part.parts[p].y += first * linear.parts[p].y_stride;
     }
+    // Few rows are for 4-bit weights; others take the next wider kernel.
+    constexpr int kFewest = kFormat == Format::kW4 || kFormat == Format::kNf4 ? 8 : 16;
     const int error =
-        part.num_tokens <= 16
+        part.num_tokens <= kFewest
+            ? LaunchMediumTokens<kFormat, kGrid, kFineScales, kFewest>(part, num_sms, stream)
+        : part.num_tokens <= 16
             ? LaunchMediumTokens<kFormat, kGrid, kFineScales, 16>(part, num_sms, stream)
             : LaunchMediumTokens<kFormat, kGrid, kFineScales, 32>(part, num_sms, stream);
     if (error != 0) {

@@ -380,6 +380,7 @@ __global__ __launch_bounds__(kSmallThreads,
       load_factors(share.begin, first_pairs);
       const int cols = linear.layout.cols;
       const int padded = num_units * kUnitCols;
+      int second_half = 0;  // the step that needs it
       if (linear.residual != nullptr) {
         __shared__ float scratch[kMaxNormTokens][kNormWarps];
         const auto prefetch = [&] {
@@ -407,25 +408,42 @@ __global__ __launch_bounds__(kSmallThreads,
         wait();
         // In chunks of 16 bytes, or of 4 where they do not lie at multiples of 16.
         const int width = product.x_in_chunks ? 8 : 2;
-        for (int token = 0; token < tokens; ++token) {
-          const std::uint16_t* const row = linear.x + token * linear.x_stride;
-          const std::uint32_t to = SmemAddress(x) + token * x_pitch;
+        const auto copy = [&](int from, int end) {
+          for (int token = 0; token < tokens; ++token) {
+            const std::uint16_t* const row = linear.x + token * linear.x_stride;
+            const std::uint32_t to = SmemAddress(x) + token * x_pitch;
 #pragma unroll 1
-          for (int k = static_cast<int>(threadIdx.x) * width; k < padded;
-               k += kSmallWarps * 32 * width) {
-            const bool exists = k < cols;
-            if (product.x_in_chunks) {
-              CopyChunk(to + k * 2, row + (exists ? k : 0), exists ? 16 : 0);
-            } else {
-              CopyWord(to + k * 2, row + (exists ? k : 0), exists ? 4 : 0);
+            for (int k = from + static_cast<int>(threadIdx.x) * width; k < end;
+                 k += kSmallWarps * 32 * width) {
+              const bool exists = k < cols;
+              if (product.x_in_chunks) {
+                CopyChunk(to + k * 2, row + (exists ? k : 0), exists ? 16 : 0);
+              } else {
+                CopyWord(to + k * 2, row + (exists ? k : 0), exists ? 4 : 0);
+              }
             }
           }
+        };
+        // Products with the first half of many tokens begin while the second comes.
+        if (tokens > 2 && share.num_steps > 1) {
+          second_half = share.num_steps / 2;
         }
+        const int middle = second_half * kNumSlices * kUnitCols;
+        if (second_half > 0) {
+          copy(0, middle);
+          CommitChunks();
+        }
+        copy(middle, padded);
         if (adds) {
           load_before(share.begin, first_pairs);
         }
+        CommitChunks();
       }
-      WaitForChunks();
+      if (second_half > 0) {
+        WaitForFirstChunks();
+      } else {
+        WaitForChunks();
+      }
       ConsumersSync();
 
       // Of LoadMatrices. Lanes of a token that does not exist read the first one's: what they make
@@ -442,6 +460,10 @@ __global__ __launch_bounds__(kSmallThreads,
         }
         float c[kSmallPairs][4] = {};
         for (int step = 0; step < share.num_steps; ++step) {
+          if (step == second_half && step > 0 && first == share.begin) {
+            WaitForChunks();
+            ConsumersSync();
+          }
           const int unit = step * kNumSlices + slice;
           const bool exists = unit < num_units;
           std::uint32_t b[kUnitCols / 8];

@@ -130,8 +130,14 @@ __device__ __forceinline__ void CopyWord(std::uint32_t smem, const void* global,
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem), "l"(global), "r"(bytes)
                : "memory");
 }
-/// Until this thread's chunks have arrived.
+/// Until this thread's chunks have arrived; or those before the last CommitChunks but one.
 __device__ __forceinline__ void WaitForChunks() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ __forceinline__ void CommitChunks() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ void WaitForFirstChunks() {
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+}
 
 // --- registers: moves them between the warpgroups of a block (sm_90a; elsewhere nothing) ---
 
