@@ -346,6 +346,14 @@ __global__ __launch_bounds__(kSmallThreads,
         }
         ConsumersSync();
       };
+      const bool is_last = i_product + 1 == args.count;
+      if (share.begin == share.end) {  // this one has no part of it, and copies nothing
+        wait();
+        if (!is_last && threadIdx.x == 0) {
+          meeting.Arrive();
+        }
+        continue;
+      }
       // Row `r` of a pair of outputs: where it lies.
       const auto output_at = [&](int pair, int r) -> SmallOutput {
         if (gated) {
@@ -554,7 +562,7 @@ __global__ __launch_bounds__(kSmallThreads,
         }
         ConsumersSync();
       }
-      if (i_product + 1 < args.count && threadIdx.x == 0) {
+      if (!is_last && threadIdx.x == 0) {
         meeting.Arrive();
       }
     }
