@@ -333,7 +333,7 @@ void AddRmsNorm(KernelContext& context, float* residual, const float* delta, con
                       .out_stride = 2 * width,
                       .width = static_cast<int>(width),
                       .tokens = static_cast<int>(num_tokens)};
-  if (delta == nullptr && num_tokens <= kMaxNormTokens && args.width <= kMaxNormWidth &&
+  if (delta == nullptr && num_tokens <= kMaxSmallTokens && args.width <= kMaxNormWidth &&
       HasBigBlocks(device)) {
     state.norm = args;
     return;

@@ -97,7 +97,6 @@ struct SmallMemory {
   int size_bytes = 0;
 };
 SmallMemory MemoryOfSmall(std::span<const LinearArgs> chain, int num_sms);
-constexpr int kMaxNormTokens = kMaxSmallTokens;
 constexpr int kMaxNormWidth = 8192;  // the normed input lies in shared memory
 
 /// Any number of tokens, kMediumTokens at a time; sm_90a only. cols must be a multiple of 8.

@@ -205,20 +205,7 @@ __device__ __forceinline__ void LeaveSum(std::byte* shared, int block,
 template <int kTokens>
 __device__ __forceinline__ void TakeSum(std::byte* shared, int block, float (&total)[kTokens / 2]) {
   if (threadIdx.x == 0) {
-    std::uint32_t there = 0;
-    for (std::uint32_t tries = 0; there == 0; ++tries) {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                   : "=r"(there)
-                   : "l"(shared + block * 4)
-                   : "memory");
-      asm volatile(
-          "{\n"
-          ".reg .pred late;\n"
-          "setp.gt.u32 late, %0, %1;\n"
-          "@late trap;\n"
-          "}" ::"r"(tries),
-          "n"(kFlagTries));
-    }
+    WaitForFlag(shared + block * 4, [](std::uint32_t there) { return there != 0; });
     asm volatile("st.relaxed.gpu.global.u32 [%0], 0;" ::"l"(shared + block * 4) : "memory");
   }
   MultipliersSync();

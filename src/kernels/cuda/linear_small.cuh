@@ -86,17 +86,7 @@ class Meeting {
   }
   /// By that thread, before a barrier of the block.
   __device__ __forceinline__ void Wait() const {
-    std::uint32_t now = before_;
-    for (std::uint32_t tries = 0; ((now ^ before_) & 0x80000000U) == 0; ++tries) {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(place_) : "memory");
-      asm volatile(
-          "{\n"
-          ".reg .pred late;\n"
-          "setp.gt.u32 late, %0, %1;\n"
-          "@late trap;\n"
-          "}" ::"r"(tries),
-          "n"(kFlagTries));
-    }
+    WaitForFlag(place_, [&](std::uint32_t now) { return ((now ^ before_) & 0x80000000U) != 0; });
   }
 
  private:
@@ -390,7 +380,7 @@ __global__ __launch_bounds__(kSmallThreads,
       const int padded = num_units * kUnitCols;
       int second_half = 0;  // the step that needs it
       if (linear.residual != nullptr) {
-        __shared__ float scratch[kMaxNormTokens][kNormWarps];
+        __shared__ float scratch[kMaxSmallTokens][kNormWarps];
         const auto prefetch = [&] {
           for (int i = static_cast<int>(threadIdx.x); i < cols / 4; i += kSmallWarps * 32) {
             PrefetchL1(reinterpret_cast<const float4*>(linear.norm_weight) + i);

@@ -88,6 +88,26 @@ __device__ __forceinline__ void BarrierWait(std::uint32_t barrier, std::uint32_t
       : "memory");
 }
 
+// --- words in memory that another block changes ---
+
+/// Reads the word at `flag`, as an acquire for the whole card, until done(word).
+template <typename Done>
+__device__ __forceinline__ void WaitForFlag(const void* flag, Done done) {
+  std::uint32_t word = 0;
+  std::uint32_t tries = 0;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(flag) : "memory");
+    asm volatile(
+        "{\n"
+        ".reg .pred late;\n"
+        "setp.gt.u32 late, %0, %1;\n"
+        "@late trap;\n"
+        "}" ::"r"(tries),
+        "n"(kFlagTries));
+    ++tries;
+  } while (!done(word));
+}
+
 // --- copies by the copy engine ---
 
 __device__ __forceinline__ std::uint64_t EvictFirst() {

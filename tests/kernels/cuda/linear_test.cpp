@@ -383,8 +383,6 @@ void CudaLinearLaunch::CompareGated(std::int64_t rows, std::int64_t cols,
                   return LaunchLinearSmall(args, device().num_sms(), stream());
                 }),
                 truth);
-    }
-    if (tokens <= kMaxNormTokens) {
       EXPECT_EQ(run([&](LinearArgs args) {
                   args.x = nullptr;
                   args.residual = residual.as<float>();
