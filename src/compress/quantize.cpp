@@ -86,8 +86,11 @@ class Run {
     NIBBLE_TRY_VOID(Tokenize());
     const auto device = MakeCpuDevice(num_threads_);
     program_bytes_ = AnonymousBytes();
-    if (!options_.budget) {
-      NIBBLE_TRY_VOID(PlanSolver(*device));
+    if (options_.budget) {
+      const auto bound = MakeCpuDevice(num_threads_);
+      NIBBLE_TRY_VOID(PlanSolver(*bound, "then, with the largest candidate, calibrating"));
+    } else {
+      NIBBLE_TRY_VOID(PlanSolver(*device, "calibrating"));
     }
     if (Calibrates()) {
       NIBBLE_TRY_VOID(Match());
@@ -102,7 +105,7 @@ class Run {
     if (options_.budget) {
       NIBBLE_TRY_VOID(SearchBudget(*writer));
       NIBBLE_TRY_VOID(Plan());
-      NIBBLE_TRY_VOID(PlanSolver(*device));
+      NIBBLE_TRY_VOID(PlanSolver(*device, "calibrating"));
     }
     if (Folds()) {
       NIBBLE_TRY_VOID(Fold(*writer, *device));
@@ -338,7 +341,7 @@ class Run {
   const Checkpoint& Weights() const { return folded_ ? *folded_ : source_; }
 
   // Says what it will take.
-  Result<void> PlanSolver(Device& device) {
+  Result<void> PlanSolver(Device& device, std::string_view what) {
     if (!Calibrates()) {
       return {};
     }
@@ -357,7 +360,7 @@ class Run {
     NIBBLE_TRY(scaling, ScalingBytes());
     NIBBLE_TRY(certificate, CertificateBytes());
     if (options_.notice) {
-      options_.notice(Describe("calibrating", device, scaling, certificate));
+      options_.notice(Describe(what, device, scaling, certificate));
     }
     return {};
   }

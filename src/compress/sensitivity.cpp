@@ -29,7 +29,7 @@ std::string FileName(std::int64_t block) { return fmt::format("sensitivity-{:05}
 // A model of which one block's groups are loaded, with all linears at one candidate.
 struct Variant {
   std::unique_ptr<OverlayCheckpoint> weights;
-  WeightPlan plan;  // overlapping
+  WeightPlan plan;  // of blocks, overlapping
   std::unique_ptr<LlamaModel> model;
 };
 
@@ -131,7 +131,7 @@ class SensitivityMeter::State {
     Variant& variant = variants_.emplace_back();
     variant.weights = std::make_unique<OverlayCheckpoint>(meter_.source_, weights);
     NIBBLE_TRY(plan, PlanWeights(*variant.weights, meter_.device_, TableFormat::kAuto));
-    variant.plan = OverlapParts(plan, config_);
+    variant.plan = OverlapBlocks(plan, config_);
     const auto rows = static_cast<std::int64_t>(texts_.probing.size());
     return LlamaModel::Plan(*variant.weights, variant.plan,
                             {.max_tokens = rows,

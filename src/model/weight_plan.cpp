@@ -258,6 +258,16 @@ WeightPlan OverlapParts(const WeightPlan& plan, const ModelConfig& config) {
   return out;
 }
 
+WeightPlan OverlapBlocks(const WeightPlan& plan, const ModelConfig& config) {
+  WeightPlan blocks = plan;
+  for (PlannedWeight& weight : blocks.weights) {
+    if (BlockOf(weight.stored->name) < 0) {
+      weight.size_bytes = 0;
+    }
+  }
+  return OverlapParts(blocks, config);
+}
+
 WeightPlan PartOf(const WeightPlan& overlapping, const ModelConfig& config, ModelPart part) {
   const std::string_view head =
       config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";

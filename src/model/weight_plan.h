@@ -70,6 +70,9 @@ Result<WeightPlan> StreamLastBlocks(const WeightPlan& plan, const ModelConfig& c
 /// The same weights for a model that holds one part at a time: the embedding, a decoder block, or
 /// the final norm and the head. Parts lie over each other, so the arena is as large as the largest.
 WeightPlan OverlapParts(const WeightPlan& plan, const ModelConfig& config);
+/// The same for a model of which only decoder blocks are run: what is outside them has no memory
+/// and must not be loaded.
+WeightPlan OverlapBlocks(const WeightPlan& plan, const ModelConfig& config);
 
 enum class ModelPart : std::int64_t { kEmbedding = -2, kHead = -1 };  // 0 and up: that block
 /// What of an overlapping plan one part needs, for LoadWeights.

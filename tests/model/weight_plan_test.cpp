@@ -50,6 +50,24 @@ class Planned {
   std::unique_ptr<Checkpoint> checkpoint_;
 };
 
+TEST(OverlapBlocks, TakesTheMemoryOfTheLargestBlockAlone) {
+  const Planned model({kQ4, kF32, kQ4});
+  const WeightPlan blocks = OverlapBlocks(model.all, model.config());
+  ASSERT_EQ(blocks.weights.size(), model.all.weights.size());
+  std::size_t end = 0;  // of the second block, whose floats take most
+  for (const PlannedWeight& weight : blocks.weights) {
+    if (weight.stored->name.starts_with("model.layers.1.")) {
+      end = std::max(end, weight.offset + weight.size_bytes);
+    } else if (!weight.stored->name.starts_with("model.layers.")) {
+      EXPECT_EQ(weight.size_bytes, 0) << weight.stored->name;
+    }
+    EXPECT_LE(weight.offset + weight.size_bytes, blocks.arena_bytes) << weight.stored->name;
+  }
+  EXPECT_GE(blocks.arena_bytes, end);
+  EXPECT_LT(blocks.arena_bytes, end + 64);
+  EXPECT_LT(end, model.all.arena_bytes);
+}
+
 TEST(StreamLastBlocks, AsManyOfTheLastBlocksAsTheBytesHold) {
   const Planned model({kQ4, kQ4, kQ4, kQ4, kQ4, kQ4, kQ4});
   for (const std::int64_t count : {3, 4, 7}) {
