@@ -180,6 +180,14 @@ std::uint64_t StoredBits(const OutputPlan& plan, const WeightSpec& spec) {
   return elements * bits + groups * (scale_bits + (stores_zeros ? bits : 0));
 }
 
+std::uint64_t BitsOfLinears(const OutputPlan& plan) {
+  std::uint64_t bits = 0;
+  for (const WeightToWrite& weight : plan.weights) {
+    bits += BlockOfWeight(weight.name) && weight.spec.rows > 1 ? StoredBits(plan, weight.spec) : 0;
+  }
+  return bits;
+}
+
 Result<std::unique_ptr<WeightWriter>> CreateWriter(const OutputPlan& plan, const Checkpoint& source,
                                                    const Tokenizer& tokenizer,
                                                    std::uint64_t shard_bytes, AtomicWriter& out) {

@@ -32,6 +32,8 @@ Result<OutputPlan> PlanOutput(const Checkpoint& source, const QuantizeOptions& o
 std::uint64_t SizeBytes(const OutputPlan& plan, std::uint64_t shard_bytes);
 /// Bits that a weight takes on disk, scales included.
 std::uint64_t StoredBits(const OutputPlan& plan, const WeightSpec& spec);
+/// The same of all matrices of the decoder blocks.
+std::uint64_t BitsOfLinears(const OutputPlan& plan);
 
 /// A folder's safetensors, or its model.gguf.
 Result<std::unique_ptr<WeightWriter>> CreateWriter(const OutputPlan& plan, const Checkpoint& source,

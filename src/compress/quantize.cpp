@@ -15,13 +15,14 @@
 #include "compress/block_solver.h"
 #include "compress/block_walk.h"
 #include "compress/calibration_match.h"
+#include "compress/certify.h"
+#include "compress/describe_quantization.h"
 #include "compress/fold.h"
 #include "compress/output_plan.h"
-#include "compress/overlay_checkpoint.h"
 #include "compress/rounded_writer.h"
 #include "compress/smoothquant.h"
 #include "compress/solved_block.h"
-#include "eval/blockwise.h"
+#include "compress/spend_budget.h"
 #include "io/atomic_writer.h"
 #include "io/file.h"
 
@@ -30,12 +31,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kGoldenPromptTokens = 16;
 constexpr const char* kScalesFile = "scales.json";  // while it runs
 constexpr std::size_t kMaxScalesBytes = std::size_t{1} << 30;
-constexpr const char* kRecipeFile = "recipe.yaml";
 constexpr const char* kLogFile = "quantization_log.json";
-constexpr const char* kVersion = "0.1.0";
 // Raised when the same options give other bytes: a run is not resumed by a program that solves
 // otherwise.
 constexpr int kArithmetic = 3;
@@ -83,7 +81,9 @@ class Run {
           ErrorCode::kInvalidArgument,
           fmt::format("{} exists already; remove it or choose another name", out_.string()));
     }
-    NIBBLE_TRY_VOID(Tokenize());
+    NIBBLE_TRY(certifier,
+               Certifier::Create(source_, tokenizer_, options_, num_threads_, progress_));
+    certifier_.emplace(std::move(certifier));
     const auto device = MakeCpuDevice(num_threads_);
     program_bytes_ = AnonymousBytes();
     if (options_.budget) {
@@ -107,7 +107,7 @@ class Run {
       NIBBLE_TRY_VOID(Plan());
       NIBBLE_TRY_VOID(PlanSolver(*device, "calibrating"));
     }
-    if (Folds()) {
+    if (FoldsScales(method_)) {
       NIBBLE_TRY_VOID(Fold(*writer, *device));
     }
     NIBBLE_TRY_VOID(WriteWeights(*writer, *device));
@@ -138,15 +138,6 @@ class Run {
     return {};
   }
 
-  std::uint64_t BitsOfLinears() const {
-    std::uint64_t bits = 0;
-    for (const WeightToWrite& weight : plan_.weights) {
-      bits +=
-          BlockOfWeight(weight.name) && weight.spec.rows > 1 ? StoredBits(plan_, weight.spec) : 0;
-    }
-    return bits;
-  }
-
   // Each candidate for the whole model, so that none fails later; what is planned in the end is the
   // largest.
   Result<void> PlanCandidates() {
@@ -159,7 +150,7 @@ class Run {
       options_.scheme = scheme;
       NIBBLE_TRY_VOID(Plan());
       options_.format = plan_.format;  // one for all
-      if (const std::uint64_t bits = BitsOfLinears(); bits > most) {
+      if (const std::uint64_t bits = BitsOfLinears(plan_); bits > most) {
         most = bits;
         largest = scheme;
       }
@@ -173,7 +164,7 @@ class Run {
     const auto device = MakeCpuDevice(num_threads_);
     const SensitivityMeter meter(
         source_, options_.candidates, *options_.calibration,
-        {.method = Propagates() ? BlockMethod::kGptq : BlockMethod::kWeighted,
+        {.method = SolvesBlocks(method_) ? BlockMethod::kGptq : BlockMethod::kWeighted,
          .scale_dtype = plan_.scale_dtype,
          .damping = options_.damping,
          .planned =
@@ -188,7 +179,8 @@ class Run {
                                             const std::string& detail) {
         return !progress_ || progress_("measuring sensitivity", done, total, detail);
       }));
-      NIBBLE_TRY(text, Spend(groups));
+      NIBBLE_TRY(text, SpendBudget(source_, options_, plan_, groups,
+                                   SolvesBlocks(method_) ? "auto" : "rtn"));
       NIBBLE_TRY_VOID(out.WriteWhole(kRecipeFile, text));
     }
     NIBBLE_TRY_VOID(meter.Clear(out));
@@ -196,57 +188,6 @@ class Run {
     NIBBLE_TRY(recipe, ParseRecipe(text, kRecipeFile));
     options_.recipe = std::move(recipe);
     return {};
-  }
-
-  // The recipe for what was measured.
-  Result<std::string> Spend(std::span<const GroupSensitivity> groups) const {
-    std::vector<BudgetItem> items;
-    std::uint64_t elements = 0;
-    for (const GroupSensitivity& group : groups) {
-      BudgetItem& item = items.emplace_back(BudgetItem{.kl = group.kl});
-      item.bits.resize(options_.candidates.size());
-      for (const std::string_view linear : LinearsOf(group.group)) {
-        const auto weight =
-            std::ranges::find(expected_, WeightName(group.block, linear), &ExpectedWeight::name);
-        elements += static_cast<std::uint64_t>(weight->rows * weight->cols);
-        for (std::size_t c = 0; c < options_.candidates.size(); ++c) {
-          NIBBLE_TRY(spec,
-                     SpecOf(options_.candidates[c], *weight, source_.config(), plan_.float_dtype));
-          item.bits[c] += StoredBits(plan_, spec);
-        }
-      }
-    }
-    NIBBLE_TRY(choice, ChooseWithin(items, BitsToSpend(elements), options_.budget->max_kl));
-    std::uint64_t bits = 0;
-    double kl = 0.0;
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      bits += items[i].bits[choice[i]];
-      kl += items[i].kl[choice[i]];
-    }
-    const std::string spent =
-        fmt::format("{:.4f} bits a weight of the linears; the groups' own KL add up to {:.5f}",
-                    static_cast<double>(bits) / static_cast<double>(elements), kl);
-    if (options_.notice) {
-      options_.notice(fmt::format("{}: {}", kRecipeFile, spent));
-    }
-    return RecipeText(groups, options_.candidates, choice, Propagates() ? "auto" : "rtn",
-                      fmt::format("# Chosen by nibble quantize for {}: {}.\n"
-                                  "# Numbers: KL of the model's output when the linears of one "
-                                  "input are quantized alone; < is what was chosen.\n",
-                                  options_.budget->text, spent));
-  }
-
-  // What the budget leaves to the linears.
-  std::optional<std::uint64_t> BitsToSpend(std::uint64_t elements) const {
-    const Budget& budget = *options_.budget;
-    if (budget.bits_per_weight) {
-      return static_cast<std::uint64_t>(*budget.bits_per_weight * static_cast<double>(elements));
-    }
-    if (!budget.bytes) {
-      return std::nullopt;
-    }
-    const std::uint64_t others = SizeBytes(plan_, options_.shard_bytes) - BitsOfLinears() / 8;
-    return *budget.bytes > others ? (*budget.bytes - others) * 8 : 0;
   }
 
   // Calibration data goes to solvers, which know uniform grids and tables.
@@ -273,33 +214,9 @@ class Run {
     return {};
   }
 
-  Result<void> Tokenize() {
-    tokens_ = tokenizer_.Encode(options_.text);
-    const auto count = static_cast<std::int64_t>(tokens_.size());
-    if (count < 2 * kGoldenPromptTokens) {
-      return Fail(
-          ErrorCode::kInvalidArgument,
-          fmt::format("{}: {} tokens are too few to measure anything on; give a text of some pages",
-                      options_.text_name, count));
-    }
-    context_ = std::min({options_.text_context, count, source_.config().max_position_embeddings});
-    if (context_ < 2) {
-      return Fail(ErrorCode::kInvalidArgument, "--context takes 2 or more");
-    }
-    BeginWindows(source_.config(), context_, tokens_);
-    for (const TokenText& text : options_.evaluations) {
-      if (text.tokens.size() < 2) {
-        return Fail(
-            ErrorCode::kInvalidArgument,
-            fmt::format("--evaluation {}: there is no text in it to measure on", text.name));
-      }
-    }
-    return {};
-  }
-
   // Is the calibration data like what the model is judged on?
   Result<void> Match() {
-    std::vector<TokenText> texts = {{.name = options_.text_name, .tokens = tokens_}};
+    std::vector<TokenText> texts = {{.name = options_.text_name, .tokens = certifier_->tokens()}};
     texts.insert(texts.end(), options_.evaluations.begin(), options_.evaluations.end());
     NIBBLE_TRY(match, MatchCalibration(
                           source_, *options_.calibration, texts, num_threads_,
@@ -329,14 +246,6 @@ class Run {
     return {};
   }
 
-  bool Folds() const {
-    return method_ == QuantizeMethod::kAwq || method_ == QuantizeMethod::kAwqGptq ||
-           method_ == QuantizeMethod::kSmoothQuant;
-  }
-  bool Propagates() const {
-    return method_ == QuantizeMethod::kGptq || method_ == QuantizeMethod::kAwqGptq ||
-           method_ == QuantizeMethod::kLearned;
-  }
   // What is quantized: the source, or the source with scales folded in.
   const Checkpoint& Weights() const { return folded_ ? *folded_ : source_; }
 
@@ -345,7 +254,7 @@ class Run {
     if (!Calibrates()) {
       return {};
     }
-    if (Folds()) {  // with whatever scales
+    if (FoldsScales(method_)) {  // with whatever scales
       FoldedScales ones;
       ones.blocks.resize(static_cast<std::size_t>(source_.config().num_layers));
       for (auto& block : ones.blocks) {
@@ -358,7 +267,7 @@ class Run {
     }
     NIBBLE_TRY_VOID(Solver(device).Plan());
     NIBBLE_TRY(scaling, ScalingBytes());
-    NIBBLE_TRY(certificate, CertificateBytes());
+    NIBBLE_TRY(certificate, certifier_->PeakBytes(plan_));
     if (options_.notice) {
       options_.notice(Describe(what, device, scaling, certificate));
     }
@@ -367,7 +276,7 @@ class Run {
 
   // What finding scales to fold will take, on a walk of the source.
   Result<std::uint64_t> ScalingBytes() const {
-    if (!Folds()) {
+    if (!FoldsScales(method_)) {
       return 0;
     }
     const auto device = MakeCpuDevice(num_threads_);
@@ -378,25 +287,6 @@ class Run {
            (method_ == QuantizeMethod::kSmoothQuant
                 ? 0
                 : AwqBytes(source_, std::min<std::int64_t>(calibration.length, 512)));
-  }
-
-  // What measuring the result against the source will take.
-  Result<std::uint64_t> CertificateBytes() const {
-    const OverlayCheckpoint result(source_, plan_.weights);
-    std::uint64_t most = 0;
-    const auto measure = [&](std::span<const TokenId> tokens,
-                             std::span<const TokenId> prompt) -> Result<void> {
-      const auto device = MakeCpuDevice(num_threads_);
-      NIBBLE_TRY(bytes, BlockwiseBytes(result, source_, *device, tokens, prompt,
-                                       Windows(std::min(context_, std::ssize(tokens)))));
-      most = std::max(most, bytes);
-      return {};
-    };
-    NIBBLE_TRY_VOID(measure(tokens_, std::span(tokens_).first(kGoldenPromptTokens)));
-    for (const TokenText& text : options_.evaluations) {
-      NIBBLE_TRY_VOID(measure(text.tokens, {}));
-    }
-    return most;
   }
 
   // Finds the scales, or takes those of an earlier run.
@@ -439,9 +329,9 @@ class Run {
     if (!calibration.rows_folder.empty()) {
       const std::uint64_t rows =
           BlockWalk::RowBytes(source_.config(), std::ssize(calibration.tokens));
-      on_disk =
-          fmt::format("; activations in {} of {} in {}", Propagates() ? "two files" : "a file",
-                      HumanBytes(static_cast<double>(rows)), calibration.rows_folder.string());
+      on_disk = fmt::format(
+          "; activations in {} of {} in {}", SolvesBlocks(method_) ? "two files" : "a file",
+          HumanBytes(static_cast<double>(rows)), calibration.rows_folder.string());
     }
     if (scaling > 0) {
       lines += fmt::format("; before it the scales {}", HumanBytes(static_cast<double>(scaling)));
@@ -473,7 +363,7 @@ class Run {
             solved_,
             *options_.calibration,
             {.method = method_ == QuantizeMethod::kLearned ? BlockMethod::kLearned
-                       : Propagates()                      ? BlockMethod::kGptq
+                       : SolvesBlocks(method_)             ? BlockMethod::kGptq
                                                            : BlockMethod::kWeighted,
              .scale_dtype = plan_.scale_dtype,
              .search_scale = options_.search_scale,
@@ -485,83 +375,10 @@ class Run {
             device};
   }
 
-  void DescribeScheme(json::Object& recipe) const {
-    const Scheme& scheme = options_.scheme;
-    if (scheme.block_type) {
-      recipe.Set("blocks", GgufTypeName(static_cast<std::uint32_t>(*scheme.block_type)));
-      return;
-    }
-    const bool table = scheme.codebook != Codebook::kNone;
-    if (table) {
-      recipe.Set("codebook", Name(scheme.codebook));
-    }
-    recipe.Set("bits", table ? BitsOf(scheme.codebook) : scheme.bits);
-    recipe.Set("group_size", scheme.group_size == kWholeTensor ? json::Value("tensor")
-                             : scheme.group_size < 0
-                                 ? json::Value(DefaultGroupSize(source_.config()))
-                                 : json::Value(scheme.group_size));
-    if (!table) {
-      recipe.Set("symmetric", scheme.symmetric);
-    }
-    const bool wide = table && scheme.codebook != Codebook::kFp8E4M3 && !scheme.is_log();
-    const DType scales = scheme.scale_grid == ScaleGrid::kPowersOfTwo ? DType::kF8E8M0
-                         : scheme.scale_grid == ScaleGrid::kE4M3      ? DType::kF8E4M3
-                         : wide                                       ? DType::kF32
-                                                                      : plan_.scale_dtype;
-    recipe.Set("scale_dtype", std::string(Name(scales)));
-  }
-
-  json::Object RecipeJson() const {
-    json::Object recipe;
-    recipe.Set("method", Name(method_));
-    recipe.Set("format", std::string(Name(plan_.format)));
-    if (options_.budget) {
-      recipe.Set("budget", options_.budget->text);
-      json::Array candidates;
-      for (const Scheme& scheme : options_.candidates) {
-        candidates.push_back(CandidateName(scheme));
-      }
-      recipe.Set("candidates", std::move(candidates));
-    }
-    if (options_.recipe) {
-      recipe.Set("recipe", options_.recipe->ToJson());
-    } else {
-      DescribeScheme(recipe);
-    }
-    if (method_ == QuantizeMethod::kSmoothQuant) {
-      recipe.Set("input_scales", "max|x|^alpha / max|w|^(1 - alpha)");
-      recipe.Set("alpha", options_.smooth_alpha);
-    } else if (Folds()) {
-      recipe.Set("input_scales", "rms(x)^a, a by the output's error");
-    }
-    if (Propagates()) {
-      recipe.Set("search_scale", options_.search_scale ? "sweep curvature" : "none");
-      recipe.Set("column_order", Name(ColumnOrder::kGroups));
-      recipe.Set("damping", options_.damping);
-      recipe.Set("correct_inputs", options_.correct_inputs);
-      if (method_ == QuantizeMethod::kLearned) {
-        recipe.Set("learn_iterations", options_.learn_iterations);
-        recipe.Set("learn_batch_tokens", options_.learn_batch_tokens);
-      }
-    } else if (Calibrates()) {
-      recipe.Set("search_scale", "mean(x^2)");
-    } else if (options_.scheme.codebook == Codebook::kNone && !options_.scheme.block_type) {
-      recipe.Set("search_scale", options_.search_scale ? "mean(w^2) + w^2" : "none");
-    } else if (options_.scheme.is_log() || options_.scheme.codebook == Codebook::kE2M1) {
-      recipe.Set("search_scale", options_.search_scale ? "1" : "none");
-    }
-    if (Calibrates()) {
-      recipe.Set("calibration", options_.calibration->identity);
-    }
-    recipe.Set("targets", "linears of the decoder blocks");
-    recipe.Set("nibble", kVersion);
-    return recipe;
-  }
-
   json::Value Fingerprint() const {
     json::Object out;
     out.Set("source_sha256", source_digest_);
-    out.Set("recipe", RecipeJson());
+    out.Set("recipe", DescribeQuantization(source_, options_, plan_, method_));
     out.Set("arithmetic", kArithmetic);
     out.Set("truth_tokens", options_.truth_tokens);
     out.Set("text_sha256", Sha256Hex(std::as_bytes(std::span(options_.text))));
@@ -570,7 +387,7 @@ class Run {
       texts.emplace_back(json::Array{text.name, text.sha256});
     }
     out.Set("evaluations", std::move(texts));
-    out.Set("context", context_);
+    out.Set("context", certifier_->context());
     out.Set("shard_bytes", options_.shard_bytes);
     return out;
   }
@@ -653,62 +470,11 @@ class Run {
                                 json::Dump(log_, {.indent = 1, .key_separator = ": "}) + "\n");
   }
 
-  WindowOptions Windows(std::int64_t context) const {
-    return {.context = context, .max_windows = options_.max_windows};
-  }
-  Result<BlockwiseQuality> Measure(const Checkpoint& quantized, std::span<const TokenId> tokens,
-                                   std::int64_t context, std::span<const TokenId> prompt) {
-    ReturnFreedMemory();
-    const auto device = MakeCpuDevice(num_threads_);
-    return EvaluateBlockwise(
-        quantized, source_, *device, tokens, prompt, Windows(context),
-        [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
-          return !progress_ || progress_("measuring", done, total, detail);
-        });
-  }
-
-  static Certificate::ModeQuality Keep(const QualityReport& report) {
-    return {.perplexity = report.perplexity,
-            .kl_mean = report.kl_mean,
-            .kl_stderr = report.kl_stderr,
-            .kl_p99 = report.kl_p99,
-            .top1 = report.top1};
-  }
-
-  Result<void> Evaluate(const Checkpoint& quantized) {
-    for (const TokenText& text : options_.evaluations) {
-      const std::int64_t context =
-          std::min(context_, static_cast<std::int64_t>(text.tokens.size()));
-      std::vector<TokenId> tokens = text.tokens;
-      BeginWindows(source_.config(), context, tokens);
-      NIBBLE_TRY(quality, Measure(quantized, tokens, context, {}));
-      summary_.certificate.evaluations.push_back(
-          {.name = text.name,
-           .sha256 = text.sha256,
-           .tokens = quality.int16.num_windows * context,
-           .context = context,
-           .source_perplexity = quality.int16.reference_perplexity,
-           .int16 = Keep(quality.int16),
-           .int8 = Keep(quality.int8)});
-    }
-    return {};
-  }
-
   Result<void> Certify(AtomicWriter& out) {
     Certificate& certificate = summary_.certificate;
     NIBBLE_TRY(quantized, Checkpoint::Open(out.partial_path().string()));
-    certificate.golden_prompt.assign(tokens_.begin(), tokens_.begin() + kGoldenPromptTokens);
-    NIBBLE_TRY(quality, Measure(*quantized, tokens_, context_, certificate.golden_prompt));
-    certificate.int16 = Keep(quality.int16);
-    certificate.int8 = Keep(quality.int8);
-    certificate.source_perplexity = quality.int16.reference_perplexity;
-    certificate.golden_int16 = DescribeGoldenLogits(quality.prompt_logits_int16);
-    certificate.golden_int8 = DescribeGoldenLogits(quality.prompt_logits_int8);
-    certificate.text_name = options_.text_name;
-    certificate.text_sha256 = Sha256Hex(std::as_bytes(std::span(options_.text)));
-    certificate.text_tokens = quality.int16.num_windows * context_;
-    certificate.text_context = context_;
-    NIBBLE_TRY_VOID(Evaluate(*quantized));
+    NIBBLE_TRY(measured, certifier_->Measure(*quantized));
+    certificate = std::move(measured);
     if (Calibrates()) {
       const ChannelCounts channels = CountChannels(log_);
       match_.Set("dead_channels", channels.dead);
@@ -720,7 +486,7 @@ class Run {
     origin.Set("format", source_.format() == CheckpointFormat::kGguf ? "gguf" : "safetensors");
     origin.Set("sha256", source_digest_);
     certificate.source = std::move(origin);
-    certificate.recipe = RecipeJson();
+    certificate.recipe = DescribeQuantization(source_, options_, plan_, method_);
     const WeightInfo* table = quantized->Find("model.embed_tokens.weight");
     certificate.tables_stored = table->spec.ToString();
     const auto device = MakeCpuDevice(num_threads_);
@@ -739,8 +505,7 @@ class Run {
   std::vector<ExpectedWeight> expected_;
   OutputPlan plan_;
   std::vector<WeightToWrite> solved_;  // the same as the solver sees them
-  std::vector<TokenId> tokens_;
-  std::int64_t context_ = 0;
+  std::optional<Certifier> certifier_;
   std::uint64_t program_bytes_ =
       0;  // of its own, before the work: the tokenizer's for the most part
   QuantizeMethod method_ = QuantizeMethod::kRtn;

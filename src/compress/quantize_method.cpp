@@ -46,6 +46,16 @@ std::optional<QuantizeMethod> ParseMethod(std::string_view word) {
   return std::nullopt;
 }
 
+bool FoldsScales(QuantizeMethod method) {
+  return method == QuantizeMethod::kAwq || method == QuantizeMethod::kAwqGptq ||
+         method == QuantizeMethod::kSmoothQuant;
+}
+
+bool SolvesBlocks(QuantizeMethod method) {
+  return method == QuantizeMethod::kGptq || method == QuantizeMethod::kAwqGptq ||
+         method == QuantizeMethod::kLearned;
+}
+
 namespace {
 
 bool AnyRule(const Recipe& recipe, const std::function<bool(const ModulePlan&)>& test) {

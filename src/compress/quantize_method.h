@@ -22,6 +22,10 @@ enum class QuantizeMethod : std::uint8_t {
 const char* Name(QuantizeMethod method);
 std::optional<QuantizeMethod> ParseMethod(std::string_view word);
 const std::vector<std::string>& MethodWords();
+/// Scales are folded into what makes the inputs, first.
+bool FoldsScales(QuantizeMethod method);
+/// By GPTQ, on the inputs of the model as quantized so far.
+bool SolvesBlocks(QuantizeMethod method);
 
 struct QuantizeOptions;
 

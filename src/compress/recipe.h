@@ -15,6 +15,9 @@
 
 namespace nibble {
 
+/// In a folder that was quantized by one.
+inline constexpr const char* kRecipeFile = "recipe.yaml";
+
 /// What happens to one module.
 struct ModulePlan {
   Scheme scheme;

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+#include "checkpoint/checkpoint.h"
+#include "compress/output_plan.h"
+#include "compress/quantize.h"
+#include "compress/sensitivity.h"
+
+namespace nibble {
+
+/// The recipe of options.candidates that fits options.budget, for what was measured; tells
+/// options.notice what it spends. plan: of any of the candidates, for what is no linear. method:
+/// that the recipe names. Errors: those of ChooseWithin.
+Result<std::string> SpendBudget(const Checkpoint& source, const QuantizeOptions& options,
+                                const OutputPlan& plan, std::span<const GroupSensitivity> groups,
+                                std::string_view method);
+
+}  // namespace nibble
