@@ -22,30 +22,29 @@ using testing::QuantizeGptqModel;
 
 TEST_F(Quantize, EveryFormatIsVerifiedAndServed) {
   const struct {
+    int bits, group_size;
     ModelFormat format;
-    int bits;
-    std::int64_t group_size;
     bool symmetric;
     Codebook codebook;
     std::optional<GgufType> block_type;
     const char* stored_as;
   } kCases[] = {
-      {ModelFormat::kGptq, 4, 32, true, Codebook::kNone, {}, "gptq int4"},
-      {ModelFormat::kGptqV2, 3, 32, false, Codebook::kNone, {}, "gptq_v2 int3"},
-      {ModelFormat::kAwq, 4, 64, false, Codebook::kNone, {}, "awq int4"},
-      {ModelFormat::kBitsandbytes, 4, 0, true, Codebook::kFp4, {}, "bitsandbytes fp4"},
-      {ModelFormat::kBitsandbytesNested,
-       4,
+      {4, 32, ModelFormat::kGptq, true, Codebook::kNone, {}, "gptq int4"},
+      {3, 32, ModelFormat::kGptqV2, false, Codebook::kNone, {}, "gptq_v2 int3"},
+      {4, 64, ModelFormat::kAwq, false, Codebook::kNone, {}, "awq int4"},
+      {4, 0, ModelFormat::kBitsandbytes, true, Codebook::kFp4, {}, "bitsandbytes fp4"},
+      {4,
        0,
+       ModelFormat::kBitsandbytesNested,
        true,
        Codebook::kNf4,
        {},
        "bitsandbytes nf4, nested"},
-      {ModelFormat::kBitsandbytes, 8, 0, true, Codebook::kNone, {}, "bitsandbytes int8"},
-      {ModelFormat::kGguf, 4, 32, true, Codebook::kNone, {}, "Q4_0"},
-      {ModelFormat::kGguf, 4, 32, true, Codebook::kNone, GgufType::kQ5_1, "Q5_1"},
+      {8, 0, ModelFormat::kBitsandbytes, true, Codebook::kNone, {}, "bitsandbytes int8"},
+      {4, 32, ModelFormat::kGguf, true, Codebook::kNone, {}, "Q4_0"},
+      {4, 32, ModelFormat::kGguf, true, Codebook::kNone, GgufType::kQ5_1, "Q5_1"},
       // Rows of 64 are no block of 256: llama.cpp's stand-in.
-      {ModelFormat::kGguf, 4, 32, true, Codebook::kNone, GgufType::kQ4_K, "Q5_0"},
+      {4, 32, ModelFormat::kGguf, true, Codebook::kNone, GgufType::kQ4_K, "Q5_0"},
   };
   int number = 0;
   for (const auto& one : kCases) {
@@ -68,19 +67,19 @@ TEST_F(Quantize, EveryFormatIsVerifiedAndServed) {
 
 TEST_F(Quantize, AFormatThatCannotHoldTheGridIsRefusedBeforeTheWork) {
   const struct {
-    ModelFormat format;
     int bits;
+    ModelFormat format;
     bool symmetric;
     Codebook codebook;
     const char* says;
   } kCases[] = {
-      {ModelFormat::kGptq, 4, false, Codebook::kNone, "gptq_v2"},
-      {ModelFormat::kGptqV2, 5, true, Codebook::kNone, "2, 3, 4 or 8"},
-      {ModelFormat::kAwq, 8, true, Codebook::kNone, "AWQ"},
-      {ModelFormat::kGptq, 4, true, Codebook::kNf4, "GPTQ"},
-      {ModelFormat::kBitsandbytes, 4, true, Codebook::kNone, "bitsandbytes"},
-      {ModelFormat::kGguf, 6, true, Codebook::kNone, "q6_k"},
-      {ModelFormat::kSafetensors, 4, true, Codebook::kNone, "nibble convert"},
+      {4, ModelFormat::kGptq, false, Codebook::kNone, "gptq_v2"},
+      {5, ModelFormat::kGptqV2, true, Codebook::kNone, "2, 3, 4 or 8"},
+      {8, ModelFormat::kAwq, true, Codebook::kNone, "AWQ"},
+      {4, ModelFormat::kGptq, true, Codebook::kNf4, "GPTQ"},
+      {4, ModelFormat::kBitsandbytes, true, Codebook::kNone, "bitsandbytes"},
+      {6, ModelFormat::kGguf, true, Codebook::kNone, "q6_k"},
+      {4, ModelFormat::kSafetensors, true, Codebook::kNone, "nibble convert"},
   };
   for (const auto& one : kCases) {
     options_.format = one.format;
