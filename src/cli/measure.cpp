@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -28,8 +29,8 @@ class Counter final : public OutputSink {
       }
       tokens += static_cast<std::int64_t>(event.tokens.size());
       if (event.num_output_tokens == static_cast<std::int32_t>(event.tokens.size())) {
-        last_first = now;  // another sequence has its first token: from here on all of them decode
-        tokens_at_last_first = tokens;
+        last_first = now;
+        ++begun;
       }
       last = now;
     }
@@ -39,7 +40,7 @@ class Counter final : public OutputSink {
     }
   }
   std::int64_t tokens = 0;
-  std::int64_t tokens_at_last_first = 0;
+  int begun = 0;
   int ended = 0;
   int failed = 0;
   Clock::TimePoint first, last_first, last;
@@ -67,11 +68,25 @@ Result<Measured> RunRequests(Engine& engine, const RequestShape& shape) {
     NIBBLE_TRY(id, engine.Submit(MadeUpRequest(shape, i, engine.config().vocab_size), counter));
     static_cast<void>(id);
   }
+  // Steps in which all decode: behind the one in which the last of them begins, to the first end.
+  struct Moment {
+    Clock::TimePoint time;
+    std::int64_t tokens = 0;
+  };
+  std::optional<Moment> all_begun;
+  std::optional<Moment> one_ended;
   while (counter->ended < shape.count) {
     if (Progress::interrupted()) {
       return Fail(ErrorCode::kCancelled, "interrupted");
     }
     engine.Step();
+    const Moment now{.time = counter->last, .tokens = counter->tokens};
+    if (!all_begun && counter->begun == shape.count) {
+      all_begun = now;
+    }
+    if (!one_ended && counter->ended > 0) {
+      one_ended = now;
+    }
   }
   if (counter->failed > 0) {
     return Fail(ErrorCode::kInternal, fmt::format("{} of {} sequences did not reach their length",
@@ -82,9 +97,10 @@ Result<Measured> RunRequests(Engine& engine, const RequestShape& shape) {
   out.seconds_to_first = Seconds(counter->first - begin).count();
   const double all_prefilled = Seconds(counter->last_first - begin).count();
   out.prefill_tokens_per_s = static_cast<double>(shape.prompt_tokens * shape.count) / all_prefilled;
-  const double decode_seconds = Seconds(counter->last - counter->last_first).count();
-  out.decode_tokens_per_s =
-      static_cast<double>(counter->tokens - counter->tokens_at_last_first) / decode_seconds;
+  const Moment all_ended{.time = counter->last, .tokens = counter->tokens};
+  const Moment& end = one_ended->tokens > all_begun->tokens ? *one_ended : all_ended;
+  out.decode_tokens_per_s = static_cast<double>(end.tokens - all_begun->tokens) /
+                            Seconds(end.time - all_begun->time).count();
   out.ms_per_token = 1e3 * shape.count / out.decode_tokens_per_s;
   return out;
 }

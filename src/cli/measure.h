@@ -20,8 +20,10 @@ struct Measured {
   double seconds = 0.0;           // from submitting to the last token of all
   double seconds_to_first = 0.0;  // from submitting to the first token
   double prefill_tokens_per_s = 0.0;
-  double decode_tokens_per_s = 0.0;  // all sequences together, after every one has its first token
-  double ms_per_token = 0.0;         // of one sequence
+  // All together, in the steps in which every one of them decodes; if there is none, as the prompts
+  // take longer than the first one's output, behind the last prompt.
+  double decode_tokens_per_s = 0.0;
+  double ms_per_token = 0.0;  // of one sequence
 };
 
 /// Runs them on this thread, greedily. Errors: kCancelled if the user interrupts, kInternal if a
