@@ -264,8 +264,9 @@ void Linear(KernelContext& context, const float* x, std::int64_t x_stride, std::
     }
     const bool all = begin == 0 && end == outputs.size();
     const bool quantizes = fp8 && TakesE4M3(args.layout);
-    if (norm && all && !quantizes && HasChains(device, args)) {
+    if (norm && all && !quantizes && NormsInput(device, args)) {
       args.residual = norm->residual;
+      args.normed = norm->out;
       args.norm_weight = norm->weight;
       args.norm_eps = norm->eps;
     } else if (norm) {
@@ -333,8 +334,7 @@ void AddRmsNorm(KernelContext& context, float* residual, const float* delta, con
                       .out_stride = 2 * width,
                       .width = static_cast<int>(width),
                       .tokens = static_cast<int>(num_tokens)};
-  if (delta == nullptr && num_tokens <= kMaxSmallTokens && args.width <= kMaxNormWidth &&
-      HasBigBlocks(device)) {
+  if (delta == nullptr && num_tokens <= kMediumTokens) {
     state.norm = args;
     return;
   }

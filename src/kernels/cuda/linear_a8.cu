@@ -210,8 +210,7 @@ __global__ __launch_bounds__(kLargeThreads,
       }
       for (int unit = 0; unit < num_units; ++unit) {
         // The compiler sees that it is the same in a warp: wgmma wants it in uniform registers.
-        const std::uint64_t descriptor =
-            SwizzledDescriptor(__shfl_sync(0xffffffffU, base + stage * kStage, 0));
+        const std::uint64_t descriptor = SwizzledDescriptor(base + stage * kStage);
         WgmmaFence();
         WgmmaE4M3<false>(c, a[0][0], descriptor);
         WgmmaE4M3<true>(c, a[0][1], descriptor + 2);

@@ -152,9 +152,6 @@ double LargeTime(const LinearArgs& args, int num_sms) {
 
 LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
   const bool wgmma = device.compute_capability() == 90 && args.layout.cols % 8 == 0;
-  if (args.residual != nullptr) {  // no other norms its input
-    return LinearVariant::kSmall;
-  }
   if (HasBigBlocks(device) && args.num_tokens <= kMaxSmallTokens) {
     // Every block fetches all of x: worth it for many outputs, or little x.
     constexpr int kLittle = 12 * 1024;
@@ -180,6 +177,16 @@ bool HasChains(const CudaDevice& device, const LinearArgs& args) {
          MemoryOfSmall({&args, 1}, device.num_sms()).num_stages > 0 &&
          (args.num_tokens <= kFew || args.num_tokens * args.layout.cols <= kLittle ||
           ChooseLinear(device, args) == LinearVariant::kSmall);
+}
+
+bool NormsInput(const CudaDevice& device, const LinearArgs& args) {
+  if (args.layout.cols > kMaxNormWidth) {
+    return false;
+  }
+  return HasChains(device, args) ||
+         (args.num_tokens <= kMediumTokens &&
+          ChooseLinear(device, args) == LinearVariant::kMedium &&
+          device.num_sms() / 2 <= MediumPairs());  // its blocks wait for each other
 }
 
 bool IsChain(std::span<const LinearArgs> products, int num_sms) {

@@ -19,6 +19,9 @@ LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args);
 bool HasChains(const CudaDevice& device, const LinearArgs& args);
 bool IsChain(std::span<const LinearArgs> products, int num_sms);
 
+/// Whether the kernel of a product norms its input, too (LinearArgs::residual).
+bool NormsInput(const CudaDevice& device, const LinearArgs& args);
+
 /// Runs it on the kernel chosen, on the device's stream. Returns a cudaError_t.
 int LaunchLinear(CudaDevice& device, const LinearArgs& args);
 

@@ -40,16 +40,19 @@ struct LinearArgs {
   std::int64_t x_stride = 0;         // values
   int num_tokens = 0;
   float x_scale = 1.0F;  // a power of two: x holds the activations divided by it
-  /// LaunchLinearSmall: x is computed from these first, as AddRmsNorm would have (ops_kernel.h).
+  /// LaunchLinearSmall and LaunchLinearMedium: x is computed from these first, as AddRmsNorm would
+  /// have (ops_kernel.h).
   const float* residual = nullptr;  // [num_tokens, cols], fp32
+  std::uint16_t* normed = nullptr;  // LaunchLinearMedium: the memory of x, which it fills
   const float* norm_weight = nullptr;
   float norm_eps = 0.0F;
   std::uint16_t* product = nullptr;  // kSwiGlu: [num_tokens, rows]
   std::int64_t product_stride = 0;   // values
   float product_scale = 1.0F;        // a power of two
-  /// LaunchLinearLarge, LaunchLinearChain: memory for sums that one block leaves to another, and
-  /// for blocks to meet, LinearSharedBytes of it, zeros before the first launch; one launch at a
-  /// time uses it. LaunchLinearLarge, null: every block has whole tiles.
+  /// LaunchLinearLarge, LaunchLinearChain, LaunchLinearMedium with `residual`: memory for sums that
+  /// one block leaves to another, and for blocks to meet, LinearSharedBytes of it, zeros before the
+  /// first launch; one launch at a time uses it. LaunchLinearLarge, null: every block has whole
+  /// tiles.
   std::byte* shared = nullptr;
 };
 
@@ -99,9 +102,12 @@ struct SmallMemory {
 SmallMemory MemoryOfSmall(std::span<const LinearArgs> chain, int num_sms);
 constexpr int kMaxNormWidth = 8192;  // the normed input lies in shared memory
 
-/// Any number of tokens, kMediumTokens at a time; sm_90a only. cols must be a multiple of 8.
+/// Any number of tokens, kMediumTokens at a time; sm_90a only. cols must be a multiple of 8. With
+/// `residual` at most kMediumTokens, and cols at most kMaxNormWidth.
 int LaunchLinearMedium(const LinearArgs& args, int num_sms, CUstream_st* stream);
 constexpr int kMediumTokens = 32;
+/// Pairs of its blocks that a card holds at once.
+int MediumPairs();
 
 /// Any number of tokens, sm_90a only. cols must be a multiple of 8.
 int LaunchLinearLarge(const LinearArgs& args, int num_sms, CUstream_st* stream);

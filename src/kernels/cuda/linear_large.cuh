@@ -455,8 +455,7 @@ __global__ __launch_bounds__(kLargeThreads,
         }
         for (int unit = slice; unit < num_units; unit += kNumSlices) {
           // The compiler sees that it is the same in a warp: wgmma wants it in uniform registers.
-          const std::uint64_t descriptor =
-              SwizzledDescriptor(__shfl_sync(0xffffffffU, base + stage * stage_bytes, 0));
+          const std::uint64_t descriptor = SwizzledDescriptor(base + stage * stage_bytes);
 #pragma unroll
           for (int half = 0; half < kHalves; ++half) {
             WgmmaWait<kHalves - 1>();  // the products that read a[half] are done

@@ -4,13 +4,16 @@
 // weights stream once and every fragment of them meets all tokens. Two blocks share their tiles and
 // split K: each has four of the eight slices. A slice has a warpgroup, whose warps take a tile each
 // of every four of a pass, and a warp that keeps its ring of shared memory full: a stage is one
-// unit of K, of x and of up to 12 tiles. Sums stay in registers; at the end of K they pass from
-// slice to slice in order, tile by tile, from the first block to the second, and the last slice
-// writes the outputs. Moves rows * cols * bits / 8 bytes of weights once; judge by GB/s.
+// unit of K, of x and of up to 12 tiles. Sums stay in registers; at the end of K each slice leaves
+// its own where its last stage was, and all warps add them in order: those of the first block's
+// slices, sent to the second block, then its own, and it writes the outputs. Moves rows * cols *
+// bits / 8 bytes of weights once; judge by GB/s.
 
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/codec.cuh"
 #include "kernels/cuda/linear_output.cuh"
+#include "kernels/cuda/meeting.cuh"
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -32,33 +35,113 @@ struct MediumArgs {
   int sub_shift = 0;  // log2 of the layout's sub_cols
 };
 
-/// Of a tile in a pass: where it lies. kSwiGlu: the first quad holds gates, the second their ups.
+/// A tile of a pass: where it lies. `slot`: of the pass, which begins at `first`; kSwiGlu: gates,
+/// then as many ups.
 struct MediumTile {
-  int part;
-  int tile;
-};
-__device__ __forceinline__ MediumTile MediumTileAt(const MediumArgs& args, int first, int quad,
-                                                   int member) {
-  if (args.linear.epilogue == Epilogue::kSwiGlu) {
-    return {.part = quad, .tile = first + member};
-  }
-  const int i = first + quad * kMediumQuad + member;
   int part = 0;
-  while (i >= args.first_tile[part + 1]) {
-    ++part;
+  int tile = 0;
+  bool exists = false;
+  __device__ __forceinline__ MediumTile(const MediumArgs& args, int first, int end, int slot,
+                                        int slots) {
+    const bool gated = args.linear.epilogue == Epilogue::kSwiGlu;
+    const bool is_up = gated && slot >= slots / 2;
+    tile = first + (is_up ? slot - slots / 2 : slot);
+    exists = slot < slots && tile < (gated && !is_up ? min(end, first + slots / 2) : end);
+    if (is_up) {
+      part = 1;
+    } else if (exists) {
+      while (tile >= args.first_tile[part + 1]) {
+        ++part;
+      }
+      tile -= args.first_tile[part];
+    }
   }
-  return {.part = part, .tile = i - args.first_tile[part]};
+};
+
+/// Where the outputs of a tile go, in shared memory.
+struct MediumOutput {
+  void* y;  // of the tile's first row and the first token: floats, or kSwiGlu fp16
+  int stride;
+  int rows;  // that exist
+  bool has_bias;
+};
+/// What a warp writes of a tile at once, as its lanes hold it: rows r and r + 8 of two tokens, in
+/// the order of a fragment.
+struct MediumPiece {
+  int at[4];
+  bool exists[4];
+  __device__ __forceinline__ MediumPiece(const MediumOutput& output, int num_tokens, int group,
+                                         int lane) {
+    const int row = lane / 4;
+    const int token = group * 8 + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      at[i] = (token + i % 2) * output.stride + row + i / 2 * 8;
+      exists[i] = row + i / 2 * 8 < output.rows && token + i % 2 < num_tokens;
+    }
+  }
+};
+
+__device__ __forceinline__ void MediumSync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kMediumWarps * 32) : "memory");
+}
+/// The warps of a slice.
+__device__ __forceinline__ void SliceSync(int slice) {
+  asm volatile("bar.sync %0, %1;" ::"r"(2 + slice), "n"(kMediumQuad * 32) : "memory");
+}
+
+__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+/// x = the normed rows of the residual (norm.cuh): a block norms one or two of them for all, by all
+/// threads that multiply.
+__device__ __forceinline__ void NormRows(const LinearArgs& linear, float (*scratch)[kNormWarps]) {
+  constexpr int kKept = kMaxNormWidth / 4 / kNormThreads;  // vectors of a thread
+  const int thread = static_cast<int>(threadIdx.x) % kNormThreads;
+  const int half = static_cast<int>(threadIdx.x) / kNormThreads;
+  const auto blocks = static_cast<int>(gridDim.x);
+  const int vectors = linear.layout.cols / 4;
+  for (int first = static_cast<int>(blockIdx.x); first < linear.num_tokens; first += 2 * blocks) {
+    const int row = first + half * blocks;
+    const bool exists = row < linear.num_tokens;
+    const auto* const from =
+        reinterpret_cast<const float4*>(linear.residual) + static_cast<std::int64_t>(row) * vectors;
+    float4 kept[kKept] = {};
+    float squares = 0.0F;
+#pragma unroll
+    for (int j = 0; j < kKept; ++j) {
+      const int i = thread + j * kNormThreads;
+      if (exists && i < vectors) {
+        kept[j] = from[i];
+        AddSquares(kept[j], squares);
+      }
+    }
+    LeaveSquares(squares, thread, scratch[half]);
+    MediumSync();
+    const float inverse = InverseRms(scratch[half], linear.layout.cols, linear.norm_eps);
+    const auto* const weight = reinterpret_cast<const float4*>(linear.norm_weight);
+    auto* const to = reinterpret_cast<uint2*>(linear.normed + row * linear.x_stride);
+#pragma unroll
+    for (int j = 0; j < kKept; ++j) {
+      const int i = thread + j * kNormThreads;
+      if (exists && i < vectors) {
+        to[i] = Normed(kept[j], inverse, weight[i]);
+      }
+    }
+    FenceForCopies();
+    MediumSync();
+  }
 }
 
 /// c += the products of 64 columns of kQuads tiles with kTokens tokens, asynchronously. `codes` and
-/// `scales` are of the first tile, those of the next quad `quad_bytes` behind; `x` is a box of 64
-/// columns.
+/// `scales` are of the first tile, those of the next quad `quad_bytes` behind; `descriptor` is of
+/// x, a box of 64 columns.
 template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kQuads>
 __device__ __forceinline__ void MultiplyHalf(float (&c)[kQuads][kTokens / 2],
                                              std::uint32_t (&a)[2][2][4], const std::uint8_t* codes,
                                              const std::uint8_t* scales, int quad_bytes,
-                                             std::uint32_t x, int lane) {
-  const std::uint64_t descriptor = SwizzledDescriptor(x);
+                                             std::uint64_t descriptor, int lane) {
 #pragma unroll
   for (int quad = 0; quad < kQuads; ++quad) {
     HalfCodes<kFormat> half;
@@ -98,6 +181,10 @@ __global__ __launch_bounds__(kMediumThreads,
   constexpr int kBoxBytes = kTokens * 128;
   constexpr int kGroups = kTokens / 8;
   constexpr int kTiles = kQuads * kMediumQuad;
+  // Pieces of outputs that a warp writes; kSwiGlu: gates with their ups.
+  constexpr int kRounds = (kTiles * kGroups - 1) / kMediumWarps + 1;
+  constexpr int kGatedRounds = (kTiles / 2 * kGroups - 1) / kMediumWarps + 1;
+  constexpr float4 kNoSum{-0.0F, -0.0F, -0.0F, -0.0F};  // -0 + x is x, its sign too
   extern __shared__ __align__(1024) std::uint8_t smem[];
   const LinearArgs& linear = args.linear;
   const WeightLayout& layout = linear.layout;
@@ -110,7 +197,7 @@ __global__ __launch_bounds__(kMediumThreads,
   const int unit_bytes = layout.unit_bytes;
   const int num_units = layout.num_units;
   const bool gated = linear.epilogue == Epilogue::kSwiGlu;
-  const int tiles_per_pass = gated ? kMediumQuad : kTiles;
+  const int tiles_per_pass = gated ? kTiles / 2 : kTiles;  // kSwiGlu: gates; then their ups
   // The tiles of this pair of blocks.
   const int pair = static_cast<int>(blockIdx.x / 2);
   const int tile_begin = pair * args.tiles_per_pair + min(pair, args.extra_tiles);
@@ -122,15 +209,22 @@ __global__ __launch_bounds__(kMediumThreads,
   const int slice = produces ? warp - kMediumWarps : warp / kMediumQuad;  // of the block's
   const int first_unit = rank * kMediumSlices + slice;
   std::uint8_t* const ring = smem + slice * depth * args.stage_bytes;
-  auto* const sums = reinterpret_cast<float4*>(smem + kMediumSlices * depth * args.stage_bytes);
-  const std::uint32_t barriers = SmemAddress(sums + kTiles * kGroups * 32);
+  // Sums that come from the first block: [tile][eight tokens][lane].
+  auto* const received = reinterpret_cast<float4*>(smem + kMediumSlices * depth * args.stage_bytes);
+  // Of outputs: factors and biases [tile][row], where they go, by the parity of the pass.
+  auto* const factors = reinterpret_cast<float*>(received + kTiles * kGroups * 32);
+  float* const biases = factors + kTiles * kTileRows;
+  auto* const outputs = reinterpret_cast<MediumOutput*>(biases + kTiles * kTileRows);
+  auto* const places = reinterpret_cast<int4*>(outputs + 2 * kTiles);  // of the slices' sums
+  auto* const scratch = reinterpret_cast<float(*)[kNormWarps]>(places + 1);
+  const std::uint32_t barriers = SmemAddress(scratch + 2);
   const std::uint32_t full = barriers + 8 * slice * depth;
   const std::uint32_t empty = full + 8 * kMediumSlices * depth;
-  // Of a tile's sums: a slice has added its own (the last one of the first block: has sent them);
-  // the first block's have come; the second block has used them.
-  const std::uint32_t passed = barriers + 8 * 2 * kMediumSlices * depth;  // [slice][tile]
-  const std::uint32_t arrived = passed + 8 * kMediumSlices * kTiles;
-  const std::uint32_t drained = arrived + 8 * kTiles;
+  // Of a pass: the first block's sums have come; the second block has read them.
+  const std::uint32_t arrived = barriers + 8 * 2 * kMediumSlices * depth;
+  const std::uint32_t drained = arrived + 8;
+  const std::uint32_t normed = drained + 8;  // x is
+  const std::uint32_t added = normed + 8;  // of a pass: the sums in the last stages have been read
 
   if (produces) {
     GiveRegisters<32>();  // 96 a thread at launch: 4 x 112 + 32 = 5 x 96
@@ -142,11 +236,9 @@ __global__ __launch_bounds__(kMediumThreads,
     int tiles = 0;
     bool has_tile = false;
     const auto begin_pass = [&](int first) {
-      const int quad = lane / kMediumQuad;
-      const int member = lane % kMediumQuad;
-      has_tile = quad < kQuads && first + (gated ? member : lane) < tile_end;
+      const MediumTile at(args, first, tile_end, lane, kTiles);
+      has_tile = at.exists;
       if (has_tile) {
-        const MediumTile at = MediumTileAt(args, first, quad, member);
         tile =
             linear.parts[at.part].weight + static_cast<std::size_t>(at.tile) * layout.tile_bytes();
       }
@@ -178,28 +270,45 @@ __global__ __launch_bounds__(kMediumThreads,
       asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncwarp();
-    // Weights do not depend on the kernel before, x does.
+    // Weights do not depend on the kernel before, x does. It comes behind all copies that began
+    // before, so not many do where it has to be normed first: that takes as long as they do.
     begin_pass(tile_begin);
     int stage = 0;
     int ahead = first_unit;
-    for (; stage < depth && ahead < num_units; ++stage, ahead += kNumSlices) {
-      copy_weights(ahead, stage);
-    }
+    const auto copy_ahead = [&](int stages) {
+      for (; stage < stages && ahead < num_units; ++stage, ahead += kNumSlices) {
+        copy_weights(ahead, stage);
+      }
+    };
+    copy_ahead(linear.residual != nullptr ? 1 : depth);
     ClusterArrive();
     ClusterWait();
     LaunchDependents();
     WaitForPrevious();
-    for (int i = 0; i < stage; ++i) {
-      copy_x(first_unit + i * kNumSlices, i);
+    if (linear.residual != nullptr) {
+      BarrierWait(normed, 0);
+      FenceForCopies();
+    }
+    for (int i = 0, unit = first_unit; i < depth && unit < num_units; ++i, unit += kNumSlices) {
+      copy_ahead(i + 1);
+      copy_x(unit, i);
     }
     std::uint32_t phase = stage == depth ? 0 : 1;
     stage %= depth;
-    for (int first = tile_begin; first < tile_end; first += tiles_per_pass) {
+    // Warps of all slices read what lies in the last stage of a pass. Those of its slice wait for
+    // them before they say that it is empty; racecheck wants to see each of them itself.
+    int last_stage = -1;       // of the pass before
+    std::uint32_t parity = 1;  // of that pass
+    for (int first = tile_begin; first < tile_end; first += tiles_per_pass, parity ^= 1) {
       if (first > tile_begin) {
         begin_pass(first);
       }
       for (int unit = first == tile_begin ? ahead : first_unit; unit < num_units;
            unit += kNumSlices) {
+        if (stage == last_stage) {
+          BarrierWait(added, parity);
+          last_stage = -1;
+        }
         BarrierWait(empty + 8 * stage, phase);
         copy_weights(unit, stage);
         copy_x(unit, stage);
@@ -208,6 +317,10 @@ __global__ __launch_bounds__(kMediumThreads,
           phase ^= 1;
         }
       }
+      if (last_stage >= 0) {
+        BarrierWait(added, parity);
+      }
+      last_stage = first_unit < num_units ? (stage + depth - 1) % depth : -1;
     }
   } else {
     TakeRegisters<112>();
@@ -215,122 +328,255 @@ __global__ __launch_bounds__(kMediumThreads,
     if constexpr (TableBytes(kFormat) > 0) {
       asm volatile("bar.sync 1, %0;" ::"n"(kMediumWarps * 32) : "memory");
     }
-    if (threadIdx.x < kMediumSlices * kTiles) {
-      BarrierInit(passed + 8 * threadIdx.x, kWarpArrivals);
-    }
-    if (threadIdx.x < 2 * kTiles) {  // arrived and drained
-      BarrierInit(arrived + 8 * threadIdx.x, threadIdx.x < kTiles ? 1 : kWarpArrivals);
+    if (threadIdx.x == 0) {
+      BarrierInit(arrived, 1);
+      BarrierInit(drained, kMediumWarps * kWarpArrivals);
+      BarrierInit(normed, 1);
+      BarrierInit(added, kMediumWarps * kWarpArrivals);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     ClusterArrive();
     ClusterWait();
     LaunchDependents();
+    // Slices that have units: all, or those of the first block and some, or some of its.
+    const int num_here = min(max(num_units - rank * kMediumSlices, 0), kMediumSlices);
+    const bool sends = rank == 0 && num_units > kMediumSlices;
+    // What outputs need changes as little as weights do.
+    const auto load_factors = [&](int first) {
+      const auto i = static_cast<int>(threadIdx.x);
+      const MediumTile at(args, first, tile_end, i / kTileRows, kTiles);
+      if (!sends && at.exists) {
+        const LinearPart& part = linear.parts[at.part];
+        const int row = at.tile * kTileRows + i % kTileRows;
+        CopyWord(SmemAddress(factors + i), part.factor + row);
+        if (part.bias != nullptr) {
+          CopyWord(SmemAddress(biases + i), part.bias + min(row, part.rows - 1));
+        }
+      }
+    };
+    const auto place_outputs = [&](int first, std::uint32_t parity) {
+      const auto i = static_cast<int>(threadIdx.x);
+      const MediumTile at(args, first, tile_end, i, kTiles);
+      if (!sends && at.exists) {
+        const LinearPart& part = linear.parts[at.part];
+        const int row = at.tile * kTileRows;
+        outputs[parity * kTiles + i] = {
+            .y = gated ? static_cast<void*>(linear.product + row) : part.y + row,
+            .stride = static_cast<int>(gated ? linear.product_stride : part.y_stride),
+            .rows = part.rows - row,
+            .has_bias = part.bias != nullptr};
+      }
+    };
+    load_factors(tile_begin);
+    place_outputs(tile_begin, 0);
+    if (linear.residual != nullptr && static_cast<int>(blockIdx.x) < linear.num_tokens) {
+      for (int i = static_cast<int>(threadIdx.x); i < linear.layout.cols / 4;
+           i += kMediumWarps * 32) {
+        PrefetchL1(reinterpret_cast<const float4*>(linear.norm_weight) + i);
+      }
+    }
+    MediumSync();  // all see them
     WaitForPrevious();
+    if (linear.residual != nullptr) {
+      NormRows(linear, scratch);
+      MediumSync();
+      if (threadIdx.x == 0) {
+        Meeting meeting(linear.shared);
+        meeting.Arrive();
+        meeting.Wait();
+        BarrierArrive(normed);
+      }
+    }
     const int member = warp % kMediumQuad;
-    const int last_slice = min(kNumSlices, num_units) - 1;  // of both blocks
-    const bool sends = rank == 0 && slice == kMediumSlices - 1 && last_slice >= kMediumSlices;
-    const bool writes = first_unit == last_slice;
     int stage = 0;
     std::uint32_t phase = 0;
     std::uint32_t parity = 0;  // of the pass
-    for (int first = tile_begin; first < tile_end && first_unit <= last_slice;
+    for (int first = tile_begin; first < tile_end && num_here > 0;
          first += tiles_per_pass, parity ^= 1) {
-      if (rank == 1 && slice == 0 && lane < kQuads) {
-        BarrierExpect(arrived + 8 * (lane * kMediumQuad + member), kGroups * 512);
+      const int count = min(tiles_per_pass, tile_end - first);
+      if (first > tile_begin) {
+        load_factors(first);
       }
-      float c[kQuads][kTokens / 2] = {};
-      std::uint32_t a[2][2][4];
-      for (int unit = first_unit; unit < num_units; unit += kNumSlices) {
-        BarrierWait(full + 8 * stage, phase);
-        const std::uint8_t* const at = ring + stage * args.stage_bytes;
-        const std::uint8_t* const units = at + halves * kBoxBytes + member * unit_bytes;
-        const std::uint8_t* const scales = units + halves * HalfCodes<kFormat>::kBytes;
-        for (int half = 0; half < halves; ++half) {
-          MultiplyHalf<kFormat, kGrid, kFineScales, kTokens, kQuads>(
-              c, a, units + half * HalfCodes<kFormat>::kBytes,
-              scales + (half * kHalfCols >> args.sub_shift) * SubBytes<kFormat, kGrid>(),
-              kMediumQuad * unit_bytes, SmemAddress(at) + half * kBoxBytes, lane);
-        }
-        WgmmaWait<0>();  // it brings the warp together
-        if (ArrivesForWarp(lane)) {
-          BarrierArrive(empty + 8 * stage);
-        }
-        if (++stage == depth) {
-          stage = 0;
-          phase ^= 1;
-        }
+      if (rank == 1 && threadIdx.x == 0) {
+        BarrierExpect(arrived, (gated ? 2 * count : count) * kGroups * 512);
       }
-
-      // What the outputs need, read while the sums are on their way.
-      Place place[kQuads];
-      if (writes) {
+      // Of the pieces that this warp writes, if this block does and adds.
+      float before[kRounds][4] = {};  // zeros, or they would stay alive between passes
+      const auto piece_at = [&](int piece) {
+        return MediumPiece(outputs[parity * kTiles + piece / kGroups], linear.num_tokens,
+                           piece % kGroups, lane);
+      };
+      const auto read_before = [&] {
 #pragma unroll
-        for (int quad = 0; quad < kQuads; ++quad) {
-          if (first + (gated ? member : quad * kMediumQuad + member) < tile_end) {
-            const MediumTile at = MediumTileAt(args, first, quad, member);
-            place[quad] = Place(linear, at.part, at.tile, 0, lane);
-            place[quad].Multiply(OutputUnit<kFormat>(0), OutputUnit<kFormat>(1));
-          }
-        }
-      }
-      // Slice after slice adds its sums to those before, and the last one has the totals.
+        for (int j = 0; j < kRounds; ++j) {
+          const int piece = j * kMediumWarps + warp;
+          if (piece < count * kGroups) {
+            const auto* const y =
+                static_cast<const float*>(outputs[parity * kTiles + piece / kGroups].y);
+            const MediumPiece at = piece_at(piece);
 #pragma unroll
-      for (int quad = 0; quad < kQuads; ++quad) {
-        const int tile = quad * kMediumQuad + member;
-        float4* const waiting = sums + tile * kGroups * 32 + lane;
-        float before[2][kTokens / 4];
-        if (writes && linear.epilogue == Epilogue::kAdd) {
-          place[quad].Read(linear, before);
-        }
-        if (slice > 0) {
-          BarrierWait(passed + 8 * ((slice - 1) * kTiles + tile), parity);
-        } else if (rank == 1) {
-          BarrierWait(arrived + 8 * tile, parity);
-        } else if (first > tile_begin) {  // the sums of the last pass are on their way
-          BarrierWait(passed + 8 * (min(last_slice, kMediumSlices - 1) * kTiles + tile),
-                      parity ^ 1);
-        }
-        if (first_unit > 0) {
-#pragma unroll
-          for (int t = 0; t < kGroups; ++t) {
-            const float4 v = waiting[t * 32];
-            c[quad][t * 4] = v.x + c[quad][t * 4];
-            c[quad][t * 4 + 1] = v.y + c[quad][t * 4 + 1];
-            c[quad][t * 4 + 2] = v.z + c[quad][t * 4 + 2];
-            c[quad][t * 4 + 3] = v.w + c[quad][t * 4 + 3];
-          }
-        }
-        if (sends && first > tile_begin) {
-          BarrierWait(drained + 8 * tile, parity ^ 1);
-        }
-        if (!writes) {
-#pragma unroll
-          for (int t = 0; t < kGroups; ++t) {
-            const float4 v = make_float4(c[quad][t * 4], c[quad][t * 4 + 1], c[quad][t * 4 + 2],
-                                         c[quad][t * 4 + 3]);
-            if (sends) {
-              SendTo(1, &waiting[t * 32], v, arrived + 8 * tile);
-            } else {
-              waiting[t * 32] = v;
+            for (int i = 0; i < 4; ++i) {
+              before[j][i] = at.exists[i] ? y[at.at[i]] : 0.0F;
             }
           }
         }
-        __syncwarp();
-        if (ArrivesForWarp(lane)) {
-          if (writes && rank == 1) {  // nobody comes after it
-            ArriveAt(drained + 8 * tile, 0);
-          } else {
-            BarrierArrive(passed + 8 * (slice * kTiles + tile));
+      };
+      const bool adds = !sends && linear.epilogue == Epilogue::kAdd;
+      if (kQuads == 1 && adds) {  // there are registers for it
+        read_before();
+      }
+      // The last stage is kept until its place, which the sums take now, is free again.
+      const auto leave_sums = [&](auto sum) {
+        const int place = slice * depth * args.stage_bytes + stage * args.stage_bytes;
+#pragma unroll
+        for (int quad = 0; quad < kQuads; ++quad) {
+#pragma unroll
+          for (int t = 0; t < kGroups; ++t) {
+            reinterpret_cast<float4*>(
+                smem + place)[((quad * kMediumQuad + member) * kGroups + t) * 32 + lane] =
+                sum(quad, t);
           }
         }
-        if (!writes) {
-          continue;
+        if (member == 0 && lane == 0) {
+          reinterpret_cast<int*>(places)[slice] = place;
         }
-        place[quad].Scale(c[quad]);
-        if (!gated) {
-          place[quad].Write(linear, c[quad], before);
-        } else if (quad == 1) {
-          place[quad].WriteGated(linear, c[0], c[quad]);
+      };
+      if (slice < num_here) {
+        float c[kQuads][kTokens / 2] = {};
+        std::uint32_t a[2][2][4];
+        for (int unit = first_unit;;) {
+          BarrierWait(full + 8 * stage, phase);
+          const std::uint8_t* const at = ring + stage * args.stage_bytes;
+          const std::uint64_t x = SwizzledDescriptor(SmemAddress(at));
+          const std::uint8_t* const units = at + halves * kBoxBytes + member * unit_bytes;
+          const std::uint8_t* const scales = units + halves * HalfCodes<kFormat>::kBytes;
+          for (int half = 0; half < halves; ++half) {
+            MultiplyHalf<kFormat, kGrid, kFineScales, kTokens, kQuads>(
+                c, a, units + half * HalfCodes<kFormat>::kBytes,
+                scales + (half * kHalfCols >> args.sub_shift) * SubBytes<kFormat, kGrid>(),
+                kMediumQuad * unit_bytes, x + half * (kBoxBytes >> 4), lane);
+          }
+          WgmmaWait<0>();  // it brings the warp together
+          unit += kNumSlices;
+          if (unit >= num_units) {
+            break;
+          }
+          if (ArrivesForWarp(lane)) {
+            BarrierArrive(empty + 8 * stage);
+          }
+          if (++stage == depth) {
+            stage = 0;
+            phase ^= 1;
+          }
+        }
+        SliceSync(slice);
+        leave_sums([&](int quad, int t) {
+          return make_float4(c[quad][t * 4], c[quad][t * 4 + 1], c[quad][t * 4 + 2],
+                             c[quad][t * 4 + 3]);
+        });
+      } else {
+        leave_sums([&](int, int) { return kNoSum; });
+      }
+
+      // A piece is a tile's outputs for eight tokens. Its sum over the slices of this block, behind
+      // those of the first one:
+      const auto sum_of = [&](int piece, float4 v) {
+        const int4 at = *places;
+        const int i = piece * 32 + lane;
+        const auto sum = [&](int place) {
+          return reinterpret_cast<const float4*>(smem + place)[i];
+        };
+        return v + sum(at.x) + sum(at.y) + sum(at.z) + sum(at.w);
+      };
+      const int pieces = count * kGroups;  // kSwiGlu: of gates
+      if (sends) {
+        MediumSync();
+        if (first > tile_begin) {
+          BarrierWait(drained, parity ^ 1);
+        }
+        for (int i = warp; i < (gated ? 2 : 1) * pieces; i += kMediumWarps) {
+          const int piece = i < pieces ? i : i - pieces + tiles_per_pass * kGroups;
+          SendTo(1, received + piece * 32 + lane, sum_of(piece, kNoSum), arrived);
+        }
+      } else {
+        if (kQuads > 1 && adds) {
+          read_before();
+        }
+        WaitForChunks();
+        MediumSync();
+        if (rank == 1) {
+          BarrierWait(arrived, parity);
+        }
+        const auto output = [&](int piece, float(&y)[4]) {
+          const float4 v = sum_of(piece, rank == 1 ? received[piece * 32 + lane] : kNoSum);
+          const int row = piece / kGroups * kTileRows + lane / 4;
+          const bool has_bias = outputs[parity * kTiles + piece / kGroups].has_bias;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float factor = factors[row + i / 2 * 8] * linear.x_scale *
+                                 (i < 2 ? OutputUnit<kFormat>(0) : OutputUnit<kFormat>(1));
+            y[i] = (i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w) * factor;
+            y[i] = has_bias ? y[i] + biases[row + i / 2 * 8] : y[i];
+          }
+        };
+        if (gated) {
+#pragma unroll
+          for (int j = 0; j < kGatedRounds; ++j) {
+            const int piece = j * kMediumWarps + warp;
+            if (piece < pieces) {
+              float gate[4];
+              float up[4];
+              output(piece, gate);
+              output(piece + tiles_per_pass * kGroups, up);
+              auto* const product =
+                  static_cast<std::uint16_t*>(outputs[parity * kTiles + piece / kGroups].y);
+              const MediumPiece at = piece_at(piece);
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                if (at.exists[i]) {
+                  product[at.at[i]] = __half_as_ushort(
+                      __float2half_rn(SiluTimes(gate[i], up[i]) * linear.product_scale));
+                }
+              }
+            }
+          }
+        } else {
+#pragma unroll
+          for (int j = 0; j < kRounds; ++j) {
+            const int piece = j * kMediumWarps + warp;
+            if (piece < pieces) {
+              float v[4];
+              output(piece, v);
+              auto* const y = static_cast<float*>(outputs[parity * kTiles + piece / kGroups].y);
+              const MediumPiece at = piece_at(piece);
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                if (at.exists[i]) {
+                  y[at.at[i]] = adds ? before[j][i] + v[i] : v[i];
+                }
+              }
+            }
+          }
+        }
+        if (rank == 1) {
+          __syncwarp();
+          if (ArrivesForWarp(lane)) {
+            ArriveAt(drained, 0);
+          }
+        }
+        place_outputs(first + tiles_per_pass, parity ^ 1);
+      }
+      if (first + tiles_per_pass < tile_end) {
+        WarpArrive(added, lane);
+        MediumSync();
+        if (slice < num_here) {
+          if (ArrivesForWarp(lane)) {
+            BarrierArrive(empty + 8 * stage);
+          }
+          if (++stage == depth) {
+            stage = 0;
+            phase ^= 1;
+          }
         }
       }
     }
@@ -345,13 +591,16 @@ __global__ __launch_bounds__(kMediumThreads,
 template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kQuads>
 int LaunchMediumAs(MediumArgs args, int pairs, cudaStream_t stream) {
   constexpr int kTiles = kQuads * kMediumQuad;
-  constexpr int kRest = kTiles * kTokens / 8 * 512 + (kMediumSlices + 2) * kTiles * 8;
+  constexpr int kSumBytes = kTiles * kTileRows * kTokens * 4;
+  constexpr int kRest = kSumBytes + 2 * kTiles * kTileRows * 4 +
+                        2 * kTiles * static_cast<int>(sizeof(MediumOutput)) + kMediumSlices * 4 +
+                        2 * kNormWarps * 4 + 4 * 8;
   constexpr int kMostDepth = 4;
   constexpr int kSmem = kMediumSmem - TableBytes(kFormat);
   const LinearArgs& linear = args.linear;
-  args.stage_bytes =
-      (linear.layout.unit_cols * kTokens * 2 + kTiles * linear.layout.unit_bytes + 1023) / 1024 *
-      1024;
+  args.stage_bytes = linear.layout.unit_cols * kTokens * 2 + kTiles * linear.layout.unit_bytes;
+  args.stage_bytes = (args.stage_bytes > kSumBytes ? args.stage_bytes : kSumBytes) + 1023;
+  args.stage_bytes -= args.stage_bytes % 1024;
   const int slot = kMediumSlices * (args.stage_bytes + 16);
   args.depth = (kSmem - kRest) / slot > kMostDepth ? kMostDepth : (kSmem - kRest) / slot;
   CUtensorMap map;
@@ -395,15 +644,17 @@ int LaunchMediumTokens(const LinearArgs& linear, int num_sms, cudaStream_t strea
         args.first_tile[p] + (p < (gated ? 1 : linear.num_parts) ? linear.parts[p].num_tiles : 0);
   }
   const int tiles = args.first_tile[kMaxParts];
-  const int quads = (tiles + kMediumQuad - 1) / kMediumQuad;
-  const int pairs = quads < num_sms / 2 ? quads : num_sms / 2;
+  const int most_quads = (tiles + kMediumQuad - 1) / kMediumQuad;
+  const int pairs = most_quads < num_sms / 2 ? most_quads : num_sms / 2;
   args.tiles_per_pair = tiles / pairs;
   args.extra_tiles = tiles % pairs;
   // Quads of a pass, so many that registers and a ring of two stages suffice.
   constexpr int kMost = kFormat == Format::kW4 ? 3 : kFormat == Format::kF16 ? 1 : 2;
-  const int most = ((tiles + pairs - 1) / pairs + kMediumQuad - 1) / kMediumQuad;  // of a pair
-  const int passes = (most + kMost - 1) / kMost;
-  const int of_pass = gated ? 2 : (most + passes - 1) / passes;
+  const int copies = gated ? 2 : 1;  // a tile and its gate
+  const int of_pair = (tiles + pairs - 1) / pairs;
+  const int of_most = kMost * kMediumQuad / copies;
+  const int passes = (of_pair + of_most - 1) / of_most;
+  const int of_pass = ((of_pair + passes - 1) / passes * copies + kMediumQuad - 1) / kMediumQuad;
   const auto launch = [&]<int kQuads>() {
     return LaunchMediumAs<kFormat, kGrid, kFineScales, kTokens, kQuads>(args, pairs, stream);
   };

@@ -8,6 +8,28 @@ int LaunchMediumF16(const LinearArgs& args, int num_sms, cudaStream_t stream) {
   });
 }
 
+int MediumPairs() {
+  static const int pairs = [] {
+    // As large as any of them.
+    auto* kernel = LinearMedium<Format::kF16, Grid::kSymmetric, false, 32, 1>;
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMediumSmem);
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(2);
+    config.blockDim = dim3(kMediumThreads);
+    config.dynamicSmemBytes = kMediumSmem;
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = 2;
+    cluster.val.clusterDim.y = 1;
+    cluster.val.clusterDim.z = 1;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    int count = 0;
+    return cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess ? count : 0;
+  }();
+  return pairs;
+}
+
 int LaunchLinearMedium(const LinearArgs& args, int num_sms, CUstream_st* stream) {
   switch (args.layout.format) {
     case Format::kW4:

@@ -33,13 +33,14 @@ __device__ __forceinline__ void WaitForPrevious() {
 // --- mbarrier ---
 
 // Of a barrier, up to 4 us each: about 8 s. Instrumented code does not sleep between them.
+// Of a flag in memory, about 0.7 us each.
 #ifdef NIBBLE_RACECHECK
 constexpr std::uint32_t kBarrierTries = 1U << 28;
+constexpr std::uint32_t kFlagTries = 1U << 28;
 #else
 constexpr std::uint32_t kBarrierTries = 1U << 21;
-#endif
-// Of a flag in memory, about 0.7 us each.
 constexpr std::uint32_t kFlagTries = 1U << 22;
+#endif
 
 __device__ __forceinline__ void BarrierInit(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
@@ -134,6 +135,11 @@ __device__ __forceinline__ void BulkCopyShared(std::uint32_t smem, const void* g
           "r"(smem),
       "l"(global), "r"(bytes), "r"(barrier)
       : "memory");
+}
+
+/// Between accesses of threads to memory, of this one or others, and those of the copy engine.
+__device__ __forceinline__ void FenceForCopies() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
 __device__ __forceinline__ void PrefetchL1(const void* global) {

@@ -10,9 +10,12 @@ namespace nibble::cuda {
 
 /// Shared memory of 64 columns a row, rows of 128 bytes under the 128-byte swizzle: what a tensor
 /// copy with CU_TENSOR_MAP_SWIZZLE_128B leaves. `address` is 1024-byte aligned plus 32 bytes a step
-/// of 16 columns.
+/// of 16 columns. The shuffle tells the compiler that the address is the same in all lanes: steps
+/// are additions in uniform registers then, where wgmma wants its descriptors. Else each takes two
+/// moves that wait for the instruction before.
 __device__ __forceinline__ std::uint64_t SwizzledDescriptor(std::uint32_t address) {
-  return static_cast<std::uint64_t>((address & 0x3ffffU) >> 4) | (std::uint64_t{1} << 16) |
+  const std::uint32_t uniform = __shfl_sync(0xffffffffU, address, 0);
+  return static_cast<std::uint64_t>((uniform & 0x3ffffU) >> 4) | (std::uint64_t{1} << 16) |
          (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 62);
 }
 

@@ -345,6 +345,7 @@ void CudaLinearLaunch::CompareGated(std::int64_t rows, std::int64_t cols,
                                     std::initializer_list<int> batches) {
   const Uploaded gate = Put(GetParam()(rows, cols), 1);
   const Uploaded up = Put(GetParam()(rows, cols), 2);
+  const DeviceBuffer shared = Upload(std::vector<std::byte>(LinearSharedBytes(device().num_sms())));
   for (const int tokens : batches) {
     const auto values = static_cast<std::size_t>(cols * tokens);
     const DeviceBuffer residual = Upload(Normal(values, 3.0F, 7));
@@ -397,6 +398,19 @@ void CudaLinearLaunch::CompareGated(std::int64_t rows, std::int64_t cols,
                   return LaunchLinearMedium(args, device().num_sms(), stream());
                 }),
                 truth);
+      if (tokens <= kMediumTokens) {
+        const DeviceBuffer normed = Poisoned<std::uint16_t>(values);
+        EXPECT_EQ(run([&](LinearArgs args) {
+                    args.x = args.normed = normed.as<std::uint16_t>();
+                    args.residual = residual.as<float>();
+                    args.norm_weight = weight.as<float>();
+                    args.norm_eps = 1e-5F;
+                    args.shared = shared.data();
+                    return LaunchLinearMedium(args, device().num_sms(), stream());
+                  }),
+                  truth);
+        EXPECT_EQ(Download<std::uint16_t>(normed, values), Download<std::uint16_t>(x, values));
+      }
       EXPECT_EQ(run([&](const LinearArgs& args) {
                   return LaunchLinearLarge(args, device().num_sms(), stream());
                 }),
