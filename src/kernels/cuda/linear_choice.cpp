@@ -148,6 +148,9 @@ double LargeTime(const LinearArgs& args, int num_sms) {
   return 6.0 + shape.rounds * args.layout.cols * (shape.tokens == 128 ? 5.9e-3 : 3.8e-3);
 }
 
+// To norm its input, medium needs all of its blocks on the card: they wait for each other.
+bool MediumNorms(const CudaDevice& device) { return device.num_sms() / 2 <= MediumPairs(); }
+
 }  // namespace
 
 LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
@@ -157,7 +160,8 @@ LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
     constexpr int kLittle = 12 * 1024;
     if (MemoryOfSmall({&args, 1}, device.num_sms()).num_stages > 0 &&
         (!wgmma || SplitOfSmall(args, device.num_sms()).pairs_per_block >= 2 ||
-         args.num_tokens * args.layout.cols <= kLittle)) {
+         args.num_tokens * args.layout.cols <= kLittle ||
+         (args.residual != nullptr && !MediumNorms(device)))) {
       return LinearVariant::kSmall;
     }
   }
@@ -185,8 +189,7 @@ bool NormsInput(const CudaDevice& device, const LinearArgs& args) {
   }
   return HasChains(device, args) ||
          (args.num_tokens <= kMediumTokens &&
-          ChooseLinear(device, args) == LinearVariant::kMedium &&
-          device.num_sms() / 2 <= MediumPairs());  // its blocks wait for each other
+          ChooseLinear(device, args) == LinearVariant::kMedium && MediumNorms(device));
 }
 
 bool IsChain(std::span<const LinearArgs> products, int num_sms) {
