@@ -119,6 +119,7 @@ class FolderWriter final : public AtomicWriter {
 
  private:
   Result<void> TakeFolder();
+  Result<void> RemoveUnfinished();
   Result<void> CheckAllDone() const;
   Result<void> Rename(const fs::path& from) const;
   Result<void> ReadJournal(const json::Value& fingerprint);
@@ -185,6 +186,7 @@ Result<void> FolderWriter::Start(const json::Value& fingerprint, std::uint64_t e
   }
   NIBBLE_TRY_VOID(TakeFolder());
   NIBBLE_TRY_VOID(ReadJournal(fingerprint));
+  NIBBLE_TRY_VOID(RemoveUnfinished());
   auto space = CheckSpace(expected_bytes);
   if (!space && fresh_) {  // nothing was done: nothing is left
     unlink(journal_.c_str());
@@ -276,6 +278,25 @@ Result<void> FolderWriter::ReadJournal(const json::Value& fingerprint) {
     NIBBLE_TRY_VOID(Append(line));
   }
   return SyncFolder(partial_.parent_path());
+}
+
+// What an interruption left half written: the folder may be read before that is written again.
+Result<void> FolderWriter::RemoveUnfinished() {
+  std::vector<std::string> unfinished;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(partial_, error)) {
+    if (std::string name = entry.path().filename().string(); !done_.contains(name)) {
+      unfinished.push_back(std::move(name));
+    }
+  }
+  if (error) {
+    return Fail(ErrorCode::kIo,
+                fmt::format("{}: cannot list: {}", partial_.string(), error.message()));
+  }
+  for (const std::string& name : unfinished) {
+    NIBBLE_TRY_VOID(Remove(name));
+  }
+  return {};
 }
 
 Result<void> FolderWriter::CheckSpace(std::uint64_t expected_bytes) const {

@@ -24,7 +24,8 @@ namespace nibble {
 class AtomicWriter {
  public:
   /// fingerprint: whatever identifies the run (source sizes and digests, recipe, seed, version). A
-  /// partial folder with the same fingerprint is resumed; with another one it is refused
+  /// partial folder with the same fingerprint is resumed, without the files that were not finished:
+  /// it may be opened as a checkpoint before they are written again. With another one it is refused
   /// (kInvalidArgument, says how to remove it). Errors: kInvalidArgument if `target` exists; kIo if
   /// there is less than expected_bytes * 1.05 free space; kUnavailable if another process owns the
   /// partial folder.

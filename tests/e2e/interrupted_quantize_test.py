@@ -82,6 +82,17 @@ class InterruptedQuantize(unittest.TestCase):
             self.finish(out)
         self.assertEqual(self.contents(out), self.whole)
 
+    def test_half_a_certificate_does_not_stop_it(self):
+        out = self.root / "half"
+        partial = self.root / ".half.partial"
+        for moment in range(MOMENTS):
+            self.start_and_kill(out, self.seconds * (moment + 0.5) / MOMENTS)
+            if partial.is_dir() or out.exists():
+                break
+        self.assertTrue(partial.is_dir(), "no kill met it while it wrote")
+        (partial / "nibble_certificate.json").write_bytes(b"")  # killed between creating and writing it
+        self.finish(out)
+
     def test_sigterm_stops_it_and_says_how_to_go_on(self):
         out = self.root / "stopped"
         process = subprocess.Popen([binary(), *map(str, self.command(out))], stdin=subprocess.DEVNULL,

@@ -90,6 +90,7 @@ TEST(AtomicWriter, AnInterruptedRunGoesOn) {
   EXPECT_FALSE(fs::exists(target));
   folder.Write(".out.partial/shard-2", "TWO");  // damaged meanwhile
   auto writer = MustCreate(target, Recipe(1));
+  EXPECT_FALSE(fs::exists(writer->partial_path() / "shard-3"));  // half a file is no file
   EXPECT_TRUE(writer->IsDone("shard-1"));
   ASSERT_TRUE(writer->DoneFacts("shard-1"));
   EXPECT_EQ(*writer->DoneFacts("shard-1"), Recipe(7));
@@ -138,6 +139,8 @@ TEST(AtomicWriter, ATornJournalLosesOnlyItsLastLine) {
   for (std::size_t size = 0; size <= whole.size(); size += size + 8 < whole.size() ? 7 : 1) {
     fs::resize_file(journal, 0);
     folder.Write(".out.partial.journal", whole.substr(0, size));
+    folder.Write(".out.partial/a", "a");  // what is not in the journal goes
+    folder.Write(".out.partial/b", "b");
     auto writer = MustCreate(target, Recipe(1));
     EXPECT_TRUE(!writer->IsDone("b") || writer->IsDone("a"));
     EXPECT_EQ(writer->IsDone("b"), size == whole.size()) << size;
