@@ -209,7 +209,6 @@ __global__ __launch_bounds__(kLargeThreads,
         total[i] = 0.0F;
       }
       for (int unit = 0; unit < num_units; ++unit) {
-        // The compiler sees that it is the same in a warp: wgmma wants it in uniform registers.
         const std::uint64_t descriptor = SwizzledDescriptor(base + stage * kStage);
         WgmmaFence();
         WgmmaE4M3<false>(c, a[0][0], descriptor);

@@ -454,7 +454,6 @@ __global__ __launch_bounds__(kLargeThreads,
           c[i] = 0.0F;
         }
         for (int unit = slice; unit < num_units; unit += kNumSlices) {
-          // The compiler sees that it is the same in a warp: wgmma wants it in uniform registers.
           const std::uint64_t descriptor = SwizzledDescriptor(base + stage * stage_bytes);
 #pragma unroll
           for (int half = 0; half < kHalves; ++half) {

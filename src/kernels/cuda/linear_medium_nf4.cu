@@ -1,4 +1,4 @@
-#include "kernels/cuda/linear_medium.cuh"
+#include "kernels/cuda/linear_medium_launch.cuh"
 
 namespace nibble::cuda {
 
