@@ -50,8 +50,8 @@ class Counter final : public OutputSink {
 GenerationRequest MadeUpRequest(const RequestShape& shape, int i, std::int64_t vocab_size) {
   GenerationRequest request{.external_id = "bench"};
   for (std::int64_t t = 0; t < shape.prompt_tokens; ++t) {
-    request.prompt.push_back(
-        TokenId{static_cast<std::int32_t>(1 + (t * 7919 + std::int64_t{i} * 104729) % (vocab_size - 1))});
+    request.prompt.push_back(TokenId{
+        static_cast<std::int32_t>(1 + (t * 7919 + std::int64_t{i} * 104729) % (vocab_size - 1))});
   }
   request.sampling.temperature = 0.0F;
   request.sampling.max_tokens = static_cast<std::int32_t>(shape.output_tokens);
