@@ -43,6 +43,13 @@ void GatherRows(KernelContext& context, const float* x, std::int64_t x_stride,
   }
 }
 
+ActivationRows RowsOf(KernelContext& context, const float* x, std::int64_t x_stride,
+                      std::int64_t rows, std::int64_t width) {
+  return context.device->kind() == DeviceKind::kCuda
+             ? cuda::RowsOf(context, x, x_stride, rows, width)
+             : ActivationRows{.data = x, .stride = x_stride, .num_rows = rows, .width = width};
+}
+
 const float* HostActivations(KernelContext& context, const float* x, std::int64_t x_stride,
                              std::int64_t rows, std::int64_t width, std::vector<float>& host) {
   if (context.device->kind() != DeviceKind::kCuda) {

@@ -6,6 +6,7 @@
 
 #include "base/ids.h"
 #include "base/result.h"
+#include "kernels/activation_rows.h"
 #include "kernels/context.h"
 #include "kernels/paged_attention.h"
 #include "kernels/sampling.h"
@@ -60,6 +61,10 @@ void CollectSamples(KernelContext& context, StepSlot slot, std::span<SampleResul
 /// rows[i] of x (row stride in floats) to out[i], contiguous.
 void GatherRows(KernelContext& context, const float* x, std::int64_t x_stride,
                 std::span<const std::int32_t> rows, float* out, std::int64_t width);
+
+/// Activations [rows, width] that an operator wrote, where they are. What waits is launched.
+ActivationRows RowsOf(KernelContext& context, const float* x, std::int64_t x_stride,
+                      std::int64_t rows, std::int64_t width);
 
 /// fp32 values of activations [rows, width] that an operator wrote, for observers and tests: on a
 /// CPU x itself, else a copy in `host`.

@@ -67,6 +67,9 @@ void GatherRows(KernelContext&, const float*, std::int64_t, std::span<const std:
                 std::int64_t) {
   Absent();
 }
+ActivationRows RowsOf(KernelContext&, const float*, std::int64_t, std::int64_t, std::int64_t) {
+  Absent();
+}
 void HostActivations(KernelContext&, const float*, std::int64_t, std::int64_t, std::int64_t,
                      std::vector<float>&) {
   Absent();

@@ -334,6 +334,7 @@ void AddRmsNorm(KernelContext& context, float* residual, const float* delta, con
                       .out_stride = 2 * width,
                       .width = static_cast<int>(width),
                       .tokens = static_cast<int>(num_tokens)};
+  state.NoteScale(out, 1.0F);
   if (delta == nullptr && num_tokens <= kMediumTokens) {
     state.norm = args;
     return;
@@ -478,6 +479,7 @@ void PagedAttention(KernelContext& context, const KvCache& cache, std::int64_t l
       device.NoteError(LaunchRopeAndCache(*rope, device.stream()), "RoPE");
     }
   }
+  state.NoteScale(args.out, 1.0F);
   launch.beside = state.num_decode > 0 && state.num_tiles > 0;
   if (state.num_tiles > 0) {
     device.NoteError(LaunchPrefillAttention(launch, device.stream()), "prefill attention");
@@ -521,11 +523,22 @@ void GatherRows(KernelContext& context, const float* x, std::int64_t x_stride,
       "gathering rows");
 }
 
+ActivationRows RowsOf(KernelContext& context, const float* x, std::int64_t x_stride,
+                      std::int64_t rows, std::int64_t width) {
+  CudaDevice& device = DeviceOf(context);
+  Flush(device, StateOf(device));
+  return {.data = x,
+          .dtype = DType::kF16,
+          .stride = 2 * x_stride,
+          .scale = 1.0F / StateOf(device).ScaleOf(x),
+          .num_rows = rows,
+          .width = width};
+}
+
 void HostActivations(KernelContext& context, const float* x, std::int64_t x_stride,
                      std::int64_t rows, std::int64_t width, std::vector<float>& host) {
   CudaDevice& device = DeviceOf(context);
-  Flush(device, StateOf(device));
-  const float scale = 1.0F / StateOf(device).ScaleOf(x);
+  const float scale = cuda::RowsOf(context, x, x_stride, rows, width).scale;
   std::vector<std::uint16_t> raw(static_cast<std::size_t>(rows * x_stride * 2));
   static_cast<void>(device.Read(reinterpret_cast<std::byte*>(raw.data()),
                                 reinterpret_cast<const std::byte*>(x), raw.size() * 2));

@@ -62,6 +62,8 @@ StepSlot EndStep(KernelContext& context);
 void CollectSamples(KernelContext& context, StepSlot slot, std::span<SampleResult> results);
 void GatherRows(KernelContext& context, const float* x, std::int64_t x_stride,
                 std::span<const std::int32_t> rows, float* out, std::int64_t width);
+ActivationRows RowsOf(KernelContext& context, const float* x, std::int64_t x_stride,
+                      std::int64_t rows, std::int64_t width);
 void HostActivations(KernelContext& context, const float* x, std::int64_t x_stride,
                      std::int64_t rows, std::int64_t width, std::vector<float>& host);
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -80,8 +79,10 @@ struct State {
   std::optional<Product> linear;
   std::vector<LinearArgs> chain;  // products that are known, and become one kernel
   std::optional<RopeArgs> rope;
-  std::vector<Adjustment> adjustments;                    // of one row, while they are listed
-  std::array<std::pair<const void*, float>, 4> scales{};  // of fp16 activations, by address
+  std::vector<Adjustment> adjustments;  // of one row, while they are listed
+  // Of fp16 activations that have one, by address. Memory may hold one kind after the other: each
+  // operator that writes activations says theirs.
+  std::vector<std::pair<const void*, float>> scales;
 
   State() = default;
   State(const State&) = delete;
@@ -108,14 +109,10 @@ struct State {
     return 1.0F;
   }
   void NoteScale(const void* x, float scale) {
-    for (auto& [address, kept] : scales) {
-      if (address == x || address == nullptr) {
-        address = x;
-        kept = scale;
-        return;
-      }
+    std::erase_if(scales, [&](const auto& kept) { return kept.first == x; });
+    if (scale != 1.0F) {
+      scales.emplace_back(x, scale);
     }
-    NIBBLE_CHECK(false, "too many scaled activations");
   }
 };
 
