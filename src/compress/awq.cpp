@@ -28,7 +28,7 @@ class AwqScaler final : public GroupScaler {
     hessian_.emplace(width, max_rows);
   }
   void Add(const BlockWalk::Inputs& inputs) override {
-    hessian_->Add(pool_, inputs.x, inputs.num_rows);
+    hessian_->Add(pool_, inputs.floats(), inputs.num_rows);
   }
 
   // The best scales of one group, empty if none beat 1.

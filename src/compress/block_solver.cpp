@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/stopwatch.h"
 #include "base/text.h"
 #include "compress/block_walk.h"
 #include "compress/calibration_match.h"
@@ -17,16 +18,27 @@
 #include "compress/read_weights.h"
 #include "compress/rounded_checkpoint.h"
 #include "compress/tensor_statistics.h"
-#include "solve/correction.h"
 #include "solve/rtn.h"
 
 namespace nibble {
+namespace {
+
+std::uint64_t LargestMatrixBytes(const SolverLimits& limits) {
+  std::int64_t largest = 0;
+  for (const SolverLimits::Input& input : limits.inputs) {
+    largest = std::max(largest, input.width * input.max_rows);
+  }
+  return static_cast<std::uint64_t>(largest) * sizeof(float);
+}
+
+}  // namespace
 
 // The state of one run.
 class BlockSolver::Walks {
  public:
   Walks(const BlockSolver& solver, SolvedBlocks& store, const SolveProgress& progress)
       : solver_(solver),
+        device_(solver.device_),
         config_(solver.source_.config()),
         pool_(solver.device_.pool()),
         overlay_(solver.source_, solver.weights_),
@@ -34,7 +46,21 @@ class BlockSolver::Walks {
         store_(store),
         progress_(progress) {}
 
-  Result<void> Go() {
+  Result<SolveTimes> Go() {
+    {
+      const Stopwatch watch(times_.total);
+      NIBBLE_TRY_VOID(RunBlocks());
+    }
+    if (gptq_) {
+      times_.solver = gptq_->times();
+    }
+    return times_;
+  }
+
+ private:
+  static constexpr std::uint64_t kStepsOfBlock = std::size(kLinearGroups) + 1;
+
+  Result<void> RunBlocks() {
     const CalibrationSet& calibration = solver_.calibration_;
     const std::int64_t stride = solver_.TruthStride();
     for (std::int64_t window = 0; window < calibration.num_windows(); window += stride) {
@@ -55,14 +81,22 @@ class BlockSolver::Walks {
     }
     NIBBLE_TRY_VOID(walk_->Embed());
     OrderChunks(stride);
+    if (solver_.UsesLinearSolver()) {
+      const SolverLimits limits = solver_.GptqLimits();
+      NIBBLE_TRY(gptq, MakeLinearSolver(device_, limits));
+      gptq_ = std::move(gptq);
+      if (solver_.IsCard()) {
+        NIBBLE_TRY(matrix, device_.Allocate("solver", LargestMatrixBytes(limits)));
+        NIBBLE_TRY(host, device_.AllocateHost("solver (host)", LargestMatrixBytes(limits)));
+        matrix_ = std::move(matrix);
+        host_matrix_ = std::move(host);
+      }
+    }
     for (block_ = 0; block_ < config_.num_layers; ++block_) {
       NIBBLE_TRY_VOID(RunBlock());
     }
     return {};
   }
-
- private:
-  static constexpr std::uint64_t kStepsOfBlock = std::size(kLinearGroups) + 1;
 
   Result<void> RunBlock() {
     const bool done = store_.Has(block_);
@@ -77,20 +111,15 @@ class BlockSolver::Walks {
     if (learns) {
       inputs_.assign(walk_->hidden().begin(), walk_->hidden().end());
     }
-    NIBBLE_TRY_VOID(walk_->Begin(block_));
-    if (truth_) {
-      NIBBLE_TRY_VOID(truth_->Begin(block_));
-    }
+    times_.num_blocks += done ? 0 : 1;
+    NIBBLE_TRY_VOID(LoadBoth([&](BlockWalk& walk) { return walk.Begin(block_); }));
     for (const LinearGroup group : kLinearGroups) {
       if (done) {
         NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) { AdvanceBoth(group, chunk); }));
       } else {
         NIBBLE_TRY_VOID(SolveGroup(group, solved));
       }
-      NIBBLE_TRY_VOID(walk_->Load(group));
-      if (truth_) {
-        NIBBLE_TRY_VOID(truth_->Load(group));
-      }
+      NIBBLE_TRY_VOID(LoadBoth([&](BlockWalk& walk) { return walk.Load(group); }));
     }
     if (learns) {
       NIBBLE_TRY_VOID(LearnBlock(solved));
@@ -99,13 +128,16 @@ class BlockSolver::Walks {
     }
     if (block_ + 1 < config_.num_layers) {
       NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) {
+        const Stopwatch watch(times_.walk);
         walk_->End(chunk.index);
         if (!learns && chunk.truth) {
           truth_->End(*chunk.truth);
         }
+        device_.Wait(device_.Record());
       }));
     }
     if (!done) {
+      const Stopwatch watch(times_.save);
       NIBBLE_TRY_VOID(store_.Save(block_, solved));
     }
     for (const LinearGroup group : kLinearGroups) {
@@ -144,9 +176,10 @@ class BlockSolver::Walks {
 
   // Those with a truth first: InputSums wants them together.
   void OrderChunks(std::int64_t stride) {
-    const std::int64_t chunks_of_window = walk_->num_chunks() / solver_.calibration_.num_windows();
+    const std::int64_t chunks_of_window =
+        std::max<std::int64_t>(1, walk_->num_chunks() / solver_.calibration_.num_windows());
     for (std::int64_t i = 0; i < walk_->num_chunks(); ++i) {
-      const std::int64_t window = i / chunks_of_window;
+      const std::int64_t window = i / chunks_of_window;  // stride 1: or whatever the walks share
       Chunk& chunk = chunks_.emplace_back(Chunk{.index = i});
       if (truth_ && window % stride == 0) {
         chunk.truth = window / stride * chunks_of_window + i % chunks_of_window;
@@ -167,10 +200,24 @@ class BlockSolver::Walks {
     return {};
   }
 
+  // load(walk) of both.
+  template <typename Load>
+  Result<void> LoadBoth(Load&& load) {
+    const Stopwatch watch(times_.load);
+    NIBBLE_TRY_VOID(load(*walk_));
+    return truth_ ? load(*truth_) : Result<void>{};
+  }
+
   // Of the walk; truth_inputs_ are what they should be, or nothing.
   BlockWalk::Inputs AdvanceBoth(LinearGroup group, const Chunk& chunk) {
-    truth_inputs_ = chunk.truth ? truth_->Advance(group, *chunk.truth) : BlockWalk::Inputs{};
-    return walk_->Advance(group, chunk.index);
+    const Stopwatch watch(times_.walk);
+    truth_inputs_.reset();
+    if (chunk.truth) {
+      truth_inputs_ = truth_->Advance(group, *chunk.truth);
+    }
+    const BlockWalk::Inputs inputs = walk_->Advance(group, chunk.index);
+    device_.Wait(device_.Record());
+    return inputs;
   }
 
   Result<void> SolveGroup(LinearGroup group, std::vector<SolvedWeight>& solved) {
@@ -188,12 +235,18 @@ class BlockSolver::Walks {
   }
 
   Result<void> SolveByRounding(LinearGroup group, std::vector<SolvedWeight>& solved) {
+    if (solver_.IsCard()) {
+      NIBBLE_TRY(squares, SumInputs(group));
+      gptq_->End();
+      return RoundLinears(
+          group, squares, [](std::string_view) { return true; }, solved);
+    }
     const auto width = static_cast<std::size_t>(InputWidth(config_, group));
     std::vector<double> squares(width, 0.0);
     NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) {
       const BlockWalk::Inputs inputs = AdvanceBoth(group, chunk);
       for (std::int64_t row = 0; row < inputs.num_rows; ++row) {
-        const float* x = inputs.x + row * static_cast<std::int64_t>(width);
+        const float* x = inputs.floats() + row * static_cast<std::int64_t>(width);
         for (std::size_t i = 0; i < width; ++i) {
           squares[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
         }
@@ -227,20 +280,18 @@ class BlockSolver::Walks {
                         });
   }
 
-  Result<void> SolveByGptq(LinearGroup group, std::vector<SolvedWeight>& solved) {
-    const std::int64_t width = InputWidth(config_, group);
-    const InputSums::Shift shift = solver_.ShiftRows();
-    const bool has_shift = shift != InputSums::Shift::kNone;
-    InputSums sums(width, walk_->max_chunk_rows(), shift);
+  // Of each channel, the sum of squares; the solver has all sums.
+  Result<std::vector<double>> SumInputs(LinearGroup group) {
+    NIBBLE_TRY_VOID(gptq_->Begin(InputWidth(config_, group)));
     NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) {
       const BlockWalk::Inputs inputs = AdvanceBoth(group, chunk);
-      sums.Add(pool_, inputs.x, has_shift ? truth_inputs_.x : nullptr, inputs.num_rows);
+      gptq_->Add(inputs, truth_inputs_ ? &*truth_inputs_ : nullptr);
     }));
-    sums.Finish(pool_);
-    std::vector<double> squares;
-    for (std::int64_t i = 0; i < width; ++i) {
-      squares.push_back(sums.hessian().At(i, i));
-    }
+    return gptq_->Finish();
+  }
+
+  Result<void> SolveByGptq(LinearGroup group, std::vector<SolvedWeight>& solved) {
+    NIBBLE_TRY(squares, SumInputs(group));
     NIBBLE_TRY_VOID(RoundLinears(
         group, squares, [&](std::string_view weight) { return !solver_.IsSolved(weight); },
         solved));
@@ -253,36 +304,22 @@ class BlockSolver::Walks {
       }
     }
     for (const std::int64_t group_size : group_sizes) {
-      NIBBLE_TRY_VOID(SolveGroupsOf(group_size, group, sums, has_shift, squares, solved));
+      NIBBLE_TRY_VOID(SolveGroupsOf(group_size, group, squares, solved));
     }
+    gptq_->End();
     return {};
   }
 
   // The linears of a group that have this size of groups.
-  Result<void> SolveGroupsOf(std::int64_t group_size, LinearGroup group, const InputSums& sums,
-                             bool has_shift, const std::vector<double>& squares,
+  Result<void> SolveGroupsOf(std::int64_t group_size, LinearGroup group,
+                             const std::vector<double>& squares,
                              std::vector<SolvedWeight>& solved) {
-    const Hessian& hessian = sums.hessian();
-    const auto factor = Factorize(pool_, hessian,
-                                  {.order = solver_.options_.order,
-                                   .group_size = group_size,
-                                   .damping = solver_.options_.damping});
-    if (!factor) {
-      return Fail(factor.error(),
+    const auto factorized = gptq_->Factorize({.order = solver_.options_.order,
+                                              .group_size = group_size,
+                                              .damping = solver_.options_.damping});
+    if (!factorized) {
+      return Fail(factorized.error(),
                   fmt::format("tensor {}: ", WeightName(block_, LinearsOf(group).front())));
-    }
-    std::optional<HessianFactor> other;
-    if (has_shift && &sums.shift_hessian() != &hessian) {
-      NIBBLE_TRY(made,
-                 Factorize(pool_, sums.shift_hessian(),
-                           {.order = ColumnOrder::kNatural, .damping = solver_.options_.damping}));
-      other = std::move(made);
-    }
-    const HessianFactor& shift_factor = other ? *other : *factor;
-    std::optional<InputShift> shift;
-    if (has_shift) {
-      shift = ShiftOf(pool_, shift_factor, sums,
-                      CorrectionStrength(sums.num_shift_tokens(), hessian.width()));
     }
     return SolveLinears(
         group,
@@ -292,24 +329,19 @@ class BlockSolver::Walks {
         solved,
         [&](const WeightSpec& spec, std::span<const float> weights,
             json::Object& facts) -> Result<QuantizedTensor> {
-          const GptqOptions options{
-              .spec = spec,
-              .scale_dtype = solver_.options_.scale_dtype,
-              .search_scale = solver_.options_.search_scale,
-              .sweep_scales = solver_.options_.order != ColumnOrder::kDescending,
-              .scale_divisor = scale_divisor_};
-          std::vector<float> corrected;
-          if (shift) {
-            corrected = CorrectWeights(pool_, weights, shift_factor, *shift);
-            weights = corrected;
-          }
-          SolveReport report;
-          NIBBLE_TRY(tensor, QuantizeGptq(pool_, weights, *factor, options, &report));
+          NIBBLE_TRY(linear,
+                     gptq_->Solve(OnDevice(weights), {.spec = spec,
+                                                      .scale_dtype = solver_.options_.scale_dtype,
+                                                      .search_scale = solver_.options_.search_scale,
+                                                      .sweep_scales = solver_.options_.order !=
+                                                                      ColumnOrder::kDescending,
+                                                      .scale_divisor = scale_divisor_}));
+          const SolveReport& report = linear.report;
           facts.Set("relative_output_error",
                     report.energy > 0.0 ? std::sqrt(report.error / report.energy) : 0.0);
-          facts.Set("damping", factor->damping);
+          facts.Set("damping", linear.damping);
           SetChannelFacts(squares, facts);
-          return tensor;
+          return std::move(linear.tensor);
         });
   }
 
@@ -331,6 +363,37 @@ class BlockSolver::Walks {
     return {};
   }
 
+  // The values of a matrix that is to be solved, in `memory` or where a card takes them from.
+  Result<std::span<const float>> Read(const WeightInfo& stored, std::vector<float>& memory) {
+    const Stopwatch watch(times_.read);
+    const auto count = static_cast<std::size_t>(stored.spec.rows * stored.spec.cols);
+    if (!solver_.IsCard()) {
+      memory.resize(count);
+    }
+    const std::span<float> values =
+        solver_.IsCard() ? std::span(host_matrix_.as<float>(), count) : std::span(memory);
+    NIBBLE_TRY_VOID(ReadWeights(solver_.source_, stored, pool_, values));
+    return values;
+  }
+
+  // What Read gave, in the device's memory.
+  std::span<const float> OnDevice(std::span<const float> weights) {
+    if (!solver_.IsCard()) {
+      return weights;
+    }
+    const Stopwatch watch(times_.read);
+    device_.Copy(matrix_.data(), host_matrix_.data(), weights.size_bytes());
+    device_.Wait(device_.Record());
+    return {matrix_.as<float>(), weights.size()};
+  }
+
+  json::Object StatisticsOf(const QuantizedTensor& tensor, std::span<const float> weights) {
+    const Stopwatch watch(times_.log);
+    TensorStatistics statistics;
+    statistics.Add(tensor, weights);
+    return statistics.ToJson(tensor.spec);
+  }
+
   // Calls solve(spec, weights, facts) for every quantized linear of a group that takes(weight)
   // wants, and puts the result in its place.
   template <typename Takes, typename Solve>
@@ -344,15 +407,14 @@ class BlockSolver::Walks {
       }
       const WeightInfo* stored = solver_.source_.Find(name);
       NIBBLE_CHECK(stored != nullptr, "Checkpoint::Open guarantees every expected weight");
-      NIBBLE_TRY(weights, ReadWeights(solver_.source_, *stored, pool_));
+      std::vector<float> memory;
+      NIBBLE_TRY(weights, Read(*stored, memory));
       json::Object facts;
-      auto tensor = solve(overlay_.Find(name)->spec, std::span<const float>(weights), facts);
+      auto tensor = solve(overlay_.Find(name)->spec, weights, facts);
       if (!tensor) {
         return Fail(tensor.error(), fmt::format("tensor {}: ", name));
       }
-      TensorStatistics statistics;
-      statistics.Add(*tensor, weights);
-      json::Object all = statistics.ToJson(tensor->spec);
+      json::Object all = StatisticsOf(*tensor, weights);
       for (const auto& [key, value] : facts) {
         all.Set(key, value);
       }
@@ -444,6 +506,7 @@ class BlockSolver::Walks {
   }
 
   const BlockSolver& solver_;
+  Device& device_;
   const ModelConfig& config_;
   ThreadPool& pool_;
   OverlayCheckpoint overlay_;
@@ -453,7 +516,10 @@ class BlockSolver::Walks {
   std::vector<TokenId> truth_tokens_;
   std::unique_ptr<BlockWalk> walk_, truth_;
   std::vector<Chunk> chunks_;  // of walk_, in the order they are taken
-  BlockWalk::Inputs truth_inputs_;
+  std::optional<BlockWalk::Inputs> truth_inputs_;
+  std::unique_ptr<LinearSolver> gptq_;  // null if all is rounded on a CPU
+  DeviceBuffer matrix_, host_matrix_;   // of a card: what is solved
+  SolveTimes times_;
   std::vector<float> inputs_;  // of a block that learns, [num_rows, hidden_size]
   std::int64_t block_ = 0;
   float scale_divisor_ = 0.0F;  // of the group being solved, where it has one
@@ -464,6 +530,9 @@ class BlockSolver::Walks {
 // scale for every 64 columns of both factors, blur them by a fraction of what 4 bits do. What is
 // learned from is exact, and what 5 bits or more are to make up for.
 bool BlockSolver::NeedsExactTruth() const {
+  if (IsCard()) {
+    return true;  // its activations are fp16, its products as fast for 16 bits as for 8
+  }
   const auto is_fine = [&](const WeightToWrite& weight) {
     return weight.spec.kind != CodecKind::kFloat && weight.spec.bits > 4 && IsSolved(weight.name) &&
            weight.name.starts_with("model.layers.");
@@ -496,11 +565,12 @@ ActivationMode BlockSolver::WalkActivations() const {
 }
 
 // A shift is small beside what it is a shift of, so part of the tokens tell much of it; the
-// strength of its correction follows (docs/quantization.md: measured).
+// strength of its correction follows (docs/quantization.md: measured). A card takes longer for the
+// second factor that this costs than for the other tokens.
 std::int64_t BlockSolver::TruthStride() const {
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
   const std::int64_t walked = std::max<std::int64_t>(options_.truth_tokens, 1);
-  return options_.method == BlockMethod::kLearned
+  return options_.method == BlockMethod::kLearned || IsCard()
              ? 1
              : std::max<std::int64_t>(1, (tokens + walked - 1) / walked);
 }
@@ -512,7 +582,30 @@ InputSums::Shift BlockSolver::ShiftRows() const {
   return TruthStride() == 1 ? InputSums::Shift::kAll : InputSums::Shift::kSome;
 }
 
+SolverLimits BlockSolver::GptqLimits() const {
+  SolverLimits limits{.max_tokens = BlockWalk::MaxChunkRows(device_, calibration_.length),
+                      .shift = ShiftRows()};
+  for (const LinearGroup group : kLinearGroups) {
+    SolverLimits::Input input{.width = InputWidth(source_.config(), group)};
+    for (const std::string_view linear : LinearsOf(group)) {
+      input.max_rows = std::max(input.max_rows, source_.Find(WeightName(0, linear))->spec.rows);
+    }
+    limits.inputs.push_back(input);
+  }
+  return limits;
+}
+
 Result<void> BlockSolver::Plan() const {
+  if (IsCard() && options_.method == BlockMethod::kLearned) {
+    return Fail(ErrorCode::kUnsupported,
+                "--method learned runs on the CPU only: use --device cpu, or --method gptq");
+  }
+  if (IsCard() && !calibration_.rows_folder.empty()) {
+    return Fail(ErrorCode::kUnsupported,
+                "--calibration-rows disk is for --device cpu: on a card activations lie in its "
+                "memory; leave it out");
+  }
+  MemoryLedger& ledger = device_.ledger();
   const OverlayCheckpoint overlay(source_, weights_);
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
   NIBBLE_TRY_VOID(BlockWalk::Plan(overlay, tokens, calibration_.length, device_,
@@ -525,50 +618,64 @@ Result<void> BlockSolver::Plan() const {
                                     truth_windows * calibration_.length, calibration_.length,
                                     device_, calibration_.rows_folder, TruthActivations()));
   }
-  // Of the group that needs most: its sums, their factor, one of its matrices, and the codes of the
-  // whole block.
-  const std::int64_t chunk = std::min<std::int64_t>(calibration_.length, 512);
-  std::uint64_t most = 0, codes = 0;
+  // The codes of a whole block, and what solving takes.
+  std::uint64_t codes = 0, most = 0;
   for (const LinearGroup group : kLinearGroups) {
-    const std::int64_t width = InputWidth(source_.config(), group);
-    std::uint64_t largest = 0;
     for (const std::string_view linear : LinearsOf(group)) {
       const WeightSpec& spec = overlay.Find(WeightName(0, linear))->spec;
       const auto elements = static_cast<std::uint64_t>(spec.rows * spec.cols);
-      largest = std::max(largest, elements);
       codes += elements + static_cast<std::uint64_t>(spec.rows * spec.num_groups()) * 5;
+      most = std::max(most, 2 * elements * sizeof(float));
     }
-    // A matrix is solved when its factors are there and the matrices that these came of are gone.
-    std::uint64_t solve = largest * (NeedsTruth() ? 3 : 2) * sizeof(float);
-    std::uint64_t sums = 0, factorize = 0;
-    if (options_.method != BlockMethod::kWeighted) {
-      const InputSums::Shift shift = ShiftRows();
-      const std::uint64_t factor = HessianFactor::SizeBytes(width);
-      const std::uint64_t before = shift == InputSums::Shift::kSome ? factor : 0;
-      sums = InputSums::SizeBytes(width, chunk, shift) + before;
-      factorize = HessianFactor::PeakBytes(width);
-      solve += factor + (shift == InputSums::Shift::kNone ? 0 : InputShift::SizeBytes(width));
+  }
+  if (UsesLinearSolver()) {
+    const SolverLimits limits = GptqLimits();
+    const SolverMemory memory = MemoryOfSolver(device_, limits);
+    most = memory.device_bytes;
+    if (IsCard()) {
+      // The matrix, what its codes say, and the codes lie here.
+      ledger.Plan("solver (host)", memory.host_bytes + 2 * LargestMatrixBytes(limits) + 2 * codes,
+                  MemoryPlace::kHost);
+      codes = 0;
     }
-    most = std::max(most, sums + std::max(factorize, solve));
   }
   if (options_.method == BlockMethod::kLearned) {
     most = std::max(most, BlockLearner::SizeBytes(source_.config(), calibration_.length,
                                                   options_.learn, device_.pool().num_workers()));
     most += static_cast<std::uint64_t>(tokens * source_.config().hidden_size) * sizeof(float);
   }
-  device_.ledger().Plan("solver", most + 2 * codes);
-  if (device_.ledger().planned_bytes() > device_.AvailableBytes()) {
-    return Fail(ErrorCode::kOutOfMemory,
-                fmt::format("solving block by block needs {} and {} are available; use {}fewer "
-                            "--calibration-samples or a smaller --calibration-length",
-                            HumanBytes(static_cast<double>(device_.ledger().planned_bytes())),
-                            HumanBytes(static_cast<double>(device_.AvailableBytes())),
-                            calibration_.rows_folder.empty() ? "--calibration-rows disk, " : ""));
+  ledger.Plan("solver", most + 2 * codes);
+  const auto check = [&](std::uint64_t planned, std::uint64_t available, const char* where) {
+    return planned <= available
+               ? Result<void>{}
+               : Fail(ErrorCode::kOutOfMemory,
+                      fmt::format(
+                          "solving block by block needs {}{} and {} are available; use {}fewer "
+                          "--calibration-samples or a smaller --calibration-length",
+                          HumanBytes(static_cast<double>(planned)), where,
+                          HumanBytes(static_cast<double>(available)),
+                          IsCard()                           ? "--device cpu, "
+                          : calibration_.rows_folder.empty() ? "--calibration-rows disk, "
+                                                             : ""));
+  };
+  if (!IsCard()) {
+    return check(ledger.planned_bytes(), device_.AvailableBytes(), "");
   }
-  return {};
+  NIBBLE_TRY_VOID(check(ledger.planned_bytes(MemoryPlace::kDevice), device_.AvailableBytes(),
+                        " of the card's memory"));
+  return check(ledger.planned_bytes(MemoryPlace::kHost), AvailableMemoryBytes(),
+               " of the host's memory");
 }
 
-Result<void> BlockSolver::Run(SolvedBlocks& store, const SolveProgress& progress) const {
+std::string SolveTimes::ToString() const {
+  return fmt::format(
+      "{} blocks in {:.2f} s: walk {:.2f}, load {:.2f}, sums {:.2f}, factor {:.2f}, correction "
+      "{:.2f}, sweep {:.2f}, read {:.2f}, log {:.2f}, save {:.2f}",
+      num_blocks, total, walk, load, solver.sums, solver.factor, solver.correction, solver.sweep,
+      read, log, save);
+}
+
+Result<SolveTimes> BlockSolver::Run(SolvedBlocks& store, const SolveProgress& progress) const {
   return Walks(*this, store, progress).Go();
 }
 

@@ -15,6 +15,7 @@
 #include "checkpoint/checkpoint.h"
 #include "device/device.h"
 #include "io/scratch_memory.h"
+#include "kernels/activation_rows.h"
 #include "model/llama.h"
 
 namespace nibble {
@@ -32,15 +33,17 @@ std::int64_t InputWidth(const ModelConfig& config, LinearGroup group);
 
 /// The hidden states of many token windows on their way through one model, a group of linears at a
 /// time: all rows reach the input of a group before its weights are asked for. One block of the
-/// model is in memory. The arithmetic is that of a ModelRunner with such activations and a BF16
-/// cache, to the bit. On a CPU device.
+/// model is in memory. The arithmetic is that of a ModelRunner on such a device with such
+/// activations and a BF16 cache, to the bit.
 class BlockWalk {
  public:
-  /// Bytes of what is kept of every token: its hidden state and its widest input, fp32.
+  /// Bytes of what is kept of every token: its hidden state and its widest input, fp32 (or, of
+  /// the inputs on a card, fp16 at the pitch of fp32).
   static std::uint64_t RowBytes(const ModelConfig& config, std::int64_t num_tokens);
   /// Adds its memory to the ledger of the device: a part of the model, its workspace and, as
-  /// "calibration", RowBytes, if rows_folder is empty; else those lie in a file there. tokens:
-  /// windows of `length`, [num_windows * length]; checkpoint and tokens must outlive the walk.
+  /// "calibration", RowBytes, if rows_folder is empty; else those lie in a file there (CPU only).
+  /// tokens: windows of `length`, [num_windows * length]; checkpoint and tokens must outlive the
+  /// walk.
   static Result<void> Plan(const Checkpoint& checkpoint, std::int64_t num_tokens,
                            std::int64_t length, Device& device,
                            const std::filesystem::path& rows_folder = {},
@@ -57,21 +60,25 @@ class BlockWalk {
   /// Loads the weights of a group from the checkpoint.
   Result<void> Load(LinearGroup group);
 
-  /// Rows are taken in chunks, part of a window each.
-  std::int64_t num_chunks() const { return num_rows() / length_ * chunks_of_window_; }
+  /// Rows are taken in chunks: part of a window each, or on a card several windows.
+  std::int64_t num_chunks() const {
+    const std::int64_t windows = num_rows() / length_;
+    return (windows + windows_of_chunk_ - 1) / windows_of_chunk_ * chunks_of_window_;
+  }
   std::int64_t max_chunk_rows() const { return chunk_tokens_; }
-  /// Inputs of a group, contiguous; valid until the next call.
-  struct Inputs {
-    const float* x = nullptr;  // [num_rows, InputWidth]
-    std::int64_t num_rows = 0;
-  };
+  /// The same of a walk to come.
+  static std::int64_t MaxChunkRows(const Device& device, std::int64_t length) {
+    return LimitsOf(device, length).max_tokens;
+  }
+  /// Inputs of a group, [num_rows, InputWidth]; valid until the next call, or what it submits.
+  using Inputs = ActivationRows;
   /// Takes a chunk to the input of a group. All chunks in order for one group, then the next group
   /// in order, whose predecessors are loaded.
   Inputs Advance(LinearGroup group, std::int64_t chunk);
   /// hidden = output of the block, for one chunk; every group is loaded.
   void End(std::int64_t chunk);
 
-  /// Between blocks: what the next one sees, [num_rows, hidden_size].
+  /// Between blocks: what the next one sees, [num_rows, hidden_size]. On a CPU.
   std::span<float> hidden();
   std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens_.size()); }
 
@@ -80,16 +87,18 @@ class BlockWalk {
             Device& device)
       : checkpoint_(checkpoint), tokens_(tokens), length_(length), device_(device) {}
   Result<void> LoadPart(const std::function<bool(const PlannedWeight&)>& wanted);
-  // A chunk: its rows, and where they lie in their window.
+  // A chunk: its rows, whole windows or where they lie in one.
   struct Chunk {
     std::int64_t first_row = 0;
     std::int64_t first_position = 0;
     std::int64_t num_rows = 0;
   };
   Chunk ChunkAt(std::int64_t index) const;
+  // Tells the device of a chunk's tokens. Valid until the next call.
+  ForwardBatch BeginStep(const Chunk& chunk);
   // Rows on disk: those of the chunk before need no memory any more.
   void Leave();
-  static ModelLimits LimitsOf(std::int64_t length);
+  static ModelLimits LimitsOf(const Device& device, std::int64_t length);
   static Result<KvCacheSpec> CacheSpec(const Checkpoint& checkpoint, const Device& device);
 
   const Checkpoint& checkpoint_;
@@ -106,7 +115,8 @@ class BlockWalk {
   std::optional<Chunk> current_;
   KvCache cache_;
   std::vector<BlockId> block_table_;
-  std::int64_t chunk_tokens_ = 0, chunks_of_window_ = 0;
+  std::vector<AttentionSequence> sequences_;  // of the chunk begun last
+  std::int64_t chunk_tokens_ = 0, chunks_of_window_ = 0, windows_of_chunk_ = 0;
   std::int64_t block_ = 0;
 };
 

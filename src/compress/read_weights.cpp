@@ -44,11 +44,15 @@ Result<void> ForChunks(const Checkpoint& source, const WeightInfo& stored, Threa
 Result<std::vector<float>> ReadWeights(const Checkpoint& source, const WeightInfo& stored,
                                        ThreadPool& pool) {
   std::vector<float> weights(static_cast<std::size_t>(stored.spec.rows * stored.spec.cols));
-  NIBBLE_TRY_VOID(
-      ForChunks(source, stored, pool, [&](std::int64_t row, const std::vector<float>& values) {
-        std::ranges::copy(values, weights.begin() + row * stored.spec.cols);
-      }));
+  NIBBLE_TRY_VOID(ReadWeights(source, stored, pool, weights));
   return weights;
+}
+
+Result<void> ReadWeights(const Checkpoint& source, const WeightInfo& stored, ThreadPool& pool,
+                         std::span<float> weights) {
+  return ForChunks(source, stored, pool, [&](std::int64_t row, const std::vector<float>& values) {
+    std::ranges::copy(values, weights.begin() + row * stored.spec.cols);
+  });
 }
 
 Result<float> ReadAbsMax(const Checkpoint& source, std::span<const WeightInfo* const> stored,

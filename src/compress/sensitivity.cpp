@@ -178,7 +178,7 @@ class SensitivityMeter::State {
       for (std::int64_t chunk = 0; chunk < walk_->num_chunks(); ++chunk) {
         const BlockWalk::Inputs inputs = walk_->Advance(group, chunk);
         if (!done) {
-          sums.Add(pool_, inputs.x, nullptr, inputs.num_rows);
+          sums.Add(pool_, inputs.floats(), nullptr, inputs.num_rows);
         }
       }
       if (!done) {

@@ -24,7 +24,7 @@ class SmoothScaler final : public GroupScaler {
   }
 
   void Add(const BlockWalk::Inputs& inputs) override {
-    TakeLargest(inputs.x, inputs.num_rows, largest_input_);
+    TakeLargest(inputs.floats(), inputs.num_rows, largest_input_);
   }
 
   Result<std::vector<float>> Scales(std::int64_t block, LinearGroup group) override {

@@ -69,7 +69,8 @@ TEST(BlockWalk, ItsInputsAreThoseOfTheWholeModelToTheBit) {
         std::vector<float> seen;
         for (std::int64_t chunk = 0; chunk < (*walk)->num_chunks(); ++chunk) {
           const BlockWalk::Inputs inputs = (*walk)->Advance(group, chunk);
-          seen.insert(seen.end(), inputs.x, inputs.x + inputs.num_rows * InputWidth(config, group));
+          seen.insert(seen.end(), inputs.floats(),
+                      inputs.floats() + inputs.num_rows * inputs.width);
         }
         for (const std::string_view linear : LinearsOf(group)) {
           const std::string weight = WeightName(block, linear);

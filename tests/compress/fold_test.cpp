@@ -59,7 +59,7 @@ std::vector<float> InputsOf(const Checkpoint& checkpoint, const FoldedScales& sc
                                   ? 1.0F
                                   : scales.blocks[static_cast<std::size_t>(block)]
                                                  [static_cast<std::size_t>(group)][i % width];
-          out.push_back(inputs.x[i] / scale);
+          out.push_back(inputs.floats()[i] / scale);
         }
       }
       EXPECT_TRUE((*walk)->Load(group));
