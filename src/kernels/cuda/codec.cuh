@@ -36,6 +36,7 @@ __device__ __forceinline__ std::uint8_t* StaticTable() {
 /// byte of the offset: one instruction instead of two, where there is the room.
 constexpr int kTableStride = 128;
 constexpr int kWideTableStride = 256;
+constexpr int kWideTableBytes = 256 * kWideTableStride;
 
 /// Fills the table, if there is one: the pairs of NF4 values as half2, [code of the first | code of
 /// the second << 4][lane]. The caller synchronizes its threads before the first Fragment. By whole

@@ -47,6 +47,7 @@ SmallMemory MemoryOfSmall(std::span<const LinearArgs> chain, int num_sms) {
   int before_bytes = 0;
   int sum_bytes = 0;
   int x_bytes = 0;
+  bool reads_x_once = true;
   for (const LinearArgs& args : chain) {
     const SmallSplit split = SplitOfSmall(args, num_sms);
     const int most = split.pairs_per_block + (split.extra_pairs > 0 ? 1 : 0);
@@ -56,28 +57,38 @@ SmallMemory MemoryOfSmall(std::span<const LinearArgs> chain, int num_sms) {
     }
     sum_bytes = std::max(sum_bytes, (kept * kSmallSums * args.num_tokens * 4 + 127) / 128 * 128);
     x_bytes = std::max(x_bytes, args.num_tokens * split.x_pitch);
+    reads_x_once = reads_x_once && most <= kSmallPairs;
   }
   const int stage = 2 * kNumSlices * first.layout.unit_bytes;
-  const int rest = kFactorBytes + before_bytes + sum_bytes + x_bytes;
   constexpr int kBarrierBytes = 16;    // of a stage
   constexpr int kWanted = 104 * 1024;  // in flight; more gained nothing
-  const int wanted = (kWanted - 1) / stage + 1;
-  const auto stages_beside = [&](int table_bytes) {
-    return (kSmallSmem - rest - table_bytes) / (stage + kBarrierBytes);
+  constexpr int kEnough = 80 * 1024;   // with the wide table, which gains more than the rest would
+  const auto stages_of = [&](int bytes) { return (bytes - 1) / stage + 1; };
+  const auto stages_beside = [&](int bytes) {
+    return (kSmallSmem - kFactorBytes - before_bytes - bytes) / (stage + kBarrierBytes);
   };
   SmallMemory memory;
   int table_bytes = TableBytes(first.layout.format);
-  memory.has_wide_table = table_bytes > 0 && stages_beside(2 * table_bytes) >= wanted;
-  table_bytes *= memory.has_wide_table ? 2 : 1;
-  memory.num_stages = std::min(wanted, stages_beside(table_bytes));
+  int rest = sum_bytes + x_bytes;
+  const auto has_room = [&](int bytes) {
+    return stages_beside(2 * table_bytes + bytes) >= stages_of(kEnough);
+  };
+  if (table_bytes > 0) {
+    const int over = std::max(sum_bytes, x_bytes);
+    memory.sums_over_x = !has_room(rest) && reads_x_once && has_room(over);
+    rest = memory.sums_over_x ? over : rest;
+    memory.has_wide_table = has_room(rest);
+    table_bytes *= memory.has_wide_table ? 2 : 1;
+  }
+  memory.num_stages = std::min(stages_of(kWanted), stages_beside(table_bytes + rest));
   if (memory.num_stages < 2) {
     memory.num_stages = 0;
   }
   memory.factors_at = memory.num_stages * stage;
   memory.before_at = memory.factors_at + kFactorBytes;
   memory.sums_at = memory.before_at + before_bytes;
-  memory.x_at = memory.sums_at + sum_bytes;
-  memory.barriers_at = memory.x_at + x_bytes;
+  memory.x_at = memory.sums_at + (memory.sums_over_x ? 0 : sum_bytes);
+  memory.barriers_at = memory.sums_at + rest;
   memory.size_bytes = table_bytes + memory.barriers_at + memory.num_stages * kBarrierBytes;
   return memory;
 }

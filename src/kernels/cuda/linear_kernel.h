@@ -90,6 +90,7 @@ SmallSplit SplitOfSmall(const LinearArgs& args, int num_sms);
 struct SmallMemory {
   int num_stages = 0;  // of the ring; 0: x does not fit
   bool has_wide_table = false;
+  bool sums_over_x = false;  // the sums take the place of x, once all of it has been read
   // Where lie, from the ring on, which follows the table of the format: factors of outputs, what
   // they are added to, the sums of the slices, x, the barriers. And all of it, the table included.
   int factors_at = 0;

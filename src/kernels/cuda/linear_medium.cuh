@@ -23,6 +23,15 @@ constexpr int kMediumQuad = 4;                 // tiles that a warpgroup takes a
 constexpr int kMediumWarps = kMediumSlices * kMediumQuad;
 constexpr int kMediumThreads = (kMediumWarps + kMediumSlices) * 32;
 constexpr int kMediumSmem = 227 * 1024;
+/// NF4's table is the wide one (codec.cuh), and the sums that come from the first block lie in the
+/// gaps of its rows. Passes of the most tiles and tokens are tight even so: their rings have two
+/// stages, whose scales are in the gaps, too, and half of the tokens' sums are added at a time.
+template <Format kFormat, int kTokens, int kQuads>
+inline constexpr bool kMediumIsTight = TableBytes(kFormat) > 0 && kTokens == 32 && kQuads == 3;
+constexpr int kTightDepth = 2;
+constexpr int kGapBytes = kWideTableStride - kTableStride;
+constexpr int kTightScaleBytes = 2 * kPairBytes;  // of a unit and tile
+constexpr int kTilesOfGap = kGapBytes / kTightScaleBytes;
 
 struct MediumArgs {
   LinearArgs linear;
@@ -134,33 +143,34 @@ __device__ __forceinline__ void NormRows(const LinearArgs& linear, float (*scrat
 }
 
 /// c += the products of 64 columns of kQuads tiles with kTokens tokens, asynchronously. `codes` and
-/// `scales` are of the first tile, those of the next quad `quad_bytes` behind; `descriptor` is of
+/// `scales` are of the first tile, those of the next quad so many bytes behind; `descriptor` is of
 /// x, a box of 64 columns.
 template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kQuads>
 __device__ __forceinline__ void MultiplyHalf(float (&c)[kQuads][kTokens / 2],
-                                             std::uint32_t (&a)[2][2][4], const std::uint8_t* codes,
-                                             const std::uint8_t* scales, int quad_bytes,
+                                             std::uint32_t (&a)[2][2][4], const std::uint8_t* table,
+                                             const std::uint8_t* codes, int code_bytes,
+                                             const std::uint8_t* scales, int scale_bytes,
                                              std::uint64_t descriptor, int lane) {
 #pragma unroll
   for (int quad = 0; quad < kQuads; ++quad) {
     HalfCodes<kFormat> half;
     if constexpr (kFormat != Format::kF16) {
-      half.Load(codes + quad * quad_bytes, lane);
+      half.Load(codes + quad * code_bytes, lane);
     }
     LaneScales scale;
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {  // of steps
       if (kHasScales<kFormat, kGrid> && (pair == 0 || kFineScales)) {
-        LoadScales<kFormat, kGrid>(scales + quad * quad_bytes + pair * SubBytes<kFormat, kGrid>(),
+        LoadScales<kFormat, kGrid>(scales + quad * scale_bytes + pair * SubBytes<kFormat, kGrid>(),
                                    lane, scale);
       }
       WgmmaWait<1>();  // the products that read these registers last are done
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         if constexpr (kFormat == Format::kF16) {  // a word a step: not all held at once
-          half.LoadWord(codes + quad * quad_bytes, pair * 2 + i, lane);
+          half.LoadWord(codes + quad * code_bytes, pair * 2 + i, lane);
         }
-        Fragment<kFormat, kGrid>(half, pair * 2 + i, scale, StaticTable<kFormat>(), a[pair][i]);
+        Fragment<kFormat, kGrid, kWideTableStride>(half, pair * 2 + i, scale, table, a[pair][i]);
       }
       WgmmaFence();
 #pragma unroll
@@ -180,11 +190,17 @@ __global__ __launch_bounds__(kMediumThreads,
   constexpr int kBoxBytes = kTokens * 128;
   constexpr int kGroups = kTokens / 8;
   constexpr int kTiles = kQuads * kMediumQuad;
-  // Pieces of outputs that a warp writes; kSwiGlu: gates with their ups.
-  constexpr int kRounds = (kTiles * kGroups - 1) / kMediumWarps + 1;
-  constexpr int kGatedRounds = (kTiles / 2 * kGroups - 1) / kMediumWarps + 1;
+  constexpr bool kTight = kMediumIsTight<kFormat, kTokens, kQuads>;
+  constexpr bool kHasTable = TableBytes(kFormat) > 0;
+  constexpr int kTurns = kTight ? 2 : 1;
+  constexpr int kTurnGroups = kGroups / kTurns;
+  constexpr int kTurnPieces = kTiles * kTurnGroups;
+  // Pieces of outputs that a warp writes in a turn; kSwiGlu: gates with their ups.
+  constexpr int kRounds = (kTiles * kTurnGroups - 1) / kMediumWarps + 1;
+  constexpr int kGatedRounds = (kTiles / 2 * kTurnGroups - 1) / kMediumWarps + 1;
   constexpr float4 kNoSum{-0.0F, -0.0F, -0.0F, -0.0F};  // -0 + x is x, its sign too
-  extern __shared__ __align__(1024) std::uint8_t smem[];
+  extern __shared__ __align__(1024) std::uint8_t table[];
+  std::uint8_t* const smem = table + (kHasTable ? kWideTableBytes : 0);
   const LinearArgs& linear = args.linear;
   const WeightLayout& layout = linear.layout;
   // The compiler sees that it is the same in a warp, and keeps what follows from it in uniform
@@ -194,6 +210,8 @@ __global__ __launch_bounds__(kMediumThreads,
   const auto rank = static_cast<int>(blockIdx.x % 2);
   const int halves = layout.unit_cols / kHalfCols;
   const int unit_bytes = layout.unit_bytes;
+  // What a tile has of a stage.
+  const int stage_unit_bytes = kTight ? halves * HalfCodes<kFormat>::kBytes : unit_bytes;
   const int num_units = layout.num_units;
   const bool gated = linear.epilogue == Epilogue::kSwiGlu;
   const int tiles_per_pass = gated ? kTiles / 2 : kTiles;  // kSwiGlu: gates; then their ups
@@ -202,16 +220,33 @@ __global__ __launch_bounds__(kMediumThreads,
   const int tile_begin = pair * args.tiles_per_pair + min(pair, args.extra_tiles);
   const int tile_end = tile_begin + args.tiles_per_pair + (pair < args.extra_tiles ? 1 : 0);
 
-  // Shared memory: a ring a slice, the sums on their way, barriers.
+  // Shared memory: the table, a ring a slice, the sums on their way, barriers.
   const int depth = args.depth;
   const bool produces = warp >= kMediumWarps;
   const int slice = produces ? warp - kMediumWarps : warp / kMediumQuad;  // of the block's
   const int first_unit = rank * kMediumSlices + slice;
   std::uint8_t* const ring = smem + slice * depth * args.stage_bytes;
-  // Sums that come from the first block: [tile][eight tokens][lane].
-  auto* const received = reinterpret_cast<float4*>(smem + kMediumSlices * depth * args.stage_bytes);
+  std::uint8_t* const behind = smem + kMediumSlices * depth * args.stage_bytes;
+  // Sums that come from the first block: [turn][tile][eight tokens][lane].
+  constexpr int kReceived = kTiles * kGroups * 32;
+  const auto received = [&](int i) {
+    constexpr int kOfGap = kGapBytes / static_cast<int>(sizeof(float4));
+    return kHasTable
+               ? reinterpret_cast<float4*>(table + i / kOfGap * kWideTableStride + kTableStride) +
+                     i % kOfGap
+               : reinterpret_cast<float4*>(behind) + i;
+  };
+  // kTight: the scales of a stage.
+  const auto scales_at = [&](int stage, int tile) {
+    constexpr int kFirst = kReceived * static_cast<int>(sizeof(float4)) / kGapBytes;
+    static_assert(!kTight || kFirst + kMediumSlices * kTightDepth * kTiles / kTilesOfGap <=
+                                 kWideTableBytes / kWideTableStride);
+    const int gap = kFirst + ((slice * kTightDepth + stage) * kTiles + tile) / kTilesOfGap;
+    return table + gap * kWideTableStride + kTableStride + tile % kTilesOfGap * kTightScaleBytes;
+  };
   // Of outputs: factors and biases [tile][row], where they go, by the parity of the pass.
-  auto* const factors = reinterpret_cast<float*>(received + kTiles * kGroups * 32);
+  auto* const factors =
+      reinterpret_cast<float*>(behind + (kHasTable ? 0 : kReceived * sizeof(float4)));
   float* const biases = factors + kTiles * kTileRows;
   auto* const outputs = reinterpret_cast<MediumOutput*>(biases + kTiles * kTileRows);
   auto* const places = reinterpret_cast<int4*>(outputs + 2 * kTiles);  // of the slices' sums
@@ -219,11 +254,12 @@ __global__ __launch_bounds__(kMediumThreads,
   const std::uint32_t barriers = SmemAddress(scratch + 2);
   const std::uint32_t full = barriers + 8 * slice * depth;
   const std::uint32_t empty = full + 8 * kMediumSlices * depth;
-  // Of a pass: the first block's sums have come; the second block has read them.
-  const std::uint32_t arrived = barriers + 8 * 2 * kMediumSlices * depth;
-  const std::uint32_t drained = arrived + 8;
-  const std::uint32_t normed = drained + 8;  // x is
-  const std::uint32_t added = normed + 8;  // of a pass: the sums in the last stages have been read
+  // Of a pass: the second block has read the sums of the first; those in the last stages have been
+  // read; of each turn: the sums of the first block have come.
+  const std::uint32_t drained = barriers + 8 * 2 * kMediumSlices * depth;
+  const std::uint32_t added = drained + 8;
+  const std::uint32_t normed = added + 8;  // x is
+  const std::uint32_t arrived = normed + 8;
 
   if (produces) {
     GiveRegisters<32>();  // 96 a thread at launch: 4 x 112 + 32 = 5 x 96
@@ -249,10 +285,14 @@ __global__ __launch_bounds__(kMediumThreads,
       }
       __syncwarp();
       if (has_tile) {
-        BulkCopy(
-            SmemAddress(ring) + stage * args.stage_bytes + halves * kBoxBytes + lane * unit_bytes,
-            tile + static_cast<std::size_t>(unit) * unit_bytes, unit_bytes, full + 8 * stage,
-            policy);
+        const std::uint8_t* const from = tile + static_cast<std::size_t>(unit) * unit_bytes;
+        BulkCopy(SmemAddress(ring) + stage * args.stage_bytes + halves * kBoxBytes +
+                     lane * stage_unit_bytes,
+                 from, stage_unit_bytes, full + 8 * stage, policy);
+        if constexpr (kTight) {
+          BulkCopy(SmemAddress(scales_at(stage, lane)), from + stage_unit_bytes,
+                   unit_bytes - stage_unit_bytes, full + 8 * stage, policy);
+        }
       }
     };
     const int half = lane - kTiles;  // a lane each for the boxes of x
@@ -323,12 +363,14 @@ __global__ __launch_bounds__(kMediumThreads,
     }
   } else {
     TakeRegisters<112>();
-    FillTable<kFormat>(StaticTable<kFormat>(), static_cast<int>(threadIdx.x), kMediumWarps * 32);
+    FillTable<kFormat, kWideTableStride>(table, static_cast<int>(threadIdx.x), kMediumWarps * 32);
     if constexpr (TableBytes(kFormat) > 0) {
       MediumSync();
     }
     if (threadIdx.x == 0) {
-      BarrierInit(arrived, 1);
+      for (int turn = 0; turn < kTurns; ++turn) {
+        BarrierInit(arrived + 8 * turn, 1);
+      }
       BarrierInit(drained, kMediumWarps * kWarpArrivals);
       BarrierInit(normed, 1);
       BarrierInit(added, kMediumWarps * kWarpArrivals);
@@ -397,22 +439,24 @@ __global__ __launch_bounds__(kMediumThreads,
         load_factors(first);
       }
       if (rank == 1 && threadIdx.x == 0) {
-        BarrierExpect(arrived, (gated ? 2 * count : count) * kGroups * 512);
+        for (int turn = 0; turn < kTurns; ++turn) {
+          BarrierExpect(arrived + 8 * turn, (gated ? 2 * count : count) * kTurnGroups * 512);
+        }
       }
       // Of the pieces that this warp writes, if this block does and adds.
       float before[kRounds][4] = {};  // zeros, or they would stay alive between passes
-      const auto piece_at = [&](int piece) {
-        return MediumPiece(outputs[parity * kTiles + piece / kGroups], linear.num_tokens,
-                           piece % kGroups, lane);
+      const auto piece_at = [&](int turn, int piece) {
+        return MediumPiece(outputs[parity * kTiles + piece / kTurnGroups], linear.num_tokens,
+                           turn * kTurnGroups + piece % kTurnGroups, lane);
       };
-      const auto read_before = [&] {
+      const auto read_before = [&](int turn) {
 #pragma unroll
         for (int j = 0; j < kRounds; ++j) {
           const int piece = j * kMediumWarps + warp;
-          if (piece < count * kGroups) {
+          if (piece < count * kTurnGroups) {
             const auto* const y =
-                static_cast<const float*>(outputs[parity * kTiles + piece / kGroups].y);
-            const MediumPiece at = piece_at(piece);
+                static_cast<const float*>(outputs[parity * kTiles + piece / kTurnGroups].y);
+            const MediumPiece at = piece_at(turn, piece);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
               before[j][i] = at.exists[i] ? y[at.at[i]] : 0.0F;
@@ -422,38 +466,29 @@ __global__ __launch_bounds__(kMediumThreads,
       };
       const bool adds = !sends && linear.epilogue == Epilogue::kAdd;
       if (kQuads == 1 && adds) {  // there are registers for it
-        read_before();
+        read_before(0);
       }
-      // The last stage is kept until its place, which the sums take now, is free again.
-      const auto leave_sums = [&](auto sum) {
-        const int place = slice * depth * args.stage_bytes + stage * args.stage_bytes;
+      float c[kQuads][kTokens / 2];
 #pragma unroll
-        for (int quad = 0; quad < kQuads; ++quad) {
-#pragma unroll
-          for (int t = 0; t < kGroups; ++t) {
-            reinterpret_cast<float4*>(
-                smem + place)[((quad * kMediumQuad + member) * kGroups + t) * 32 + lane] =
-                sum(quad, t);
-          }
-        }
-        if (member == 0 && lane == 0) {
-          reinterpret_cast<int*>(places)[slice] = place;
-        }
-      };
+      for (int i = 0; i < kQuads * kTokens / 2; ++i) {
+        c[i / (kTokens / 2)][i % (kTokens / 2)] = slice < num_here ? 0.0F : -0.0F;
+      }
       if (slice < num_here) {
-        float c[kQuads][kTokens / 2] = {};
         std::uint32_t a[2][2][4];
         for (int unit = first_unit;;) {
           BarrierWait(full + 8 * stage, phase);
           const std::uint8_t* const at = ring + stage * args.stage_bytes;
           const std::uint64_t x = SwizzledDescriptor(SmemAddress(at));
-          const std::uint8_t* const units = at + halves * kBoxBytes + member * unit_bytes;
-          const std::uint8_t* const scales = units + halves * HalfCodes<kFormat>::kBytes;
+          const std::uint8_t* const units = at + halves * kBoxBytes + member * stage_unit_bytes;
+          const std::uint8_t* const scales =
+              kTight ? scales_at(stage, member) : units + halves * HalfCodes<kFormat>::kBytes;
           for (int half = 0; half < halves; ++half) {
             MultiplyHalf<kFormat, kGrid, kFineScales, kTokens, kQuads>(
-                c, a, units + half * HalfCodes<kFormat>::kBytes,
+                c, a, table, units + half * HalfCodes<kFormat>::kBytes,
+                kMediumQuad * stage_unit_bytes,
                 scales + (half * kHalfCols >> args.sub_shift) * SubBytes<kFormat, kGrid>(),
-                kMediumQuad * unit_bytes, x + half * (kBoxBytes >> 4), lane);
+                kTight ? kMediumQuad / kTilesOfGap * kWideTableStride : kMediumQuad * unit_bytes,
+                x + half * (kBoxBytes >> 4), lane);
           }
           WgmmaWait<0>();  // it brings the warp together
           unit += kNumSlices;
@@ -469,13 +504,24 @@ __global__ __launch_bounds__(kMediumThreads,
           }
         }
         SliceSync(slice);
-        leave_sums([&](int quad, int t) {
-          return make_float4(c[quad][t * 4], c[quad][t * 4 + 1], c[quad][t * 4 + 2],
-                             c[quad][t * 4 + 3]);
-        });
-      } else {
-        leave_sums([&](int, int) { return kNoSum; });
       }
+      // The last stage is kept until its place, which the sums take now, is free again.
+      const auto leave_sums = [&](int turn) {
+        const int place = slice * depth * args.stage_bytes + stage * args.stage_bytes;
+#pragma unroll
+        for (int quad = 0; quad < kQuads; ++quad) {
+#pragma unroll
+          for (int t = 0; t < kTurnGroups; ++t) {
+            const float* const v = c[quad] + (turn * kTurnGroups + t) * 4;
+            reinterpret_cast<float4*>(
+                smem + place)[((quad * kMediumQuad + member) * kTurnGroups + t) * 32 + lane] =
+                make_float4(v[0], v[1], v[2], v[3]);
+          }
+        }
+        if (member == 0 && lane == 0) {
+          reinterpret_cast<int*>(places)[slice] = place;
+        }
+      };
 
       // A piece is a tile's outputs for eight tokens. Its sum over the slices of this block, behind
       // those of the first one:
@@ -487,82 +533,94 @@ __global__ __launch_bounds__(kMediumThreads,
         };
         return v + sum(at.x) + sum(at.y) + sum(at.z) + sum(at.w);
       };
-      const int pieces = count * kGroups;  // kSwiGlu: of gates
-      if (sends) {
-        MediumSync();
-        if (first > tile_begin) {
-          BarrierWait(drained, parity ^ 1);
-        }
-        for (int i = warp; i < (gated ? 2 : 1) * pieces; i += kMediumWarps) {
-          const int piece = i < pieces ? i : i - pieces + tiles_per_pass * kGroups;
-          SendTo(1, received + piece * 32 + lane, sum_of(piece, kNoSum), arrived);
-        }
-      } else {
-        if (kQuads > 1 && adds) {
-          read_before();
-        }
-        WaitForChunks();
-        MediumSync();
-        if (rank == 1) {
-          BarrierWait(arrived, parity);
-        }
-        const auto output = [&](int piece, float(&y)[4]) {
-          const float4 v = sum_of(piece, rank == 1 ? received[piece * 32 + lane] : kNoSum);
-          const int row = piece / kGroups * kTileRows + lane / 4;
-          const bool has_bias = outputs[parity * kTiles + piece / kGroups].has_bias;
+      const int pieces = count * kTurnGroups;  // kSwiGlu: of gates
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float factor = factors[row + i / 2 * 8] * linear.x_scale *
-                                 (i < 2 ? OutputUnit<kFormat>(0) : OutputUnit<kFormat>(1));
-            y[i] = (i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w) * factor;
-            y[i] = has_bias ? y[i] + biases[row + i / 2 * 8] : y[i];
+      for (int turn = 0; turn < kTurns; ++turn) {
+        if (turn > 0) {
+          MediumSync();  // the sums of the turn before have been read
+        }
+        leave_sums(turn);
+        if (sends) {
+          MediumSync();
+          if (turn == 0 && first > tile_begin) {
+            BarrierWait(drained, parity ^ 1);
           }
-        };
-        if (gated) {
-#pragma unroll
-          for (int j = 0; j < kGatedRounds; ++j) {
-            const int piece = j * kMediumWarps + warp;
-            if (piece < pieces) {
-              float gate[4];
-              float up[4];
-              output(piece, gate);
-              output(piece + tiles_per_pass * kGroups, up);
-              auto* const product =
-                  static_cast<std::uint16_t*>(outputs[parity * kTiles + piece / kGroups].y);
-              const MediumPiece at = piece_at(piece);
-#pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                if (at.exists[i]) {
-                  product[at.at[i]] = __half_as_ushort(
-                      __float2half_rn(SiluTimes(gate[i], up[i]) * linear.product_scale));
-                }
-              }
-            }
+          for (int i = warp; i < (gated ? 2 : 1) * pieces; i += kMediumWarps) {
+            const int piece = i < pieces ? i : i - pieces + tiles_per_pass * kTurnGroups;
+            SendTo(1, received((turn * kTurnPieces + piece) * 32 + lane), sum_of(piece, kNoSum),
+                   arrived + 8 * turn);
           }
         } else {
+          if (kQuads > 1 && adds) {
+            read_before(turn);
+          }
+          WaitForChunks();
+          MediumSync();
+          if (rank == 1) {
+            BarrierWait(arrived + 8 * turn, parity);
+          }
+          const auto output = [&](int piece, float(&y)[4]) {
+            const float4 v = sum_of(
+                piece, rank == 1 ? *received((turn * kTurnPieces + piece) * 32 + lane) : kNoSum);
+            const int row = piece / kTurnGroups * kTileRows + lane / 4;
+            const bool has_bias = outputs[parity * kTiles + piece / kTurnGroups].has_bias;
 #pragma unroll
-          for (int j = 0; j < kRounds; ++j) {
-            const int piece = j * kMediumWarps + warp;
-            if (piece < pieces) {
-              float v[4];
-              output(piece, v);
-              auto* const y = static_cast<float*>(outputs[parity * kTiles + piece / kGroups].y);
-              const MediumPiece at = piece_at(piece);
+            for (int i = 0; i < 4; ++i) {
+              const float factor = factors[row + i / 2 * 8] * linear.x_scale *
+                                   (i < 2 ? OutputUnit<kFormat>(0) : OutputUnit<kFormat>(1));
+              y[i] = (i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w) * factor;
+              y[i] = has_bias ? y[i] + biases[row + i / 2 * 8] : y[i];
+            }
+          };
+          if (gated) {
 #pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                if (at.exists[i]) {
-                  y[at.at[i]] = adds ? before[j][i] + v[i] : v[i];
+            for (int j = 0; j < kGatedRounds; ++j) {
+              const int piece = j * kMediumWarps + warp;
+              if (piece < pieces) {
+                float gate[4];
+                float up[4];
+                output(piece, gate);
+                output(piece + tiles_per_pass * kTurnGroups, up);
+                auto* const product =
+                    static_cast<std::uint16_t*>(outputs[parity * kTiles + piece / kTurnGroups].y);
+                const MediumPiece at = piece_at(turn, piece);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                  if (at.exists[i]) {
+                    product[at.at[i]] = __half_as_ushort(
+                        __float2half_rn(SiluTimes(gate[i], up[i]) * linear.product_scale));
+                  }
+                }
+              }
+            }
+          } else {
+#pragma unroll
+            for (int j = 0; j < kRounds; ++j) {
+              const int piece = j * kMediumWarps + warp;
+              if (piece < pieces) {
+                float v[4];
+                output(piece, v);
+                auto* const y =
+                    static_cast<float*>(outputs[parity * kTiles + piece / kTurnGroups].y);
+                const MediumPiece at = piece_at(turn, piece);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                  if (at.exists[i]) {
+                    y[at.at[i]] = adds ? before[j][i] + v[i] : v[i];
+                  }
                 }
               }
             }
           }
-        }
-        if (rank == 1) {
-          __syncwarp();
-          if (ArrivesForWarp(lane)) {
-            ArriveAt(drained, 0);
+          if (rank == 1 && turn + 1 == kTurns) {
+            __syncwarp();
+            if (ArrivesForWarp(lane)) {
+              ArriveAt(drained, 0);
+            }
           }
         }
+      }
+      if (!sends) {
         place_outputs(first + tiles_per_pass, parity ^ 1);
       }
       if (first + tiles_per_pass < tile_end) {

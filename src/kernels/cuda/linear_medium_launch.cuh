@@ -11,18 +11,24 @@ namespace nibble::cuda {
 template <Format kFormat, Grid kGrid, bool kFineScales, int kTokens, int kQuads>
 int LaunchMediumAs(MediumArgs args, int pairs, cudaStream_t stream) {
   constexpr int kTiles = kQuads * kMediumQuad;
-  constexpr int kSumBytes = kTiles * kTileRows * kTokens * 4;
-  constexpr int kRest = kSumBytes + 2 * kTiles * kTileRows * 4 +
+  constexpr bool kTight = kMediumIsTight<kFormat, kTokens, kQuads>;
+  constexpr bool kHasTable = TableBytes(kFormat) > 0;
+  constexpr int kTurns = kTight ? 2 : 1;
+  constexpr int kSentBytes = kTiles * kTileRows * kTokens * 4;
+  constexpr int kSumBytes = kSentBytes / kTurns;
+  constexpr int kRest = (kHasTable ? kWideTableBytes : kSentBytes) + 2 * kTiles * kTileRows * 4 +
                         2 * kTiles * static_cast<int>(sizeof(MediumOutput)) + kMediumSlices * 4 +
-                        2 * kNormWarps * 4 + 4 * 8;
-  constexpr int kMostDepth = 4;
-  constexpr int kSmem = kMediumSmem - TableBytes(kFormat);
+                        2 * kNormWarps * 4 + (3 + kTurns) * 8;
+  constexpr int kMostDepth = kTight ? kTightDepth : 4;
   const LinearArgs& linear = args.linear;
-  args.stage_bytes = linear.layout.unit_cols * kTokens * 2 + kTiles * linear.layout.unit_bytes;
+  const int unit_bytes = kTight ? linear.layout.unit_cols / kHalfCols * HalfCodes<kFormat>::kBytes
+                                : linear.layout.unit_bytes;
+  args.stage_bytes = linear.layout.unit_cols * kTokens * 2 + kTiles * unit_bytes;
   args.stage_bytes = (args.stage_bytes > kSumBytes ? args.stage_bytes : kSumBytes) + 1023;
   args.stage_bytes -= args.stage_bytes % 1024;
   const int slot = kMediumSlices * (args.stage_bytes + 16);
-  args.depth = (kSmem - kRest) / slot > kMostDepth ? kMostDepth : (kSmem - kRest) / slot;
+  args.depth =
+      (kMediumSmem - kRest) / slot > kMostDepth ? kMostDepth : (kMediumSmem - kRest) / slot;
   CUtensorMap map;
   if (const int error = EncodeTensorMap(&map, linear.x, linear.layout.cols, linear.num_tokens,
                                         linear.x_stride * 2, kTokens);
@@ -31,7 +37,7 @@ int LaunchMediumAs(MediumArgs args, int pairs, cudaStream_t stream) {
   }
   auto* kernel = LinearMedium<kFormat, kGrid, kFineScales, kTokens, kQuads>;
   static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMediumSmem);
   if (configured != cudaSuccess) {
     return configured;
   }
@@ -69,7 +75,9 @@ int LaunchMediumTokens(const LinearArgs& linear, int num_sms, cudaStream_t strea
   args.tiles_per_pair = tiles / pairs;
   args.extra_tiles = tiles % pairs;
   // Quads of a pass, so many that registers and a ring of two stages suffice.
-  constexpr int kMost = kFormat == Format::kW4 ? 3 : kFormat == Format::kF16 ? 1 : 2;
+  constexpr bool kHasRoom =  // more scales have none in the gaps of the table
+      kFormat == Format::kW4 || (kFormat == Format::kNf4 && !(kFineScales && kTokens == 32));
+  constexpr int kMost = kHasRoom ? 3 : kFormat == Format::kF16 ? 1 : 2;
   const int copies = gated ? 2 : 1;  // a tile and its gate
   const int of_pair = (tiles + pairs - 1) / pairs;
   const int of_most = kMost * kMediumQuad / copies;

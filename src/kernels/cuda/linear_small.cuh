@@ -467,6 +467,9 @@ __global__ __launch_bounds__(kSmallThreads,
             next_stage();
           }
         }
+        if (memory.sums_over_x) {
+          ConsumersSync();  // all have read x
+        }
 #pragma unroll
         for (int p = 0; p < kSmallPairs; ++p) {
           if (p >= count) {

@@ -52,6 +52,8 @@ std::vector<WeightSpec> CodebookSpecs() {
   specs.push_back(Of(kNf4, 33, 576, 192));
   specs.push_back(Of(kNf4, 100, 200, 200));  // padding of rows and columns
   specs.push_back(Of(kNf4, 14000, 128, 64));
+  specs.push_back(Of(kNf4, 14000, 192, 32));
+  specs.push_back(Of(kNf4, 14000, 1216, 64));  // rings of LinearMedium go round
   specs.push_back(Of(kFp8, 272, 1024, 128));
   specs.push_back(Of(kFp8, 33, 384, 128));
   specs.push_back(Of(kFp8, 100, 200, 200));
