@@ -231,27 +231,34 @@ class Sweep {
 
 Result<void> Check(std::span<const float> weights, const HessianFactor& factor,
                    const GptqOptions& options) {
-  const std::int64_t group = options.spec.group_size;
-  if (group <= 0 || factor.width % group != 0 ||
-      (options.sweep_scales && group % kPanel != 0 && group != factor.width)) {
-    return Fail(ErrorCode::kInvalidArgument,
-                fmt::format("group size {} does not divide the width {}, or is no multiple of {}",
-                            group, factor.width, kPanel));
-  }
-  NIBBLE_CHECK(options.spec.cols == factor.width, "a factor of another width");
+  NIBBLE_TRY_VOID(CheckGroups(options, factor.width));
   NIBBLE_CHECK(weights.size() % static_cast<std::size_t>(factor.width) == 0, "whole rows");
   for (std::size_t i = 0; i < weights.size(); ++i) {
     if (!std::isfinite(weights[i])) {
-      const auto width = static_cast<std::size_t>(factor.width);
-      return Fail(
-          ErrorCode::kCorruptFile,
-          fmt::format("the weight at row {}, column {} is not finite", i / width, i % width));
+      return NotFinite(static_cast<std::int64_t>(i), factor.width);
     }
   }
   return {};
 }
 
 }  // namespace
+
+Result<void> CheckGroups(const GptqOptions& options, std::int64_t width) {
+  const std::int64_t group = options.spec.group_size;
+  if (group <= 0 || width % group != 0 ||
+      (options.sweep_scales && group % kPanel != 0 && group != width)) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("group size {} does not divide the width {}, or is no multiple of {}",
+                            group, width, kPanel));
+  }
+  NIBBLE_CHECK(options.spec.cols == width, "a factor of another width");
+  return {};
+}
+
+tl::unexpected<Error> NotFinite(std::int64_t index, std::int64_t width) {
+  return Fail(ErrorCode::kCorruptFile, fmt::format("the weight at row {}, column {} is not finite",
+                                                   index / width, index % width));
+}
 
 Result<QuantizedTensor> QuantizeGptq(ThreadPool& pool, std::span<const float> weights,
                                      const HessianFactor& factor, const GptqOptions& options,

@@ -35,6 +35,10 @@ Result<QuantizedTensor> QuantizeGptq(ThreadPool& pool, std::span<const float> we
                                      const HessianFactor& factor, const GptqOptions& options,
                                      SolveReport* report = nullptr);
 
+/// What both solvers of GPTQ, this one and the card's, ask of groups, and say of a weight.
+Result<void> CheckGroups(const GptqOptions& options, std::int64_t width);
+tl::unexpected<Error> NotFinite(std::int64_t index, std::int64_t width);
+
 /// tr(E (H + lambda I) E^T) of E [rows, factor.width].
 double OutputError(ThreadPool& pool, std::span<const float> e, const HessianFactor& factor);
 

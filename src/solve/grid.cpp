@@ -4,14 +4,10 @@
 #include <cmath>
 
 #include "codec/encode.h"
+#include "kernels/grid_kernel.h"
 
 namespace nibble {
 namespace {
-
-constexpr int kSteps = 33;
-constexpr float kWidest = 1.10F;
-constexpr float kStep = 0.02F;
-constexpr int kRefinements = 2;
 
 // Round to nearest even for |x| < 2^22, in two additions that vectorize without SSE4.
 float RoundNearest(float x) {
@@ -130,14 +126,14 @@ LaneGrid GridSearch::Best(const float* values, std::span<const float> weights) c
     }
   };
   const bool both = options_.both_signs && !spec_.has_zero_points && !IsSymmetric(spec_.codebook);
-  for (int i = 0; i < kSteps; ++i) {
-    const float factor = kWidest - kStep * static_cast<float>(i);
+  for (int i = 0; i < kGridSteps; ++i) {
+    const float factor = kGridWidest - kGridStep * static_cast<float>(i);
     consider(GridOf(range, factor));
     if (both) {
       consider(GridOf(range, -factor));
     }
   }
-  for (int round = 0; round < kRefinements; ++round) {
+  for (int round = 0; round < kGridRefinements; ++round) {
     Lane product{}, square{};
     for (std::size_t i = 0; i < weights.size(); ++i) {
       Lane x, codes, rounded;

@@ -20,44 +20,6 @@ std::size_t Square(std::int64_t n) {
   return static_cast<std::size_t>(n) * static_cast<std::size_t>(n);
 }
 
-std::vector<std::int32_t> OrderOf(const Hessian& hessian, const FactorOptions& options) {
-  const std::int64_t width = hessian.width();
-  std::vector<std::int32_t> order(static_cast<std::size_t>(width));
-  std::iota(order.begin(), order.end(), 0);
-  const auto heavier = [&](std::int32_t a, std::int32_t b) {
-    return hessian.At(a, a) > hessian.At(b, b);
-  };
-  switch (options.order) {
-    case ColumnOrder::kNatural:
-      break;
-    case ColumnOrder::kDescending:
-      std::ranges::stable_sort(order, heavier);
-      break;
-    case ColumnOrder::kGroups: {
-      const std::int64_t size = options.group_size;
-      NIBBLE_CHECK(size > 0 && width % size == 0, "groups divide the width");
-      std::vector<std::int32_t> groups(static_cast<std::size_t>(width / size));
-      std::iota(groups.begin(), groups.end(), 0);
-      std::vector<double> mass(groups.size(), 0.0);
-      for (std::int64_t i = 0; i < width; ++i) {
-        mass[static_cast<std::size_t>(i / size)] += hessian.At(i, i);
-      }
-      std::ranges::stable_sort(groups, [&](std::int32_t a, std::int32_t b) {
-        return mass[static_cast<std::size_t>(a)] > mass[static_cast<std::size_t>(b)];
-      });
-      auto at = order.begin();
-      for (const std::int32_t group : groups) {
-        const auto end = at + size;
-        std::iota(at, end, static_cast<std::int32_t>(group * size));
-        std::stable_sort(at, end, heavier);
-        at = end;
-      }
-      break;
-    }
-  }
-  return order;
-}
-
 // The matrix that is factorized in place: row-major [n, n], upper half.
 class Elimination {
  public:
@@ -255,6 +217,72 @@ double QuadraticForm(ThreadPool& pool, std::span<const float> e, const Hessian& 
   return sum;
 }
 
+Result<DiagonalFacts> ReadDiagonal(std::span<const double> diagonal, std::int64_t num_tokens) {
+  if (num_tokens == 0) {
+    return Fail(ErrorCode::kInvalidArgument, "no calibration token has passed this linear");
+  }
+  DiagonalFacts facts;
+  double sum = 0.0;
+  for (const double square : diagonal) {
+    sum += square;
+    facts.num_dead += square == 0.0 ? 1 : 0;
+  }
+  if (!std::isfinite(sum)) {
+    return Fail(ErrorCode::kInvalidArgument,
+                "the inputs of this linear overflow: the model gives infinity or NaN on the "
+                "calibration text");
+  }
+  facts.mean = sum > 0.0 ? sum / static_cast<double>(diagonal.size()) : 1.0;
+  return facts;
+}
+
+std::vector<std::int32_t> OrderColumns(std::span<const double> diagonal,
+                                       const FactorOptions& options) {
+  const auto width = static_cast<std::int64_t>(diagonal.size());
+  std::vector<std::int32_t> order(static_cast<std::size_t>(width));
+  std::iota(order.begin(), order.end(), 0);
+  const auto heavier = [&](std::int32_t a, std::int32_t b) {
+    return diagonal[static_cast<std::size_t>(a)] > diagonal[static_cast<std::size_t>(b)];
+  };
+  switch (options.order) {
+    case ColumnOrder::kNatural:
+      break;
+    case ColumnOrder::kDescending:
+      std::ranges::stable_sort(order, heavier);
+      break;
+    case ColumnOrder::kGroups: {
+      const std::int64_t size = options.group_size;
+      NIBBLE_CHECK(size > 0 && width % size == 0, "groups divide the width");
+      std::vector<std::int32_t> groups(static_cast<std::size_t>(width / size));
+      std::iota(groups.begin(), groups.end(), 0);
+      std::vector<double> mass(groups.size(), 0.0);
+      for (std::int64_t i = 0; i < width; ++i) {
+        mass[static_cast<std::size_t>(i / size)] += diagonal[static_cast<std::size_t>(i)];
+      }
+      std::ranges::stable_sort(groups, [&](std::int32_t a, std::int32_t b) {
+        return mass[static_cast<std::size_t>(a)] > mass[static_cast<std::size_t>(b)];
+      });
+      auto at = order.begin();
+      for (const std::int32_t group : groups) {
+        const auto end = at + size;
+        std::iota(at, end, static_cast<std::int32_t>(group * size));
+        std::stable_sort(at, end, heavier);
+        at = end;
+      }
+      break;
+    }
+  }
+  return order;
+}
+
+Result<double> MoreDamping(double damping, int num_retries) {
+  if (num_retries > kMaxRetries) {
+    return Fail(ErrorCode::kInternal,
+                fmt::format("the Hessian is not positive with a damping of {}", damping));
+  }
+  return std::max(damping, 1e-6) * 10.0;
+}
+
 std::uint64_t HessianFactor::SizeBytes(std::int64_t width) {
   const std::int64_t padded = PadToPanel(width);
   // Two triangles of floats.
@@ -272,36 +300,22 @@ std::uint64_t HessianFactor::PeakBytes(std::int64_t width) {
 Result<HessianFactor> Factorize(ThreadPool& pool, const Hessian& hessian,
                                 const FactorOptions& options) {
   const std::int64_t width = hessian.width();
-  if (hessian.num_tokens() == 0) {
-    return Fail(ErrorCode::kInvalidArgument, "no calibration token has passed this linear");
+  std::vector<double> diagonal(static_cast<std::size_t>(width));
+  for (std::int64_t i = 0; i < width; ++i) {
+    diagonal[static_cast<std::size_t>(i)] = hessian.At(i, i);
   }
+  NIBBLE_TRY(facts, ReadDiagonal(diagonal, hessian.num_tokens()));
   HessianFactor out;
   out.width = width;
   out.padded = PadToPanel(width);
-  double sum = 0.0;
-  for (std::int64_t i = 0; i < width; ++i) {
-    const double square = hessian.At(i, i);
-    sum += square;
-    out.num_dead += square == 0.0 ? 1 : 0;
-  }
-  if (!std::isfinite(sum)) {
-    return Fail(ErrorCode::kInvalidArgument,
-                "the inputs of this linear overflow: the model gives infinity or NaN on the "
-                "calibration text");
-  }
-  out.order = OrderOf(hessian, options);
-  // A Hessian of zeros leaves plain rounding.
-  const double mean = sum > 0.0 ? sum / static_cast<double>(width) : 1.0;
+  out.num_dead = facts.num_dead;
+  out.order = OrderColumns(diagonal, options);
   std::vector<double> matrix(Square(out.padded));
   const auto at = [&](std::int64_t i, std::int64_t j) -> double& {
     return matrix[static_cast<std::size_t>(i * out.padded + j)];
   };
   out.damping = options.damping;
-  for (;; ++out.num_retries) {
-    if (out.num_retries > kMaxRetries) {
-      return Fail(ErrorCode::kInternal,
-                  fmt::format("the Hessian is not positive with a damping of {}", out.damping));
-    }
+  for (;;) {
     pool.For(out.padded, 1, [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t i = begin; i < end; ++i) {
         for (std::int64_t j = i; j < out.padded; ++j) {
@@ -309,13 +323,14 @@ Result<HessianFactor> Factorize(ThreadPool& pool, const Hessian& hessian,
                                             out.order[static_cast<std::size_t>(j)])
                                : 0.0;
         }
-        at(i, i) += i < width ? out.damping * mean : 1.0;
+        at(i, i) += i < width ? out.damping * facts.mean : 1.0;
       }
     });
     if (Elimination(pool, matrix, out.padded).Run()) {
       break;
     }
-    out.damping = std::max(out.damping, 1e-6) * 10.0;
+    NIBBLE_TRY(more, MoreDamping(out.damping, ++out.num_retries));
+    out.damping = more;
   }
   const std::int64_t panels = out.padded / kPanel;
   out.ratios.resize(static_cast<std::size_t>(128 * panels * (panels + 1)));

@@ -100,6 +100,19 @@ struct FactorOptions {
   double damping = 0.01;  // of the mean of the diagonal, added to it
 };
 
+/// What a factor needs of the diagonal of H.
+struct DiagonalFacts {
+  double mean = 1.0;          // 1 for a Hessian of zeros, which leaves plain rounding
+  std::int64_t num_dead = 0;  // columns that no token touched
+};
+/// Errors: those of Factorize.
+Result<DiagonalFacts> ReadDiagonal(std::span<const double> diagonal, std::int64_t num_tokens);
+/// The column at each position.
+std::vector<std::int32_t> OrderColumns(std::span<const double> diagonal,
+                                       const FactorOptions& options);
+/// What to try after `damping`, for the num_retries-th time. Errors: kInternal where it is in vain.
+Result<double> MoreDamping(double damping, int num_retries);
+
 /// H + lambda I = R R^T, R upper triangular, columns in sweep order. Then
 ///   |R^T (q - w)|^2 = sum over i of R_ii^2 (q_i - t_i)^2,
 ///   t_i = w_i + sum over j < i of (R_ji / R_ii) (w_j - q_j)
