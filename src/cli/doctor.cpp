@@ -81,7 +81,8 @@ std::vector<std::string> Missing(const CudaInfo& cuda, const MachineMemory& memo
   }
   for (const CudaLibrary& library : cuda.libraries) {
     const bool matters =
-        library.name.find("cublasLt") != std::string::npos
+        library.name.find("cublas") != std::string::npos ||
+                library.name.find("cusolver") != std::string::npos
             ? !cuda.cards.empty()
             : library.name.find("nccl") != std::string::npos && cuda.cards.size() > 1;
     if (library.path.empty() && matters) {

@@ -85,6 +85,8 @@ CudaInfo ProbeCuda() {
   look(Name::kNvml, "free memory and versions in this report");
   look(Name::kCudart, "nothing: nibble brings its own");
   look(Name::kCublasLt, "the limits of dense products that nibble bench prints");
+  look(Name::kCublas, "nibble quantize by GPTQ on a card");
+  look(Name::kCusolver, "nibble quantize by GPTQ on a card");
   look(Name::kNccl, "several cards");
   return info;
 }

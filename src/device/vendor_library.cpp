@@ -13,8 +13,12 @@ const char* VendorLibrary::FileName(Name name) {
       return "libnvidia-ml.so.1";
     case Name::kCudart:
       return "libcudart.so.13";
+    case Name::kCublas:
+      return "libcublas.so.13";
     case Name::kCublasLt:
       return "libcublasLt.so.13";
+    case Name::kCusolver:
+      return "libcusolver.so.12";
     case Name::kNccl:
       return "libnccl.so.2";
   }

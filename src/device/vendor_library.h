@@ -8,7 +8,7 @@ namespace nibble {
 /// links to none. Opened libraries stay open. Only the names below are ever opened.
 class VendorLibrary {
  public:
-  enum class Name { kCuda, kNvml, kCudart, kCublasLt, kNccl };
+  enum class Name { kCuda, kNvml, kCudart, kCublas, kCublasLt, kCusolver, kNccl };
 
   /// Looks where the loader looks, then in the toolkit's folder.
   explicit VendorLibrary(Name name);

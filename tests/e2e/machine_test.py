@@ -83,8 +83,8 @@ class Doctor(unittest.TestCase):
     def test_it_says_what_is_missing_for_a_card(self):
         cuda = self.report()["cuda"]
         self.assertEqual({l["name"] for l in cuda["libraries"]},
-                         {"libcuda.so.1", "libnvidia-ml.so.1", "libcudart.so.13", "libcublasLt.so.13",
-                          "libnccl.so.2"})
+                         {"libcuda.so.1", "libnvidia-ml.so.1", "libcudart.so.13", "libcublas.so.13",
+                          "libcublasLt.so.13", "libcusolver.so.12", "libnccl.so.2"})
         if not cuda["cards"]:
             self.assertRegex(cuda["problem"], "NVIDIA driver")
             missing = run("doctor").stdout

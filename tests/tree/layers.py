@@ -71,7 +71,7 @@ def check_file(path, source):
                 yield where + "no such file"
             elif target.endswith(".cuh") and path.suffix not in (".cu", ".cuh"):
                 yield where + "device code: only nvcc compiles it"
-        elif re.match(r"^(cuda|cublas|nccl|mma\.h|cooperative_groups|cub/|thrust/)", target):
+        elif re.match(r"^(cuda|cublas|cusolver|nccl|mma\.h|cooperative_groups|cub/|thrust/)", target):
             if module not in CUDA_MODULES:
                 yield where + "CUDA headers belong to kernels, device and parallel"
             elif path.suffix == ".h":
