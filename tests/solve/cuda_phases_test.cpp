@@ -386,8 +386,10 @@ TEST_F(CudaGptqKernels, GridsAreThoseOfTheCpuToTheBit) {
                 values.data(), std::span(curvature).subspan(static_cast<std::size_t>(g * size),
                                                             static_cast<std::size_t>(size)));
             const auto at = static_cast<std::size_t>(r * groups + g);
-            ASSERT_EQ(found[at], best.scale[0])
-                << spec.ToString() << ", search " << search << ", row " << r << ", group " << g;
+            ASSERT_EQ(std::bit_cast<std::uint32_t>(found[at]),
+                      std::bit_cast<std::uint32_t>(best.scale[0]))
+                << found[at] << ", CPU " << best.scale[0] << ": " << spec.ToString() << ", search "
+                << search << ", row " << r << ", group " << g;
             ASSERT_EQ(found_zeros[at], best.zero[0])
                 << spec.ToString() << ", search " << search << ", row " << r << ", group " << g;
           }

@@ -116,7 +116,7 @@ __device__ float PowerOfTwoScale(float absmax, float largest) {
 template <bool kIsCodebook>
 __device__ Grid GridOf(const GridRules& rules, float minimum, float maximum, float factor) {
   Grid grid;
-  const float absmax = fmaxf(-minimum, maximum);
+  const float absmax = -minimum < maximum ? maximum : -minimum;  // std::max, to the sign of 0
   if constexpr (kIsCodebook) {
     SetScale(rules,
              rules.rule == ScaleRule::kPowersOfTwo ? PowerOfTwoScale(absmax * factor, rules.largest)
@@ -200,8 +200,8 @@ __device__ Grid BestGrid(const GridRules& rules, const CodeTable& table, Values&
   float minimum = 0.0F;
   float maximum = 0.0F;
   values.ForEach([&](float x, float) {
-    minimum = fminf(minimum, x);
-    maximum = fmaxf(maximum, x);
+    minimum = x < minimum ? x : minimum;
+    maximum = maximum < x ? x : maximum;
   });
   Grid best = GridOf<kIsCodebook>(rules, minimum, maximum, 1.0F);
   if (!rules.search) {
