@@ -7,9 +7,11 @@
 #include <cstring>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/attention_kernel.h"
+#include "kernels/cuda/gptq_bench.h"
 #include "kernels/cuda/launch_timer.h"
 #include "kernels/cuda/limits_kernel.h"
 #include "kernels/cuda/linear_a8.h"
@@ -414,6 +416,9 @@ std::vector<KernelInfo> CudaKernelInfos() {
            }
            return speeds;
          }});
+  }
+  for (KernelInfo& info : cuda::GptqKernelInfos()) {
+    infos.push_back(std::move(info));
   }
   return infos;
 }
