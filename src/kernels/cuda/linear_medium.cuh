@@ -309,17 +309,12 @@ __global__ __launch_bounds__(kMediumThreads,
       asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncwarp();
-    // Weights do not depend on the kernel before, x does. It comes behind all copies that began
-    // before, so not many do where it has to be normed first: that takes as long as they do.
+    // Weights do not depend on the kernel before, x does: but x comes behind all copies that began
+    // before, so only one does.
     begin_pass(tile_begin);
-    int stage = 0;
-    int ahead = first_unit;
-    const auto copy_ahead = [&](int stages) {
-      for (; stage < stages && ahead < num_units; ++stage, ahead += kNumSlices) {
-        copy_weights(ahead, stage);
-      }
-    };
-    copy_ahead(linear.residual != nullptr ? 1 : depth);
+    if (first_unit < num_units) {
+      copy_weights(first_unit, 0);
+    }
     ClusterArrive();
     ClusterWait();
     LaunchDependents();
@@ -328,9 +323,13 @@ __global__ __launch_bounds__(kMediumThreads,
       BarrierWait(normed, 0);
       FenceForCopies();
     }
-    for (int i = 0, unit = first_unit; i < depth && unit < num_units; ++i, unit += kNumSlices) {
-      copy_ahead(i + 1);
-      copy_x(unit, i);
+    int stage = 0;
+    int ahead = first_unit;
+    for (; stage < depth && ahead < num_units; ++stage, ahead += kNumSlices) {
+      if (stage > 0) {
+        copy_weights(ahead, stage);
+      }
+      copy_x(ahead, stage);
     }
     std::uint32_t phase = stage == depth ? 0 : 1;
     stage %= depth;
