@@ -70,6 +70,9 @@ class QuantizeCommand final : public Command {
         "learn from each block's output (slow, for 2 and 3 bits), or SmoothQuant's scales and "
         "rounding (int8, for --activations int8); auto takes GPTQ below 8 "
         "bits if there is calibration data");
+    options.Choice("--device", &device_, {"cpu", "cuda", "auto"},
+                   "where calibration data passes the model and weights are solved; auto: on a "
+                   "card, if there is one and the method runs there (rtn and gptq)");
     options.Add("--group-size", &group_size_,
                 "columns that share a scale: a multiple of 16; 0: a whole row; tensor: the whole "
                 "matrix (default: the largest of 128, 64, 32 that divides every width)");
@@ -191,6 +194,11 @@ class QuantizeCommand final : public Command {
     }
     NIBBLE_TRY(choice, ChooseMethod(options));
     fmt::print(stderr, "method {}: {}\n", Name(choice.method), choice.reason);
+    NIBBLE_TRY(device, ChooseDevice(options, choice.method, source->config(), environment));
+    options.device = device;
+    if (options.device == DeviceKind::kCpu && options.calibration != nullptr) {
+      ChooseRows(source->config(), calibration);
+    }
     options.notice = [](const std::string& text) { fmt::print(stderr, "{}\n", text); };
     std::unique_ptr<Progress> line;
     std::string phase;
@@ -316,18 +324,48 @@ class QuantizeCommand final : public Command {
       return Fail(ErrorCode::kInvalidArgument, "--calibration: " + loaded.error().message);
     }
     calibration = std::move(*loaded);
-    // Two walks at most keep them.
-    const std::uint64_t bytes =
-        2 * BlockWalk::RowBytes(source.config(), std::ssize(calibration.tokens));
-    if (rows_ == "disk" || (rows_ == "auto" && bytes > AvailableMemoryBytes() / 2)) {
-      const std::filesystem::path folder = std::filesystem::path(out_).parent_path();
-      calibration.rows_folder = folder.empty() ? "." : folder;
+    if (rows_ == "disk") {
+      calibration.rows_folder = RowsFolder();
     }
     if (calibration.num_windows() < options.num_samples) {
       fmt::print(stderr, "warning: {} gives {} samples of {} tokens, {} were asked for\n",
                  calibration_file_, calibration.num_windows(), options.length, options.num_samples);
     }
     return {};
+  }
+
+  std::filesystem::path RowsFolder() const {
+    const std::filesystem::path folder = std::filesystem::path(out_).parent_path();
+    return folder.empty() ? "." : folder;
+  }
+
+  // --calibration-rows auto, on a CPU.
+  void ChooseRows(const ModelConfig& config, CalibrationSet& calibration) const {
+    // Two walks at most keep them.
+    const std::uint64_t bytes = 2 * BlockWalk::RowBytes(config, std::ssize(calibration.tokens));
+    if (rows_ == "auto" && bytes > AvailableMemoryBytes() / 2) {
+      calibration.rows_folder = RowsFolder();
+    }
+  }
+
+  // Says why --device auto stays on the CPU.
+  Result<DeviceKind> ChooseDevice(QuantizeOptions options, QuantizeMethod method,
+                                  const ModelConfig& config, const Environment& environment) const {
+    if (device_ == "cpu") {
+      return DeviceKind::kCpu;
+    }
+    options.device = DeviceKind::kCuda;
+    Result<void> can = CheckDevice(options, method, config);
+    if (can) {
+      if (const auto card = MakeCudaDevice(0, environment.num_threads); !card) {
+        can = tl::unexpected<Error>(card.error());
+      }
+    }
+    if (can || device_ == "cuda") {
+      return can.map([] { return DeviceKind::kCuda; });
+    }
+    fmt::print(stderr, "device cpu: {}\n", can.error().message);
+    return DeviceKind::kCpu;
   }
 
   void Print(const QuantizeSummary& summary) const {
@@ -377,7 +415,7 @@ class QuantizeCommand final : public Command {
   std::vector<std::string> candidates_, evaluations_;
   static constexpr const char* kDefaultScheme = "int4";
   std::string source_, out_, text_file_, calibration_file_, recipe_file_, rows_ = "auto";
-  std::string scheme_ = kDefaultScheme, format_ = "auto";
+  std::string scheme_ = kDefaultScheme, format_ = "auto", device_ = "cpu";
   std::string method_ = "auto", group_size_;
   CalibrationOptions calibration_;
   std::int64_t seed_ = 0;

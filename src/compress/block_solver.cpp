@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <future>
 #include <optional>
 #include <set>
 #include <utility>
@@ -22,6 +23,8 @@
 
 namespace nibble {
 namespace {
+
+constexpr std::int64_t kStatisticsRows = 64;  // of a matrix that a worker looks at, on a card
 
 std::uint64_t LargestMatrixBytes(const SolverLimits& limits) {
   std::int64_t largest = 0;
@@ -61,6 +64,18 @@ class BlockSolver::Walks {
   static constexpr std::uint64_t kStepsOfBlock = std::size(kLinearGroups) + 1;
 
   Result<void> RunBlocks() {
+    NIBBLE_TRY_VOID(Start());
+    for (block_ = 0; block_ < config_.num_layers; ++block_) {
+      NIBBLE_TRY_VOID(RunBlock());
+    }
+    return Saved();
+  }
+
+  Result<void> Start() {
+    const Stopwatch watch(times_.start);
+    for (std::int64_t block = 0; block < config_.num_layers; ++block) {
+      done_.push_back(store_.Has(block));
+    }
     const CalibrationSet& calibration = solver_.calibration_;
     const std::int64_t stride = solver_.TruthStride();
     for (std::int64_t window = 0; window < calibration.num_windows(); window += stride) {
@@ -92,14 +107,11 @@ class BlockSolver::Walks {
         host_matrix_ = std::move(host);
       }
     }
-    for (block_ = 0; block_ < config_.num_layers; ++block_) {
-      NIBBLE_TRY_VOID(RunBlock());
-    }
     return {};
   }
 
   Result<void> RunBlock() {
-    const bool done = store_.Has(block_);
+    const bool done = done_[static_cast<std::size_t>(block_)];
     std::vector<SolvedWeight> solved;
     if (done) {
       NIBBLE_TRY(loaded, store_.Load(block_));
@@ -137,8 +149,7 @@ class BlockSolver::Walks {
       }));
     }
     if (!done) {
-      const Stopwatch watch(times_.save);
-      NIBBLE_TRY_VOID(store_.Save(block_, solved));
+      NIBBLE_TRY_VOID(Save(std::move(solved)));
     }
     for (const LinearGroup group : kLinearGroups) {
       for (const std::string_view linear : LinearsOf(group)) {
@@ -147,6 +158,17 @@ class BlockSolver::Walks {
     }
     return {};
   }
+
+  // On a card while the next block is walked.
+  Result<void> Save(std::vector<SolvedWeight> solved) {
+    const Stopwatch watch(times_.save);
+    NIBBLE_TRY_VOID(Saved());
+    saving_ = std::async(
+        solver_.IsCard() ? std::launch::async : std::launch::deferred,
+        [this, block = block_, solved = std::move(solved)] { return store_.Save(block, solved); });
+    return solver_.IsCard() ? Result<void>{} : Saved();
+  }
+  Result<void> Saved() { return saving_.valid() ? saving_.get() : Result<void>{}; }
 
   std::uint64_t NumChunks() const { return static_cast<std::uint64_t>(walk_->num_chunks()); }
   // Of LearnBlock.
@@ -389,9 +411,25 @@ class BlockSolver::Walks {
 
   json::Object StatisticsOf(const QuantizedTensor& tensor, std::span<const float> weights) {
     const Stopwatch watch(times_.log);
-    TensorStatistics statistics;
-    statistics.Add(tensor, weights);
-    return statistics.ToJson(tensor.spec);
+    const std::int64_t rows = tensor.spec.rows, cols = tensor.spec.cols;
+    // A CPU's logs keep the last digits that one piece gives.
+    const std::int64_t rows_at_once = solver_.IsCard() ? kStatisticsRows : rows;
+    std::vector<TensorStatistics> parts(
+        static_cast<std::size_t>((rows + rows_at_once - 1) / rows_at_once));
+    pool_.For(std::ssize(parts), 1, [&](std::int64_t first, std::int64_t last, int) {
+      for (std::int64_t i = first; i < last; ++i) {
+        const std::int64_t begin = i * rows_at_once;
+        const std::int64_t end = std::min(rows, begin + rows_at_once);
+        parts[static_cast<std::size_t>(i)].Add(
+            SliceRows(tensor, begin, end),
+            weights.subspan(static_cast<std::size_t>(begin * cols),
+                            static_cast<std::size_t>((end - begin) * cols)));
+      }
+    });
+    for (std::size_t i = 1; i < parts.size(); ++i) {
+      parts.front().Add(parts[i]);
+    }
+    return parts.front().ToJson(tensor.spec);
   }
 
   // Calls solve(spec, weights, facts) for every quantized linear of a group that takes(weight)
@@ -520,7 +558,9 @@ class BlockSolver::Walks {
   std::unique_ptr<LinearSolver> gptq_;  // null if all is rounded on a CPU
   DeviceBuffer matrix_, host_matrix_;   // of a card: what is solved
   SolveTimes times_;
-  std::vector<float> inputs_;  // of a block that learns, [num_rows, hidden_size]
+  std::vector<bool> done_;            // blocks that the store had
+  std::future<Result<void>> saving_;  // of the block solved last
+  std::vector<float> inputs_;         // of a block that learns, [num_rows, hidden_size]
   std::int64_t block_ = 0;
   float scale_divisor_ = 0.0F;  // of the group being solved, where it has one
   std::uint64_t steps_ = 0;
@@ -565,8 +605,8 @@ ActivationMode BlockSolver::WalkActivations() const {
 }
 
 // A shift is small beside what it is a shift of, so part of the tokens tell much of it; the
-// strength of its correction follows (docs/quantization.md: measured). A card takes longer for the
-// second factor that this costs than for the other tokens.
+// strength of its correction follows (docs/quantization.md: measured). A card walks all: that costs
+// it little and saves it a second Hessian and its factor.
 std::int64_t BlockSolver::TruthStride() const {
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
   const std::int64_t walked = std::max<std::int64_t>(options_.truth_tokens, 1);
@@ -596,15 +636,7 @@ SolverLimits BlockSolver::GptqLimits() const {
 }
 
 Result<void> BlockSolver::Plan() const {
-  if (IsCard() && options_.method == BlockMethod::kLearned) {
-    return Fail(ErrorCode::kUnsupported,
-                "--method learned runs on the CPU only: use --device cpu, or --method gptq");
-  }
-  if (IsCard() && !calibration_.rows_folder.empty()) {
-    return Fail(ErrorCode::kUnsupported,
-                "--calibration-rows disk is for --device cpu: on a card activations lie in its "
-                "memory; leave it out");
-  }
+  NIBBLE_CHECK(!IsCard() || options_.method != BlockMethod::kLearned, "CheckDevice comes first");
   MemoryLedger& ledger = device_.ledger();
   const OverlayCheckpoint overlay(source_, weights_);
   const auto tokens = static_cast<std::int64_t>(calibration_.tokens.size());
@@ -633,10 +665,11 @@ Result<void> BlockSolver::Plan() const {
     const SolverMemory memory = MemoryOfSolver(device_, limits);
     most = memory.device_bytes;
     if (IsCard()) {
-      // The matrix, what its codes say, and the codes lie here.
-      ledger.Plan("solver (host)", memory.host_bytes + 2 * LargestMatrixBytes(limits) + 2 * codes,
+      // The matrix, and codes: those of the block before are being saved.
+      ledger.Plan("solver (host)", memory.host_bytes + LargestMatrixBytes(limits) + 3 * codes,
                   MemoryPlace::kHost);
       codes = 0;
+      device_.KeepStaging();
     }
   }
   if (options_.method == BlockMethod::kLearned) {
@@ -669,10 +702,11 @@ Result<void> BlockSolver::Plan() const {
 
 std::string SolveTimes::ToString() const {
   return fmt::format(
-      "{} blocks in {:.2f} s: walk {:.2f}, load {:.2f}, sums {:.2f}, factor {:.2f}, correction "
+      "{} blocks in {:.2f} s: start {:.2f}, walk {:.2f}, load {:.2f}, sums {:.2f}, factor {:.2f}, "
+      "correction "
       "{:.2f}, sweep {:.2f}, read {:.2f}, log {:.2f}, save {:.2f}",
-      num_blocks, total, walk, load, solver.sums, solver.factor, solver.correction, solver.sweep,
-      read, log, save);
+      num_blocks, total, start, walk, load, solver.sums, solver.factor, solver.correction,
+      solver.sweep, read, log, save);
 }
 
 Result<SolveTimes> BlockSolver::Run(SolvedBlocks& store, const SolveProgress& progress) const {

@@ -44,6 +44,9 @@ json::Object DescribeQuantization(const Checkpoint& source, const QuantizeOption
   const bool calibrates = options.calibration != nullptr;
   json::Object recipe;
   recipe.Set("method", Name(method));
+  if (options.device == DeviceKind::kCuda) {
+    recipe.Set("device", "cuda");  // its arithmetic: adr/0007
+  }
   recipe.Set("format", std::string(Name(plan.format)));
   if (options.budget) {
     recipe.Set("budget", options.budget->text);

@@ -37,6 +37,7 @@ constexpr const char* kLogFile = "quantization_log.json";
 // Raised when the same options give other bytes: a run is not resumed by a program that solves
 // otherwise.
 constexpr int kArithmetic = 3;
+constexpr int kCudaArithmetic = 1;  // the same of a run on a card
 
 // A folder of quantized linears is refused: rounding what was rounded adds a second error, and the
 // certificate would compare with the first. A GGUF may be all that its user has.
@@ -84,7 +85,7 @@ class Run {
     NIBBLE_TRY(certifier,
                Certifier::Create(source_, tokenizer_, options_, num_threads_, progress_));
     certifier_.emplace(std::move(certifier));
-    const auto device = MakeCpuDevice(num_threads_);
+    NIBBLE_TRY(device, MakeDevice());
     program_bytes_ = AnonymousBytes();
     if (options_.budget) {
       const auto bound = MakeCpuDevice(num_threads_);
@@ -124,6 +125,13 @@ class Run {
   }
 
  private:
+  // What walks and solves.
+  Result<std::unique_ptr<Device>> MakeDevice() const {
+    return options_.device == DeviceKind::kCuda
+               ? MakeCudaDevice(0, num_threads_)
+               : Result<std::unique_ptr<Device>>(MakeCpuDevice(num_threads_));
+  }
+
   Result<void> Plan() {
     NIBBLE_TRY(plan, PlanOutput(source_, options_));
     plan_ = std::move(plan);
@@ -243,7 +251,7 @@ class Run {
                   "--method learned: the derivatives of gemma3's blocks are not known; use gptq");
     }
     summary_.method_reason = choice.reason;
-    return {};
+    return CheckDevice(options_, method_, source_.config());
   }
 
   // What is quantized: the source, or the source with scales folded in.
@@ -340,12 +348,23 @@ class Run {
       lines +=
           fmt::format("; later the certificate {}", HumanBytes(static_cast<double>(certificate)));
     }
-    const std::uint64_t most =
-        program_bytes_ + std::max({device.ledger().planned_bytes(), scaling, certificate});
-    return fmt::format("{} on {} samples of {} tokens; at most {} of {} free ({}){}", what,
-                       calibration.num_windows(), calibration.length,
-                       HumanBytes(static_cast<double>(most)),
-                       HumanBytes(static_cast<double>(device.AvailableBytes())), lines, on_disk);
+    const bool is_card = device.kind() == DeviceKind::kCuda;
+    const std::uint64_t here = is_card ? device.ledger().planned_bytes(MemoryPlace::kHost)
+                                       : device.ledger().planned_bytes();
+    const std::uint64_t most = program_bytes_ + std::max({here, scaling, certificate});
+    std::string on_card;
+    if (is_card) {
+      on_card = fmt::format(
+          "at most {} of the card's {} free and ",
+          HumanBytes(static_cast<double>(device.ledger().planned_bytes(MemoryPlace::kDevice))),
+          HumanBytes(static_cast<double>(device.AvailableBytes())));
+    }
+    return fmt::format(
+        "{} on {} samples of {} tokens; {}at most {} of {} free ({}){}", what,
+        calibration.num_windows(), calibration.length, on_card,
+        HumanBytes(static_cast<double>(most)),
+        HumanBytes(static_cast<double>(is_card ? AvailableMemoryBytes() : device.AvailableBytes())),
+        lines, on_disk);
   }
 
   LearnOptions Learning() const {
@@ -380,6 +399,9 @@ class Run {
     out.Set("source_sha256", source_digest_);
     out.Set("recipe", DescribeQuantization(source_, options_, plan_, method_));
     out.Set("arithmetic", kArithmetic);
+    if (options_.device == DeviceKind::kCuda) {
+      out.Set("cuda_arithmetic", kCudaArithmetic);
+    }
     out.Set("truth_tokens", options_.truth_tokens);
     out.Set("text_sha256", Sha256Hex(std::as_bytes(std::span(options_.text))));
     json::Array texts;
@@ -399,10 +421,13 @@ class Run {
     const bool all_done = std::ranges::all_of(
         plan_.weights, [&](const WeightToWrite& weight) { return writer->IsDone(weight.name); });
     if (Calibrates() && !all_done) {
-      NIBBLE_TRY_VOID(Solver(device).Run(
-          solved, [&](std::uint64_t done, std::uint64_t total, const std::string& detail) {
-            return !progress_ || progress_("calibrating", done, total, detail);
-          }));
+      NIBBLE_TRY(times, Solver(device).Run(solved, [&](std::uint64_t done, std::uint64_t total,
+                                                       const std::string& detail) {
+        return !progress_ || progress_("calibrating", done, total, detail);
+      }));
+      if (options_.notice) {
+        options_.notice("calibrated " + times.ToString());
+      }
     }
     std::uint64_t done = 0, total = 0;
     for (const WeightToWrite& weight : plan_.weights) {

@@ -24,6 +24,7 @@
 namespace nibble {
 
 struct QuantizeOptions {
+  DeviceKind device = DeviceKind::kCpu;  // where blocks are walked and solved (CheckDevice)
   QuantizeMethod method = QuantizeMethod::kAuto;
   const CalibrationSet* calibration = nullptr;  // kGptq needs it; must outlive the run
   double damping = 0.01;                        // kGptq: of the mean of a Hessian's diagonal
@@ -66,7 +67,8 @@ struct QuantizeSummary {
 /// Quantizes every linear of the decoder blocks, block by block, and writes a folder in the format
 /// that the options name, with config, tokenizer, template, log and certificate (GGUF: model.gguf
 /// with log and certificate beside it). Atomic and resumable: nothing appears under `out` before
-/// the certificate is measured, and a second run takes finished blocks and shards over. Memory: one
+/// the certificate is measured, and a second run takes finished blocks and shards over; the
+/// certificate is measured on the CPU. Memory: one
 /// tensor's codes and a chunk of rows a worker, or with calibration data what BlockSolver::Plan
 /// says; then, for the certificate, what EvaluateBlockwise takes. Errors: kInvalidArgument (`out`
 /// exists; a group that does not divide a width, naming the tensor; no calibration data),

@@ -129,4 +129,35 @@ Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
                       "below 8 bits errors are worth passing on to later columns"};
 }
 
+Result<void> CheckDevice(const QuantizeOptions& options, QuantizeMethod method,
+                         const ModelConfig& config) {
+  if (options.device == DeviceKind::kCpu) {
+    return {};
+  }
+  const auto refuse = [](std::string_view what) {
+    return Fail(ErrorCode::kUnsupported, fmt::format("--device cuda: {}", what));
+  };
+  if (options.calibration == nullptr) {
+    return refuse(
+        "weights are rounded without calibration data on the CPU: use --device cpu, or "
+        "give --calibration FILE");
+  }
+  if (options.budget) {
+    return refuse("--budget and --max-kl are measured on the CPU: use --device cpu");
+  }
+  if (method != QuantizeMethod::kGptq && method != QuantizeMethod::kRtn) {
+    return refuse(fmt::format("--method {} runs on the CPU: use --device cpu, or --method gptq",
+                              Name(method)));
+  }
+  if (!options.calibration->rows_folder.empty()) {
+    return refuse(
+        "--calibration-rows disk is for the CPU: a card keeps activations in its memory; "
+        "leave it out");
+  }
+  if (config.architecture == Architecture::kGemma3) {
+    return refuse("gemma3 runs on the CPU: use --device cpu");
+  }
+  return {};
+}
+
 }  // namespace nibble

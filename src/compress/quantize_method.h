@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "checkpoint/model_config.h"
 
 namespace nibble {
 
@@ -35,5 +36,9 @@ struct MethodChoice {
 };
 /// What kAuto becomes. Errors: kInvalidArgument for a method that lacks its calibration data.
 Result<MethodChoice> ChooseMethod(const QuantizeOptions& options);
+/// Whether the options' device can do it by this method. Errors: kUnsupported, naming the option
+/// that it cannot have.
+Result<void> CheckDevice(const QuantizeOptions& options, QuantizeMethod method,
+                         const ModelConfig& config);
 
 }  // namespace nibble

@@ -46,9 +46,16 @@ void AppendCodes(const QuantizedTensor& tensor, std::vector<std::byte>& out) {
     Append(tensor.codes, out);
     return;
   }
-  for (std::size_t i = 0; i < tensor.codes.size(); i += 2) {
-    const unsigned high = i + 1 < tensor.codes.size() ? tensor.codes[i + 1] : 0U;
-    out.push_back(static_cast<std::byte>(tensor.codes[i] | high << 4));
+  const std::size_t count = tensor.codes.size();
+  const std::size_t begin = out.size();
+  out.resize(begin + CodeBytes(tensor.spec));
+  const std::uint8_t* const codes = tensor.codes.data();
+  std::byte* const pairs = out.data() + begin;
+  for (std::size_t i = 0; i + 1 < count; i += 2) {
+    pairs[i / 2] = static_cast<std::byte>(codes[i] | unsigned{codes[i + 1]} << 4);
+  }
+  if (count % 2 == 1) {
+    pairs[count / 2] = static_cast<std::byte>(codes[count - 1]);
   }
 }
 

@@ -29,6 +29,24 @@ void TensorStatistics::Add(const QuantizedTensor& rows, std::span<const float> w
   }
 }
 
+void TensorStatistics::Add(const TensorStatistics& next) {
+  if (next.num_groups_ > 0) {
+    scale_min_ = num_groups_ == 0 ? next.scale_min_ : std::min(scale_min_, next.scale_min_);
+    scale_max_ = num_groups_ == 0 ? next.scale_max_ : std::max(scale_max_, next.scale_max_);
+    scale_sum_ += next.scale_sum_;
+    num_groups_ += next.num_groups_;
+  }
+  if (next.has_zero_points_) {
+    zero_min_ = has_zero_points_ ? std::min(zero_min_, next.zero_min_) : next.zero_min_;
+    zero_max_ = has_zero_points_ ? std::max(zero_max_, next.zero_max_) : next.zero_max_;
+    zero_sum_ += next.zero_sum_;
+    has_zero_points_ = true;
+  }
+  squared_error_ += next.squared_error_;
+  squared_weight_ += next.squared_weight_;
+  max_error_ = std::max(max_error_, next.max_error_);
+}
+
 json::Object TensorStatistics::ToJson(const WeightSpec& spec) const {
   json::Object out;
   out.Set("format", spec.ToString());

@@ -13,6 +13,8 @@ class TensorStatistics {
  public:
   /// weights: what the rows were before.
   void Add(const QuantizedTensor& rows, std::span<const float> weights);
+  /// What was gathered over the rows that follow.
+  void Add(const TensorStatistics& next);
   /// spec: of the whole tensor.
   json::Object ToJson(const WeightSpec& spec) const;
 

@@ -149,8 +149,17 @@ class CudaDeviceImpl final : public CudaDevice {
     NoteError(cudaStreamSynchronize(copy_stream_), "copying to the device");
     const std::lock_guard lock(mutex_);
     NIBBLE_CHECK(open_writes_ == 0, "FinishWrites while a write is open");
-    ReleaseStaging();
+    if (!keeps_staging_) {
+      ReleaseStaging();
+    }
     return failure_.empty() ? Result<void>{} : Fail(ErrorCode::kUnavailable, failure_);
+  }
+
+  void KeepStaging() override {
+    if (!keeps_staging_) {
+      ledger().Plan("staging (host)", MaxStaging() * kStagingBytes, MemoryPlace::kHost);
+    }
+    keeps_staging_ = true;
   }
 
   Result<void> Read(std::byte* host, const std::byte* device, std::size_t bytes) override {
@@ -160,7 +169,7 @@ class CudaDeviceImpl final : public CudaDevice {
   }
 
   void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override {
-    NoteError(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying a KV block");
+    NoteError(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "a copy");
   }
 
   bool CanCaptureSteps() const override { return true; }
@@ -249,7 +258,7 @@ class CudaDeviceImpl final : public CudaDevice {
     }
     NIBBLE_CHECK(bytes <= kStagingBytes, "a write larger than a staging buffer");
     ++open_writes_;
-    if (free_.empty() && num_staging_ < static_cast<std::size_t>(pool_.num_workers()) * 2) {
+    if (free_.empty() && num_staging_ < MaxStaging()) {
       Staging staging;
       ++num_staging_;
       lock.unlock();
@@ -339,6 +348,7 @@ class CudaDeviceImpl final : public CudaDevice {
   cudaEvent_t EventAt(Event event) const {
     return events_[static_cast<std::uint64_t>(event) % kNumEvents];
   }
+  std::size_t MaxStaging() const { return static_cast<std::size_t>(pool_.num_workers()) * 2; }
   void ReleaseStaging() {
     for (const Staging& staging : free_) {
       cudaFreeHost(staging.data);
@@ -367,6 +377,7 @@ class CudaDeviceImpl final : public CudaDevice {
   std::vector<std::span<std::byte>> host_memory_;  // of AllocateHost
   std::size_t num_staging_ = 0;
   int open_writes_ = 0;
+  bool keeps_staging_ = false;
   std::string failure_;
 };
 

@@ -128,6 +128,8 @@ class Device {
   DeviceWrite Write(std::byte* destination, std::size_t bytes);
   /// Waits until all closed writes have arrived. Errors: kUnavailable if the device failed.
   virtual Result<void> FinishWrites() = 0;
+  /// Writes will go on: what they are staged in stays, as the line "staging (host)" of the plan.
+  virtual void KeepStaging() {}
   /// Copies device memory to the host, after all work submitted so far. Slow: for evaluation and
   /// tests. Errors: kUnavailable if the device failed.
   virtual Result<void> Read(std::byte* host, const std::byte* device, std::size_t bytes) = 0;

@@ -4,31 +4,12 @@
 #include <optional>
 #include <utility>
 
-#include "base/check.h"
 #include "base/stopwatch.h"
 #include "solve/correction.h"
-#include "tensor/float16.h"
+#include "solve/cuda_solver.h"
 
 namespace nibble {
 namespace {
-
-constexpr const char* kHostLine = "solver (host)";
-
-std::int64_t WidestOf(const SolverLimits& limits) {
-  std::int64_t widest = 0;
-  for (const SolverLimits::Input& input : limits.inputs) {
-    widest = std::max(widest, input.width);
-  }
-  return widest;
-}
-
-std::uint64_t LargestMatrixBytes(const SolverLimits& limits) {
-  std::int64_t largest = 0;
-  for (const SolverLimits::Input& input : limits.inputs) {
-    largest = std::max(largest, input.width * input.max_rows);
-  }
-  return static_cast<std::uint64_t>(largest) * sizeof(float);
-}
 
 class CpuLinearSolver final : public LinearSolver {
  public:
@@ -108,84 +89,6 @@ class CpuLinearSolver final : public LinearSolver {
   std::optional<InputShift> shift_;
 };
 
-// The CPU's solver for inputs and matrices that lie on a card: they are copied.
-class CopyingLinearSolver final : public LinearSolver {
- public:
-  static Result<std::unique_ptr<LinearSolver>> Create(Device& device, const SolverLimits& limits) {
-    NIBBLE_TRY(rows, device.AllocateHost(kHostLine, RowBytes(limits)));
-    return std::unique_ptr<LinearSolver>(new CopyingLinearSolver(device, limits, std::move(rows)));
-  }
-
-  // fp16 at the pitch of fp32.
-  static std::size_t RowBytes(const SolverLimits& limits) {
-    return static_cast<std::size_t>(limits.max_tokens * WidestOf(limits)) * sizeof(float);
-  }
-
-  Result<void> Begin(std::int64_t width) override { return cpu_.Begin(width); }
-  void Add(const ActivationRows& y, const ActivationRows* x) override {
-    const ActivationRows here = Fetch(y, y_);
-    if (x == nullptr) {
-      cpu_.Add(here, nullptr);
-    } else {
-      const ActivationRows truth = Fetch(*x, x_);
-      cpu_.Add(here, &truth);
-    }
-    times_ = cpu_.times();
-  }
-  Result<std::vector<double>> Finish() override {
-    NIBBLE_TRY_VOID(device_.Health());
-    auto squares = cpu_.Finish();
-    times_ = cpu_.times();
-    return squares;
-  }
-  Result<void> Factorize(const FactorOptions& options) override {
-    auto factorized = cpu_.Factorize(options);
-    times_ = cpu_.times();
-    return factorized;
-  }
-  Result<Solved> Solve(std::span<const float> weights, const GptqOptions& options) override {
-    std::vector<float> here(weights.size());
-    NIBBLE_TRY_VOID(device_.Read(reinterpret_cast<std::byte*>(here.data()),
-                                 reinterpret_cast<const std::byte*>(weights.data()),
-                                 weights.size_bytes()));
-    auto solved = cpu_.Solve(here, options);
-    times_ = cpu_.times();
-    return solved;
-  }
-  void End() override { cpu_.End(); }
-
- private:
-  CopyingLinearSolver(Device& device, const SolverLimits& limits, DeviceBuffer rows)
-      : device_(device), cpu_(device.pool(), limits), rows_(std::move(rows)) {}
-
-  // The rows as fp32 in `values`.
-  ActivationRows Fetch(const ActivationRows& rows, std::vector<float>& values) {
-    NIBBLE_CHECK(rows.dtype == DType::kF16, "what a card's operators leave");
-    device_.Copy(rows_.data(), static_cast<const std::byte*>(rows.data),
-                 static_cast<std::size_t>(rows.num_rows * rows.stride) * sizeof(std::uint16_t));
-    device_.Wait(device_.Record());
-    values.resize(static_cast<std::size_t>(rows.num_rows * rows.width));
-    device_.pool().For(rows.num_rows, 16, [&](std::int64_t begin, std::int64_t end, int) {
-      for (std::int64_t row = begin; row < end; ++row) {
-        const std::uint16_t* from = rows_.as<std::uint16_t>() + row * rows.stride;
-        float* to = values.data() + row * rows.width;
-        for (std::int64_t i = 0; i < rows.width; ++i) {
-          to[i] = F16ToFloat(from[i]) * rows.scale;
-        }
-      }
-    });
-    return {.data = values.data(),
-            .stride = rows.width,
-            .num_rows = rows.num_rows,
-            .width = rows.width};
-  }
-
-  Device& device_;
-  CpuLinearSolver cpu_;
-  DeviceBuffer rows_;
-  std::vector<float> y_, x_;
-};
-
 SolverMemory MemoryOfCpuSolver(const SolverLimits& limits) {
   const bool has_shift = limits.shift != InputSums::Shift::kNone;
   SolverMemory memory;
@@ -208,17 +111,13 @@ SolverMemory MemoryOfCpuSolver(const SolverLimits& limits) {
 }  // namespace
 
 SolverMemory MemoryOfSolver(const Device& device, const SolverLimits& limits) {
-  SolverMemory memory = MemoryOfCpuSolver(limits);
-  if (device.kind() == DeviceKind::kCuda) {
-    memory.host_bytes = memory.device_bytes + 3 * CopyingLinearSolver::RowBytes(limits);
-    memory.device_bytes = LargestMatrixBytes(limits);
-  }
-  return memory;
+  return device.kind() == DeviceKind::kCuda ? MemoryOfCudaSolver(limits)
+                                            : MemoryOfCpuSolver(limits);
 }
 
 Result<std::unique_ptr<LinearSolver>> MakeLinearSolver(Device& device, const SolverLimits& limits) {
   if (device.kind() == DeviceKind::kCuda) {
-    return CopyingLinearSolver::Create(device, limits);
+    return MakeCudaSolver(static_cast<CudaDevice&>(device), limits);
   }
   return std::unique_ptr<LinearSolver>(std::make_unique<CpuLinearSolver>(device.pool(), limits));
 }

@@ -76,7 +76,7 @@ struct SolverMemory {
 };
 SolverMemory MemoryOfSolver(const Device& device, const SolverLimits& limits);
 /// The solver of a device. Its memory has the lines "solver" and "solver (host)". Errors:
-/// kOutOfMemory.
+/// kOutOfMemory; kUnavailable for a card whose libraries of linear algebra are missing.
 Result<std::unique_ptr<LinearSolver>> MakeLinearSolver(Device& device, const SolverLimits& limits);
 
 }  // namespace nibble

@@ -161,5 +161,30 @@ TEST(ChooseMethod, SaysWhatAutoTakesAndWhatIsMissing) {
             std::string::npos);
 }
 
+TEST_F(Quantize, ACardRefusesByNameWhatItDoesNotDo) {
+  options_.device = DeviceKind::kCuda;
+  CalibrationSet calibration;
+  const auto expect_refused = [&](QuantizeMethod method, const std::string& option) {
+    const auto result = CheckDevice(options_, method, source_->config());
+    ASSERT_FALSE(result) << option;
+    EXPECT_EQ(result.error().code, ErrorCode::kUnsupported);
+    EXPECT_NE(result.error().message.find(option), std::string::npos) << result.error().message;
+  };
+  expect_refused(QuantizeMethod::kRtn, "--calibration");
+  options_.calibration = &calibration;
+  for (const QuantizeMethod method : {QuantizeMethod::kRtn, QuantizeMethod::kGptq}) {
+    EXPECT_TRUE(CheckDevice(options_, method, source_->config()));
+  }
+  for (const QuantizeMethod method : {QuantizeMethod::kAwq, QuantizeMethod::kAwqGptq,
+                                      QuantizeMethod::kLearned, QuantizeMethod::kSmoothQuant}) {
+    expect_refused(method, std::string("--method ") + Name(method));
+  }
+  calibration.rows_folder = "somewhere";
+  expect_refused(QuantizeMethod::kGptq, "--calibration-rows");
+  calibration.rows_folder.clear();
+  options_.budget = Budget{};
+  expect_refused(QuantizeMethod::kGptq, "--budget");
+}
+
 }  // namespace
 }  // namespace nibble
