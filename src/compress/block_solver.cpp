@@ -15,6 +15,7 @@
 #include "base/text.h"
 #include "compress/block_walk.h"
 #include "compress/calibration_match.h"
+#include "compress/card_matrices.h"
 #include "compress/overlay_checkpoint.h"
 #include "compress/read_weights.h"
 #include "compress/rounded_checkpoint.h"
@@ -24,7 +25,30 @@
 namespace nibble {
 namespace {
 
-constexpr std::int64_t kStatisticsRows = 64;  // of a matrix that a worker looks at, on a card
+constexpr std::int64_t kStatisticsRows = 64;  // of a matrix that a worker looks at
+
+// Over pieces of rows, on all workers.
+TensorStatistics StatisticsOf(const QuantizedTensor& tensor, std::span<const float> weights,
+                              ThreadPool& pool) {
+  const std::int64_t rows = tensor.spec.rows, cols = tensor.spec.cols;
+  std::vector<TensorStatistics> parts(
+      static_cast<std::size_t>((rows + kStatisticsRows - 1) / kStatisticsRows));
+  pool.For(std::ssize(parts), 1, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t i = first; i < last; ++i) {
+      const std::int64_t begin = i * kStatisticsRows;
+      const std::int64_t end = std::min(rows, begin + kStatisticsRows);
+      parts[static_cast<std::size_t>(i)].Add(
+          SliceRows(tensor, begin, end),
+          weights.subspan(static_cast<std::size_t>(begin * cols),
+                          static_cast<std::size_t>((end - begin) * cols)));
+    }
+  });
+  TensorStatistics all;
+  for (const TensorStatistics& part : parts) {
+    all.Add(part);
+  }
+  return all;
+}
 
 std::uint64_t LargestMatrixBytes(const SolverLimits& limits) {
   std::int64_t largest = 0;
@@ -101,10 +125,9 @@ class BlockSolver::Walks {
       NIBBLE_TRY(gptq, MakeLinearSolver(device_, limits));
       gptq_ = std::move(gptq);
       if (solver_.IsCard()) {
-        NIBBLE_TRY(matrix, device_.Allocate("solver", LargestMatrixBytes(limits)));
-        NIBBLE_TRY(host, device_.AllocateHost("solver (host)", LargestMatrixBytes(limits)));
-        matrix_ = std::move(matrix);
-        host_matrix_ = std::move(host);
+        NIBBLE_TRY(card, CardMatrices::Create(device_, solver_.LargestInputBytes(),
+                                              LargestMatrixBytes(limits)));
+        card_ = std::move(card);
       }
     }
     return {};
@@ -112,7 +135,9 @@ class BlockSolver::Walks {
 
   Result<void> RunBlock() {
     const bool done = done_[static_cast<std::size_t>(block_)];
-    std::vector<SolvedWeight> solved;
+    std::vector<SolvedWeight>& solved = solved_;
+    solved.clear();
+    solved.reserve(kNumBlockLinears);  // what stands behind a card fills them where they are
     if (done) {
       NIBBLE_TRY(loaded, store_.Load(block_));
       for (SolvedWeight& weight : loaded) {
@@ -149,6 +174,10 @@ class BlockSolver::Walks {
       }));
     }
     if (!done) {
+      if (card_) {
+        const Stopwatch watch(times_.log);
+        NIBBLE_TRY_VOID(card_->Finish());
+      }
       NIBBLE_TRY_VOID(Save(std::move(solved)));
     }
     for (const LinearGroup group : kLinearGroups) {
@@ -253,6 +282,9 @@ class BlockSolver::Walks {
     if (!any) {
       return ForChunks([&](const Chunk& chunk) { AdvanceBoth(group, chunk); });
     }
+    if (card_) {
+      ReadAhead(group);
+    }
     return any_solved ? SolveByGptq(group, solved) : SolveByRounding(group, solved);
   }
 
@@ -308,6 +340,7 @@ class BlockSolver::Walks {
     NIBBLE_TRY_VOID(ForChunks([&](const Chunk& chunk) {
       const BlockWalk::Inputs inputs = AdvanceBoth(group, chunk);
       gptq_->Add(inputs, truth_inputs_ ? &*truth_inputs_ : nullptr);
+      device_.Wait(device_.Record());  // so that the walk's time is its own
     }));
     return gptq_->Finish();
   }
@@ -388,48 +421,46 @@ class BlockSolver::Walks {
   // The values of a matrix that is to be solved, in `memory` or where a card takes them from.
   Result<std::span<const float>> Read(const WeightInfo& stored, std::vector<float>& memory) {
     const Stopwatch watch(times_.read);
-    const auto count = static_cast<std::size_t>(stored.spec.rows * stored.spec.cols);
-    if (!solver_.IsCard()) {
-      memory.resize(count);
+    if (card_) {
+      return card_->Values(stored);
     }
-    const std::span<float> values =
-        solver_.IsCard() ? std::span(host_matrix_.as<float>(), count) : std::span(memory);
-    NIBBLE_TRY_VOID(ReadWeights(solver_.source_, stored, pool_, values));
-    return values;
+    NIBBLE_TRY(weights, ReadWeights(solver_.source_, stored, pool_));
+    memory = std::move(weights);
+    return memory;
   }
 
   // What Read gave, in the device's memory.
   std::span<const float> OnDevice(std::span<const float> weights) {
-    if (!solver_.IsCard()) {
-      return weights;
-    }
     const Stopwatch watch(times_.read);
-    device_.Copy(matrix_.data(), host_matrix_.data(), weights.size_bytes());
-    device_.Wait(device_.Record());
-    return {matrix_.as<float>(), weights.size()};
+    return card_ ? card_->OnCard(weights) : weights;
   }
 
-  json::Object StatisticsOf(const QuantizedTensor& tensor, std::span<const float> weights) {
-    const Stopwatch watch(times_.log);
-    const std::int64_t rows = tensor.spec.rows, cols = tensor.spec.cols;
-    // A CPU's logs keep the last digits that one piece gives.
-    const std::int64_t rows_at_once = solver_.IsCard() ? kStatisticsRows : rows;
-    std::vector<TensorStatistics> parts(
-        static_cast<std::size_t>((rows + rows_at_once - 1) / rows_at_once));
-    pool_.For(std::ssize(parts), 1, [&](std::int64_t first, std::int64_t last, int) {
-      for (std::int64_t i = first; i < last; ++i) {
-        const std::int64_t begin = i * rows_at_once;
-        const std::int64_t end = std::min(rows, begin + rows_at_once);
-        parts[static_cast<std::size_t>(i)].Add(
-            SliceRows(tensor, begin, end),
-            weights.subspan(static_cast<std::size_t>(begin * cols),
-                            static_cast<std::size_t>((end - begin) * cols)));
-      }
-    });
-    for (std::size_t i = 1; i < parts.size(); ++i) {
-      parts.front().Add(parts[i]);
+  // What the log says of a matrix: of the tensor, then these facts.
+  json::Object LogOf(const QuantizedTensor& tensor, std::span<const float> weights,
+                     const json::Object& facts) {
+    TensorStatistics statistics;
+    if (card_) {
+      statistics = StatisticsOf(tensor, weights, card_->pool());
+    } else {
+      statistics.Add(tensor, weights);  // in one piece: the last digits of a CPU's logs are old
     }
-    return parts.front().ToJson(tensor.spec);
+    json::Object all = statistics.ToJson(tensor.spec);
+    for (const auto& [key, value] : facts) {
+      all.Set(key, value);
+    }
+    return all;
+  }
+
+  // Reads ahead what SolveLinears will take, while a card walks.
+  void ReadAhead(LinearGroup group) {
+    std::vector<const WeightInfo*> matrices;
+    for (const std::string_view linear : LinearsOf(group)) {
+      const std::string name = WeightName(block_, linear);
+      if (overlay_.Find(name)->spec.kind != CodecKind::kFloat) {
+        matrices.push_back(solver_.source_.Find(name));
+      }
+    }
+    card_->Read(solver_.source_, matrices);
   }
 
   // Calls solve(spec, weights, facts) for every quantized linear of a group that takes(weight)
@@ -452,12 +483,19 @@ class BlockSolver::Walks {
       if (!tensor) {
         return Fail(tensor.error(), fmt::format("tensor {}: ", name));
       }
-      json::Object all = StatisticsOf(*tensor, weights);
-      for (const auto& [key, value] : facts) {
-        all.Set(key, value);
+      SolvedWeight& weight = solved.emplace_back(SolvedWeight{.name = name});
+      const QuantizedTensor& kept = overlay_.Replace(name, std::move(*tensor));
+      const auto finish = [this, &weight, &kept, weights, facts = std::move(facts)] {
+        weight.tensor = kept;
+        weight.facts = LogOf(kept, weights, facts);
+        return Result<void>{};
+      };
+      if (card_) {
+        card_->Behind(finish);
+      } else {
+        const Stopwatch watch(times_.log);
+        NIBBLE_TRY_VOID(finish());
       }
-      overlay_.Replace(name, *tensor);
-      solved.push_back({.name = name, .tensor = std::move(*tensor), .facts = std::move(all)});
     }
     return {};
   }
@@ -556,11 +594,12 @@ class BlockSolver::Walks {
   std::vector<Chunk> chunks_;  // of walk_, in the order they are taken
   std::optional<BlockWalk::Inputs> truth_inputs_;
   std::unique_ptr<LinearSolver> gptq_;  // null if all is rounded on a CPU
-  DeviceBuffer matrix_, host_matrix_;   // of a card: what is solved
   SolveTimes times_;
-  std::vector<bool> done_;            // blocks that the store had
-  std::future<Result<void>> saving_;  // of the block solved last
-  std::vector<float> inputs_;         // of a block that learns, [num_rows, hidden_size]
+  std::vector<SolvedWeight> solved_;    // of the block
+  std::vector<bool> done_;              // blocks that the store had
+  std::unique_ptr<CardMatrices> card_;  // its jobs see what is above; null on a CPU
+  std::future<Result<void>> saving_;    // of the block solved last
+  std::vector<float> inputs_;           // of a block that learns, [num_rows, hidden_size]
   std::int64_t block_ = 0;
   float scale_divisor_ = 0.0F;  // of the group being solved, where it has one
   std::uint64_t steps_ = 0;
@@ -622,6 +661,20 @@ InputSums::Shift BlockSolver::ShiftRows() const {
   return TruthStride() == 1 ? InputSums::Shift::kAll : InputSums::Shift::kSome;
 }
 
+// The matrices of one input, as floats.
+std::uint64_t BlockSolver::LargestInputBytes() const {
+  std::int64_t most = 0;
+  for (const LinearGroup group : kLinearGroups) {
+    std::int64_t elements = 0;
+    for (const std::string_view linear : LinearsOf(group)) {
+      const WeightSpec& spec = source_.Find(WeightName(0, linear))->spec;
+      elements += spec.rows * spec.cols;
+    }
+    most = std::max(most, elements);
+  }
+  return static_cast<std::uint64_t>(most) * sizeof(float);
+}
+
 SolverLimits BlockSolver::GptqLimits() const {
   SolverLimits limits{.max_tokens = BlockWalk::MaxChunkRows(device_, calibration_.length),
                       .shift = ShiftRows()};
@@ -665,8 +718,8 @@ Result<void> BlockSolver::Plan() const {
     const SolverMemory memory = MemoryOfSolver(device_, limits);
     most = memory.device_bytes;
     if (IsCard()) {
-      // The matrix, and codes: those of the block before are being saved.
-      ledger.Plan("solver (host)", memory.host_bytes + LargestMatrixBytes(limits) + 3 * codes,
+      // The matrices of an input, and codes: those of the block before are being saved.
+      ledger.Plan("solver (host)", memory.host_bytes + LargestInputBytes() + 3 * codes,
                   MemoryPlace::kHost);
       codes = 0;
       device_.KeepStaging();

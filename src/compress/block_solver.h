@@ -46,7 +46,8 @@ struct BlockSolverOptions {
 using SolveProgress =
     std::function<bool(std::uint64_t done, std::uint64_t total, const std::string& detail)>;
 
-/// Seconds of a run, where they went. On a card each is waited for.
+/// Seconds of a run, where they went: what was waited for. Beside a card the host reads, logs and
+/// saves while it works.
 struct SolveTimes {
   std::int64_t num_blocks = 0;  // that were solved, not taken from the store
   double total = 0.0;
@@ -106,6 +107,7 @@ class BlockSolver {
   std::int64_t TruthStride() const;
   InputSums::Shift ShiftRows() const;
   SolverLimits GptqLimits() const;
+  std::uint64_t LargestInputBytes() const;
 
   const Checkpoint& source_;
   std::span<const WeightToWrite> weights_;

@@ -19,10 +19,10 @@ OverlayCheckpoint::OverlayCheckpoint(const Checkpoint& source,
   }
 }
 
-void OverlayCheckpoint::Replace(std::string_view name, QuantizedTensor tensor) {
+const QuantizedTensor& OverlayCheckpoint::Replace(std::string_view name, QuantizedTensor tensor) {
   const WeightInfo* weight = Find(name);
   NIBBLE_CHECK(weight != nullptr && weight->spec == tensor.spec, "a weight that will be written");
-  replaced_.insert_or_assign(std::string(name), std::move(tensor));
+  return replaced_.insert_or_assign(std::string(name), std::move(tensor)).first->second;
 }
 
 void OverlayCheckpoint::Forget(std::string_view name) {

@@ -20,8 +20,9 @@ class OverlayCheckpoint final : public CheckpointBase {
   /// weights: names and formats of the result; every one is in the source.
   OverlayCheckpoint(const Checkpoint& source, std::span<const WeightToWrite> weights);
 
-  /// The content of a weight from now on; its spec is that of the weight to write.
-  void Replace(std::string_view name, QuantizedTensor tensor);
+  /// The content of a weight from now on; its spec is that of the weight to write. It stays where
+  /// it is until it is replaced again or forgotten.
+  const QuantizedTensor& Replace(std::string_view name, QuantizedTensor tensor);
   /// Gives its memory back.
   void Forget(std::string_view name);
 
