@@ -148,6 +148,8 @@ std::vector<double> Logged(const QuantizeSummary& summary, const char* key) {
 }
 
 TEST_F(CudaQuantize, GptqIsAsGoodAsTheCpus) {
+  // A hair of damping moves so small a model by 4 %, and by 8 % on the three windows of the others.
+  options_.max_windows = 12;
   const auto on_cpu = Run(temp_.path() / "cpu");
   ASSERT_TRUE(on_cpu) << on_cpu.error().message;
   const auto on_card = RunOnCard("card");
