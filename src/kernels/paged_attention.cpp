@@ -28,7 +28,8 @@ const AttentionKernels& Kernels() {
 }
 
 // docs/formats/kv_block.md
-// The CPU's blocks hold 16 tokens, those of CUDA 64: the size tells whose layout it is.
+// The CPU's blocks hold 16 tokens, those of CUDA 64: the size tells whose layout it is. Any other
+// is cuda::Validate's to refuse.
 bool IsCuda(const KvCacheSpec& spec) { return spec.block_size_tokens != kKvBlockTokens; }
 
 std::int64_t HeadBytes(const KvCacheSpec& spec) {
@@ -101,10 +102,6 @@ Result<void> Validate(const KvCacheSpec& spec) {
   if (spec.head_dim < 16 || spec.head_dim > kMaxHeadDim || spec.head_dim % 16 != 0) {
     return fail(fmt::format("head_dim {}: the attention kernels take multiples of 16 up to {}",
                             spec.head_dim, kMaxHeadDim));
-  }
-  if (spec.block_size_tokens != kKvBlockTokens) {
-    return fail(fmt::format("KV blocks of {} tokens: the CPU's kernels take {}",
-                            spec.block_size_tokens, kKvBlockTokens));
   }
   return {};
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "device/cuda_start.h"
 #include "kernels/isa.h"
 #include "kernels/paged_attention.h"
 #include "tensor/float16.h"
@@ -597,9 +598,15 @@ TEST(KvCacheSpec, RefusesShapesThatNoKernelRuns) {
     ASSERT_FALSE(result);
     EXPECT_THAT(result.error().message, HasSubstr("head_dim " + std::to_string(head_dim)));
   }
+  for (const std::int64_t tokens : {0, 8, 32, 48, 128}) {
+    KvCacheSpec bad = good;
+    bad.block_size_tokens = tokens;
+    const auto result = Validate(bad);
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().code, ErrorCode::kUnsupported);
+    EXPECT_THAT(result.error().message, HasSubstr("blocks of " + std::to_string(tokens)));
+  }
   KvCacheSpec bad = good;
-  bad.block_size_tokens = 64;
-  EXPECT_FALSE(Validate(bad));
   for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8, KvDType::kF32}) {
     bad = good;
     bad.dtype = dtype;
@@ -611,6 +618,37 @@ TEST(KvCacheSpec, RefusesShapesThatNoKernelRuns) {
     ASSERT_FALSE(result);
     EXPECT_THAT(result.error().message, HasSubstr(std::string("not ") + Name(dtype)));
   }
+}
+
+// Needs no card, only the build that has its kernels.
+TEST(KvCacheSpec, TheBlocksOfACardNeedItsKernels) {
+  const KvCacheSpec good{
+      .num_layers = 1, .num_kv_heads = 1, .head_dim = 64, .block_size_tokens = 64};
+  const auto valid = Validate(good);
+  if (!BuiltWithCuda()) {
+    ASSERT_FALSE(valid);
+    EXPECT_EQ(valid.error().code, ErrorCode::kUnsupported);
+    EXPECT_THAT(valid.error().message, HasSubstr("the CPU's kernels take 16"));
+    return;
+  }
+  EXPECT_TRUE(valid);
+  for (const std::int64_t head_dim : {0, 48, 80, 256}) {
+    KvCacheSpec bad = good;
+    bad.head_dim = head_dim;
+    const auto result = Validate(bad);
+    ASSERT_FALSE(result);
+    EXPECT_THAT(result.error().message, HasSubstr("head_dim " + std::to_string(head_dim)));
+  }
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kFp8, KvDType::kInt8}) {
+    KvCacheSpec other = good;
+    other.dtype = dtype;
+    EXPECT_TRUE(Validate(other)) << Name(dtype);
+  }
+  KvCacheSpec bad = good;
+  bad.dtype = KvDType::kF32;
+  const auto result = Validate(bad);
+  ASSERT_FALSE(result);
+  EXPECT_THAT(result.error().message, HasSubstr("not float32"));
 }
 
 }  // namespace

@@ -396,6 +396,11 @@ std::int64_t HeadBytes(const KvCacheSpec& spec) {
 }
 
 Result<void> Validate(const KvCacheSpec& spec) {
+  if (spec.block_size_tokens != kKvBlock) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("KV blocks of {} tokens: the CPU's kernels take 16, those of CUDA {}",
+                            spec.block_size_tokens, kKvBlock));
+  }
   if (!HasAttention(static_cast<int>(spec.head_dim))) {
     return Fail(ErrorCode::kUnsupported,
                 fmt::format("head_dim {}: the CUDA attention kernels take 16, 32, 64 and 128",
