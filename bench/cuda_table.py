@@ -12,7 +12,8 @@ INT4, a server under 1,000 requests at once and under 16 a second, 64 streams of
 memory and come back, and the time from process start to the first token.
 --model is a folder of Llama-2-7B's shape, 4 bit in groups of 128 (make_random_model.py --shape llama-2-7b --group 128).
 Every figure stands beside the limit of the same run and its gate. Exits with 1 if a check fails or a gate is missed.
-(Saturation has no gate: it needs vLLM on the same card.)
+(Saturation has no gate: it needs vLLM on the same card.) --out is written after each part, so a run that is cut off
+leaves what it has, marked as not complete.
 """
 
 import argparse
@@ -43,15 +44,21 @@ parser.add_argument("--smol", help="SmolLM2's GGUF")
 parser.add_argument("--text", help="WikiText-2 test")
 parser.add_argument("--load-client", default=str(HERE.parent / "tests/clients/load_client.py"))
 parser.add_argument("--iterations", type=int, default=10)
+parser.add_argument("--commit", help="of the programs, to be said in the report")
 parser.add_argument("--out")
 args = parser.parse_args()
 
-report = {"checks": {}, "rows": [], "gates": {}}
+report = {"commit": args.commit, "complete": False, "checks": {}, "rows": [], "gates": {}}
 failed = []
 
 
 def say(*words):
     print(*words, file=sys.stderr, flush=True)
+
+
+def save():
+    if args.out:
+        pathlib.Path(args.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def check(name, ok, **details):
@@ -65,7 +72,9 @@ def gate(name, value, least=None, most=None, goal=None):
     ok = None  # only a goal: nothing to pass
     if least is not None or most is not None:
         ok = (least is None or value >= least) and (most is None or value <= most)
-    report["gates"][name] = {"value": value, "at_least": least, "at_most": most, "goal": goal, "ok": ok}
+    report["gates"][name] = entry = {"value": value, "at_least": least, "at_most": most, "goal": goal, "ok": ok}
+    say({True: "ok  ", False: "MISS", None: "    "}[ok], f"{name}: {value:.4g}",
+        {key: entry[key] for key in ("at_least", "at_most", "goal") if entry[key] is not None})
     if ok is False:
         failed.append(name)
 
@@ -206,7 +215,7 @@ def measure_spill():
                    out.name, "--host-gib", 4, "--rounds", 4)
         check("spill and restore give the same tokens", done.returncode == 0, said=(done.stdout + done.stderr)[-300:])
         if done.returncode == 0:
-            report["spill"] = json.load(out)
+            report["spill"] = json.load(out) | ({"commit": args.commit} if args.commit else {})
 
 
 def measure_server():
@@ -240,17 +249,14 @@ def measure_server():
 card = json.loads(nibble("doctor", "--json"))
 report["machine"] = card
 report["nibble"] = run(args.nibble, "--version").stdout.strip()
-check_correctness()
+parts = [check_correctness]
 if args.model:
-    measure()
-    measure_server()
-    measure_spill()
-for name, entry in report["gates"].items():
-    say({True: "ok  ", False: "MISS", None: "    "}[entry["ok"]], f"{name}: {entry['value']:.4g}",
-        {key: entry[key] for key in ("at_least", "at_most", "goal") if entry[key] is not None})
-text = json.dumps(report, indent=1)
-if args.out:
-    pathlib.Path(args.out).write_text(text + "\n", encoding="utf-8")
-else:
-    print(text)
+    parts += [measure, measure_server, measure_spill]
+for part in parts:
+    part()
+    save()
+report["complete"] = True
+save()
+if not args.out:
+    print(json.dumps(report, indent=1))
 sys.exit(1 if failed else 0)
