@@ -125,6 +125,11 @@ class QuantizeCommand final : public Command {
     if (!(smooth_alpha_ >= 0.0 && smooth_alpha_ <= 1.0)) {
       return Fail(ErrorCode::kInvalidArgument, "--smooth-alpha takes 0 to 1");
     }
+    constexpr double kMostDamping = 1e3;
+    if (!(damping_ >= 0.0 && damping_ <= kMostDamping)) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--damping takes 0 to {}", kMostDamping));
+    }
     Scheme scheme = *ParseScheme(scheme_);
     if (scheme == *ParseScheme("fp8") && group_size == kWholeTensor) {
       scheme = *ParseScheme("fp8-tensor");

@@ -88,6 +88,12 @@ class WrongInputs(unittest.TestCase):
                 self.refused(EXIT_USAGE, ["--calibration", name, says],
                              *self.quantize("--calibration", file, "--calibration-length", 64))
 
+    def test_a_number_out_of_range_is_refused_by_option(self):
+        for option, value in (("--damping", -1), ("--damping", "nan"), ("--smooth-alpha", 2), ("--learn-iterations", 0),
+                              ("--learn-batch", 0), ("--context", 1), ("--max-kl", 0)):
+            with self.subTest(option=option, value=value):
+                self.refused(EXIT_USAGE, [option], *self.quantize(option, value))
+
     def test_a_disk_that_is_full_or_too_small(self):
         """In a mount namespace of its own, where this user may make a small file system."""
         text = self.root / "prose.txt"
