@@ -206,14 +206,19 @@ class EvalCommand final : public Command {
   // The engine is as large as what is to run through it.
   Result<void> SetEngine(const Environment& environment, std::vector<ReadyTask>& tasks) {
     std::int64_t longest = text_file_.empty() ? 0 : context_;
+    NIBBLE_TRY(path, flags_.Path());
+    NIBBLE_TRY(checkpoint, Checkpoint::Open(path, environment.hub_cache));
+    const std::int64_t limit =
+        flags_.max_model_len.value_or(checkpoint->config().max_position_embeddings);
+    if (longest > limit) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("--context {}: the model has {} positions; give that or less",
+                              context_, limit));
+    }
     if (tasks.empty()) {
       flags_.max_num_seqs = 1;
     } else {
-      NIBBLE_TRY(path, flags_.Path());
-      NIBBLE_TRY(checkpoint, Checkpoint::Open(path, environment.hub_cache));
       NIBBLE_TRY(tokenizer, LoadTokenizer(*checkpoint));
-      const std::int64_t limit =
-          flags_.max_model_len.value_or(checkpoint->config().max_position_embeddings);
       EncodeRules rules{.max_positions = limit, .add_bos = tasks_.add_bos_token};
       std::unique_ptr<TextOfModel> text;
       if (tasks_.apply_chat_template) {
@@ -250,22 +255,24 @@ class EvalCommand final : public Command {
     // Windows that slide share tokens: only the first can begin otherwise.
     BeginWindows(model.checkpoint->config(), stride_ ? std::ssize(tokens) : context_, tokens);
     Progress progress("scoring");
-    NIBBLE_TRY(
-        report,
+    const auto report =
         EvaluateText(*model.runner, reference ? reference->runner.get() : nullptr, tokens,
                      {.context = context_, .max_windows = windows_, .stride = stride_.value_or(0)},
                      [&](std::int64_t done, std::int64_t total, double perplexity) {
                        return progress.Update(static_cast<std::uint64_t>(done),
                                               static_cast<std::uint64_t>(total),
                                               fmt::format("perplexity {:.3f}", perplexity));
-                     }));
+                     });
+    if (!report) {
+      return Fail(report.error(), fmt::format("--perplexity {}: ", text_file_));
+    }
     progress.Finish();
-    ToJson(report, text, static_cast<std::int64_t>(tokens.size()), out);
+    ToJson(*report, text, static_cast<std::int64_t>(tokens.size()), out);
     out.Set("activations", ActivationsName(*model.runner));
     out.Set("cpu", DescribeCpu());
-    AddNumbers(report, numbers);
+    AddNumbers(*report, numbers);
     if (!json_) {
-      Print(report);
+      Print(*report);
     }
     return {};
   }

@@ -149,6 +149,12 @@ class Eval(unittest.TestCase):
         self.assertIn("--data DIR", self.refused(EXIT_USAGE, "eval", MODEL, "--tasks", "arc_easy"))
         self.assertIn("twice", self.refused(EXIT_USAGE, "eval", MODEL, "--tasks", "lambada,lambada", "--data", self.data))
         self.assertIn("what is to be measured", self.refused(EXIT_USAGE, "eval", MODEL))
+        text = pathlib.Path(self.data) / "short.txt"
+        text.write_text("The house", encoding="utf-8")
+        self.assertIn("--context 2048: the model has 256 positions", self.refused(EXIT_USAGE, "eval", MODEL, "--perplexity", text))
+        short = run("eval", MODEL, "--perplexity", text, "--context", 64)
+        self.assertEqual(short.returncode, EXIT_USAGE, short.stderr)
+        self.assertIn(f"--perplexity {text}: the text has 2 tokens", short.stderr)
 
 
 if __name__ == "__main__":
