@@ -75,6 +75,15 @@ class WrongInputs(unittest.TestCase):
         self.refused(EXIT_USAGE, ["nf4", "GPTQ", "use bitsandbytes"],
                      "convert", nf4, "--to", "gptq", "--out", self.root / "never")
 
+    def test_a_pattern_that_matches_no_module(self):
+        recipe = self.root / "recipe.yaml"
+        for pattern, close in (("*.mlp.up_prj", "model.layers.*.mlp.up_proj"),
+                               ("re:.*\\.self_att\\..*", "model.layers.*.self_attn.")):
+            recipe.write_text(f"scheme: int4\nmodules:\n  - match: '{pattern}'\n    bits: 8\n")
+            with self.subTest(pattern=pattern):
+                self.refused(EXIT_USAGE, ["recipe.yaml:3:", pattern, "matches no module", "close to it", close],
+                             *self.quantize("--recipe", recipe))
+
     def test_calibration_that_holds_nothing(self):
         for name, content, says in (
                 ("empty.txt", "", "there is no text in it"),
