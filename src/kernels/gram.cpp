@@ -21,7 +21,7 @@ const GramKernels& Kernels() {
       return kAvx2Gram;
     case Isa::kAvx512:
     case Isa::kAmx:
-      return HasBf16Products() ? kAvx512Bf16Gram : kAvx512Gram;
+      return HasFastBf16Products() ? kAvx512Bf16Gram : kAvx512Gram;
   }
   return kRefGram;
 }

@@ -83,7 +83,7 @@ MachineLimits MeasureLimits(ThreadPool& pool, Isa isa, double seconds) {
         BestRate(1e-9 * kernels.f32_ops_per_iteration * kIterations * workers, part,
                  [&] { pool.Run([&](int) { kernels.f32_fma(kIterations); }); });
     limits.bf16_gop_per_s = limits.f32_gop_per_s;
-    if (kernels.bf16_products != nullptr && HasBf16Products()) {
+    if (kernels.bf16_products != nullptr && HasFastBf16Products()) {
       limits.bf16_gop_per_s =
           BestRate(1e-9 * kernels.bf16_ops_per_iteration * kIterations * workers, part,
                    [&] { pool.Run([&](int) { kernels.bf16_products(kIterations); }); });

@@ -8,7 +8,9 @@
 // of ref/gram_ref.cpp.
 //   a, b: panels [t][16] f32    c [8][16 p] f64
 // A tile of 8 x 48 in 24 accumulators: 24 fma for 11 loads a row of x; judge by fp32 FMA. From bf16
-// the same tile takes two rows with each vdpbf16ps; judge by those.
+// the same tile takes two rows with each vdpbf16ps; judge by those. Where these are slower than two
+// fma (isa.h), a chain's columns of a become floats once, and those of b as they are read: 48 fma
+// for 6 other operations on vectors and 19 loads a pair of rows; judge by fp32 FMA.
 
 namespace nibble {
 namespace {
@@ -105,14 +107,67 @@ __attribute__((always_inline)) inline __m512 Odd(__m512i words) {
       _mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
 }
 
+// One chain of at most kGramBf16Chain rows.
+struct Bf16Chain {
+  const std::uint32_t* a;  // [count][16]; 8 columns from here count
+  const std::uint32_t* b;  // [panels][count][16]
+  std::int64_t b_stride;
+  std::int64_t count;  // pairs of rows
+};
+
+template <int kPanels>
+struct Sums {
+  __m512 at[kGramRows][kPanels];
+};
+
 // chain = fma(odd, odd, chain), then fma(even, even, chain).
-template <bool kNative>
-__attribute__((always_inline)) inline void DotBf16(__m512& chain, __m512i a, __m512i b) {
-  if (kNative) {
-    __asm__("vdpbf16ps %2, %1, %0" : "+v"(chain) : "v"(b), "v"(a));
-  } else {
-    chain = _mm512_fmadd_ps(Odd(a), Odd(b), chain);
-    chain = _mm512_fmadd_ps(Even(a), Even(b), chain);
+template <int kPanels>
+__attribute__((always_inline)) inline void AddNative(const Bf16Chain& chain, Sums<kPanels>& sums) {
+  for (std::int64_t t = 0; t < chain.count; ++t) {
+    __m512i row[kPanels];
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+      row[p] = _mm512_loadu_si512(chain.b + p * chain.b_stride + t * kGramPanel);
+    }
+    NIBBLE_UNROLL for (int i = 0; i < kGramRows; ++i) {
+      const __m512i one = _mm512_set1_epi32(static_cast<int>(chain.a[t * kGramPanel + i]));
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums.at[i][p]) : "v"(row[p]), "v"(one));
+      }
+    }
+  }
+}
+
+template <int kPanels>
+__attribute__((always_inline)) inline void AddByFma(const Bf16Chain& chain, Sums<kPanels>& sums) {
+  static_assert(kGramRows == 8);
+  alignas(64) float a[kGramBf16Chain][kGramRows];  // odd rows before their even ones
+  for (std::int64_t t = 0; t < chain.count; ++t) {
+    const __m256i words =
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(chain.a + t * kGramPanel));
+    const __m256i odd = _mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000U)));
+    _mm256_store_ps(a[2 * t], _mm256_castsi256_ps(odd));
+    _mm256_store_ps(a[2 * t + 1], _mm256_castsi256_ps(_mm256_slli_epi32(words, 16)));
+  }
+  for (std::int64_t t = 0; t < chain.count; ++t) {
+    __m512 odd[kPanels];
+    __m512 even[kPanels];
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+      const __m512i words = _mm512_loadu_si512(chain.b + p * chain.b_stride + t * kGramPanel);
+      odd[p] = Odd(words);
+      even[p] = Even(words);
+    }
+    NIBBLE_UNROLL for (int i = 0; i < kGramRows; ++i) {
+      const __m512 one = _mm512_set1_ps(a[2 * t][i]);
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        sums.at[i][p] = _mm512_fmadd_ps(one, odd[p], sums.at[i][p]);
+      }
+    }
+    NIBBLE_UNROLL for (int i = 0; i < kGramRows; ++i) {
+      const __m512 one = _mm512_set1_ps(a[2 * t + 1][i]);
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        sums.at[i][p] = _mm512_fmadd_ps(one, even[p], sums.at[i][p]);
+      }
+    }
   }
 }
 
@@ -121,28 +176,22 @@ __attribute__((always_inline)) inline void TileBf16(const GramBf16Call& call) {
   constexpr std::int64_t kPairs = kGramBf16Chain / 2;
   for (std::int64_t begin = 0; begin < call.pairs; begin += kPairs) {
     const std::int64_t left = call.pairs - begin;
-    const std::int64_t count = left < kPairs ? left : kPairs;
-    const std::uint32_t* a = call.a + begin * kGramPanel;
-    const std::uint32_t* b = call.b + begin * kGramPanel;
-    __m512 acc[kGramRows][kPanels];
+    const Bf16Chain chain{.a = call.a + begin * kGramPanel,
+                          .b = call.b + begin * kGramPanel,
+                          .b_stride = call.b_stride,
+                          .count = left < kPairs ? left : kPairs};
+    Sums<kPanels> sums;
     NIBBLE_UNROLL for (int i = 0; i < kGramRows; ++i) {
-      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) acc[i][p] = _mm512_setzero_ps();
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) sums.at[i][p] = _mm512_setzero_ps();
     }
-    for (std::int64_t t = 0; t < count; ++t) {
-      __m512i row[kPanels];
-      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-        row[p] = _mm512_loadu_si512(b + p * call.b_stride);
-      }
-      NIBBLE_UNROLL for (int i = 0; i < kGramRows; ++i) {
-        const __m512i one = _mm512_set1_epi32(static_cast<int>(a[i]));
-        NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) DotBf16<kNative>(acc[i][p], one, row[p]);
-      }
-      a += kGramPanel;
-      b += kGramPanel;
+    if constexpr (kNative) {
+      AddNative<kPanels>(chain, sums);
+    } else {
+      AddByFma<kPanels>(chain, sums);
     }
     NIBBLE_UNROLL for (int i = 0; i < kGramRows; ++i) {
       NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-        AddWidened(call.c + i * call.c_stride + p * kGramPanel, acc[i][p]);
+        AddWidened(call.c + i * call.c_stride + p * kGramPanel, sums.at[i][p]);
       }
     }
   }
