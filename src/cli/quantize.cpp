@@ -15,6 +15,7 @@
 #include "compress/calibration.h"
 #include "io/file.h"
 #include "kernels/isa.h"
+#include "solve/linear_solver.h"
 
 namespace nibble::cli {
 namespace {
@@ -72,7 +73,8 @@ class QuantizeCommand final : public Command {
         "bits if there is calibration data");
     options.Choice("--device", &device_, {"cpu", "cuda", "auto"},
                    "where calibration data passes the model and weights are solved; auto: on a "
-                   "card, if there is one and the method runs there (rtn and gptq)");
+                   "card, if there is one with cuBLAS and cuSOLVER, and the method runs there (rtn "
+                   "and gptq)");
     options.Add("--group-size", &group_size_,
                 "columns that share a scale: a multiple of 16; 0: a whole row; tensor: the whole "
                 "matrix (default: the largest of 128, 64, 32 that divides every width)");
@@ -353,6 +355,14 @@ class QuantizeCommand final : public Command {
     }
   }
 
+  // Whether a card can do it, and is here with the libraries that this takes.
+  static Result<void> CheckCard(const QuantizeOptions& options, QuantizeMethod method,
+                                const ModelConfig& config, const Environment& environment) {
+    NIBBLE_TRY_VOID(CheckDevice(options, method, config));
+    NIBBLE_TRY(card, MakeCudaDevice(0, environment.num_threads));
+    return CheckLinearSolver(card->kind());
+  }
+
   // Says why --device auto stays on the CPU.
   Result<DeviceKind> ChooseDevice(QuantizeOptions options, QuantizeMethod method,
                                   const ModelConfig& config, const Environment& environment) const {
@@ -360,12 +370,7 @@ class QuantizeCommand final : public Command {
       return DeviceKind::kCpu;
     }
     options.device = DeviceKind::kCuda;
-    Result<void> can = CheckDevice(options, method, config);
-    if (can) {
-      if (const auto card = MakeCudaDevice(0, environment.num_threads); !card) {
-        can = tl::unexpected<Error>(card.error());
-      }
-    }
+    const Result<void> can = CheckCard(options, method, config, environment);
     if (can || device_ == "cuda") {
       return can.map([] { return DeviceKind::kCuda; });
     }

@@ -629,6 +629,8 @@ SolverMemory MemoryOfCudaSolver(const SolverLimits& limits) {
   return memory;
 }
 
+Result<void> CheckCudaSolver() { return cuda::DenseAlgebra::Check(); }
+
 Result<std::unique_ptr<LinearSolver>> MakeCudaSolver(CudaDevice& device,
                                                      const SolverLimits& limits) {
   auto solver = std::make_unique<CudaLinearSolver>(device, limits);

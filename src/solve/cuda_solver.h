@@ -12,7 +12,9 @@ namespace nibble {
 
 /// MemoryOfSolver for a card.
 SolverMemory MemoryOfCudaSolver(const SolverLimits& limits);
-/// Errors: kUnavailable naming what is missing (cuBLAS, cuSOLVER, CUDA in the build); kOutOfMemory.
+/// Errors: kUnavailable naming what is missing: cuBLAS, cuSOLVER, CUDA in the build.
+Result<void> CheckCudaSolver();
+/// Errors: those of CheckCudaSolver; kOutOfMemory.
 Result<std::unique_ptr<LinearSolver>> MakeCudaSolver(CudaDevice& device,
                                                      const SolverLimits& limits);
 

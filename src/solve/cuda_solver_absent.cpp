@@ -5,8 +5,12 @@ namespace nibble {
 
 SolverMemory MemoryOfCudaSolver(const SolverLimits&) { return {}; }
 
-Result<std::unique_ptr<LinearSolver>> MakeCudaSolver(CudaDevice&, const SolverLimits&) {
+Result<void> CheckCudaSolver() {
   return Fail(ErrorCode::kUnavailable, "this build has no CUDA: quantize with --device cpu");
+}
+
+Result<std::unique_ptr<LinearSolver>> MakeCudaSolver(CudaDevice&, const SolverLimits&) {
+  return tl::unexpected<Error>(CheckCudaSolver().error());
 }
 
 }  // namespace nibble

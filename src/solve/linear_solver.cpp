@@ -115,6 +115,10 @@ SolverMemory MemoryOfSolver(const Device& device, const SolverLimits& limits) {
                                             : MemoryOfCpuSolver(limits);
 }
 
+Result<void> CheckLinearSolver(DeviceKind kind) {
+  return kind == DeviceKind::kCuda ? CheckCudaSolver() : Result<void>{};
+}
+
 Result<std::unique_ptr<LinearSolver>> MakeLinearSolver(Device& device, const SolverLimits& limits) {
   if (device.kind() == DeviceKind::kCuda) {
     return MakeCudaSolver(static_cast<CudaDevice&>(device), limits);

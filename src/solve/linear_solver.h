@@ -75,8 +75,11 @@ struct SolverMemory {
   std::uint64_t host_bytes = 0;
 };
 SolverMemory MemoryOfSolver(const Device& device, const SolverLimits& limits);
+/// Whether the libraries are here that the solver of such a device calls: a CPU's has none. Errors:
+/// kUnavailable naming the one that is missing.
+Result<void> CheckLinearSolver(DeviceKind kind);
 /// The solver of a device. Its memory has the lines "solver" and "solver (host)". Errors:
-/// kOutOfMemory; kUnavailable for a card whose libraries of linear algebra are missing.
+/// those of CheckLinearSolver; kOutOfMemory.
 Result<std::unique_ptr<LinearSolver>> MakeLinearSolver(Device& device, const SolverLimits& limits);
 
 }  // namespace nibble

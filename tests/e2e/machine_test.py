@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import subprocess
+import tempfile
 import time
 import unittest
 
@@ -12,6 +13,16 @@ from nibble_process import GOLDEN, run
 
 EXIT_USAGE, EXIT_NO_RESOURCES = 2, 5
 RUN = ("run", GOLDEN / "llama3", "--prompt", "a", "--max-tokens", 1)
+
+
+def quantize(folder, *options, **environment):
+    """Calibrated, to folder/out."""
+    text = pathlib.Path(folder) / "prose.txt"
+    text.write_text("The house on the hill and the road to the house. " * 100)
+    command = ["quantize", GOLDEN / "llama3", "--out", text.parent / "out", "--calibration", text,
+               "--calibration-length", 32, "--calibration-samples", 4, "--certificate-text", text, "--context", 64, *options]
+    return subprocess.run([nibble_process.binary(), *map(str, command)], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **environment})
 
 
 class MissingDevice(unittest.TestCase):
@@ -25,6 +36,42 @@ class MissingDevice(unittest.TestCase):
                 self.assertEqual(result.stdout, "")
                 self.assertRegex(result.stderr, "built without CUDA|NVIDIA driver")
                 self.assertIn("--device cpu", result.stderr)
+
+    def test_quantize_without_a_card_says_what_is_missing_or_stays_on_the_cpu(self):
+        if pathlib.Path("/dev/nvidia0").exists():
+            self.skipTest("this machine has a card")
+        with tempfile.TemporaryDirectory() as folder:
+            result = quantize(folder, "--device", "cuda")
+            self.assertEqual(result.returncode, EXIT_NO_RESOURCES, result.stderr)
+            self.assertEqual(result.stdout, "")
+            self.assertRegex(result.stderr, "nibble quantize: .*(built without CUDA|NVIDIA driver)")
+            self.assertIn("--device cpu", result.stderr)
+            self.assertEqual(os.listdir(folder), ["prose.txt"])
+            self.stays_on_the_cpu(folder, quantize(folder, "--device", "auto"), "built without CUDA|NVIDIA driver")
+
+    def test_quantize_stays_on_the_cpu_where_a_card_lacks_its_libraries(self):
+        driver = os.environ.get("NIBBLE_FAKE_DRIVER")
+        cuda = json.loads(nibble_process.check_run("doctor", "--json"))["cuda"]
+        if driver is None or not cuda["built_in"] or cuda["problem"]:
+            self.skipTest(cuda["problem"] or "NIBBLE_FAKE_DRIVER is not set, or this nibble has no CUDA")
+        for library in ("libcublas.so.13", "libcusolver.so.12"):
+            with self.subTest(library=library), tempfile.TemporaryDirectory() as folder:
+                libraries = pathlib.Path(folder) / "libraries"
+                libraries.mkdir()
+                (libraries / library).symlink_to(pathlib.Path(driver) / "libcuda.so.1")  # any: it has none of the functions
+                says = f"{library} of CUDA 13, which lacks functions: .*--device cpu"
+                result = quantize(folder, "--device", "cuda", LD_LIBRARY_PATH=str(libraries))
+                self.assertEqual(result.returncode, EXIT_NO_RESOURCES, result.stderr)
+                self.assertRegex(result.stderr, says)
+                self.stays_on_the_cpu(
+                    folder, quantize(folder, "--device", "auto", LD_LIBRARY_PATH=str(libraries)), says)
+
+    def stays_on_the_cpu(self, folder, result, says):
+        self.assertEqual(result.returncode, 0, result.stderr)
+        reasons = [line for line in result.stderr.splitlines() if line.startswith("device cpu: ")]
+        self.assertEqual(len(reasons), 1, result.stderr)
+        self.assertRegex(reasons[0], says)
+        self.assertTrue((pathlib.Path(folder) / "out" / "nibble_certificate.json").exists())
 
 
 class MemoryPlan(unittest.TestCase):

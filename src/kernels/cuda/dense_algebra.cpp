@@ -210,6 +210,11 @@ class VendorAlgebra final : public DenseAlgebra {
 
 }  // namespace
 
+Result<void> DenseAlgebra::Check() {
+  NIBBLE_TRY_VOID(FindFunctions());
+  return {};
+}
+
 Result<std::unique_ptr<DenseAlgebra>> DenseAlgebra::Create(CudaDevice& device,
                                                            std::int64_t max_size) {
   NIBBLE_TRY(functions, FindFunctions());

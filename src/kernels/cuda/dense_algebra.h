@@ -35,8 +35,9 @@ enum class Precision : std::uint8_t { kF32, kTf32 };  // tf32: 11 bits of each
 /// kind of card. Failures are noted with the device (Device::Health).
 class DenseAlgebra {
  public:
-  /// max_size: of a matrix to factorize. Errors: kUnavailable naming the library that is missing;
-  /// kOutOfMemory.
+  /// Whether both libraries are here. Errors: kUnavailable naming the one that is missing.
+  static Result<void> Check();
+  /// max_size: of a matrix to factorize. Errors: those of Check; kOutOfMemory.
   static Result<std::unique_ptr<DenseAlgebra>> Create(CudaDevice& device, std::int64_t max_size);
   virtual ~DenseAlgebra() = default;
   /// About what Create allocates.
