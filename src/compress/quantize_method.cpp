@@ -135,7 +135,7 @@ Result<void> CheckDevice(const QuantizeOptions& options, QuantizeMethod method,
     return {};
   }
   const auto refuse = [](std::string_view what) {
-    return Fail(ErrorCode::kUnsupported, fmt::format("--device cuda: {}", what));
+    return Fail(ErrorCode::kInvalidArgument, fmt::format("--device cuda: {}", what));
   };
   if (options.calibration == nullptr) {
     return refuse(
@@ -155,7 +155,7 @@ Result<void> CheckDevice(const QuantizeOptions& options, QuantizeMethod method,
         "leave it out");
   }
   if (config.architecture == Architecture::kGemma3) {
-    return refuse("gemma3 runs on the CPU: use --device cpu");
+    return Fail(ErrorCode::kUnsupported, "--device cuda: gemma3 runs on the CPU: use --device cpu");
   }
   return {};
 }

@@ -36,8 +36,8 @@ struct MethodChoice {
 };
 /// What kAuto becomes. Errors: kInvalidArgument for a method that lacks its calibration data.
 Result<MethodChoice> ChooseMethod(const QuantizeOptions& options);
-/// Whether the options' device can do it by this method. Errors: kUnsupported, naming the option
-/// that it cannot have.
+/// Whether the options' device can do it by this method. Errors: kInvalidArgument naming the
+/// option that it cannot have, kUnsupported for the model.
 Result<void> CheckDevice(const QuantizeOptions& options, QuantizeMethod method,
                          const ModelConfig& config);
 

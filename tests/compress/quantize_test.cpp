@@ -167,7 +167,7 @@ TEST_F(Quantize, ACardRefusesByNameWhatItDoesNotDo) {
   const auto expect_refused = [&](QuantizeMethod method, const std::string& option) {
     const auto result = CheckDevice(options_, method, source_->config());
     ASSERT_FALSE(result) << option;
-    EXPECT_EQ(result.error().code, ErrorCode::kUnsupported);
+    EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
     EXPECT_NE(result.error().message.find(option), std::string::npos) << result.error().message;
   };
   expect_refused(QuantizeMethod::kRtn, "--calibration");
@@ -182,6 +182,11 @@ TEST_F(Quantize, ACardRefusesByNameWhatItDoesNotDo) {
   calibration.rows_folder = "somewhere";
   expect_refused(QuantizeMethod::kGptq, "--calibration-rows");
   calibration.rows_folder.clear();
+  ModelConfig gemma = source_->config();
+  gemma.architecture = Architecture::kGemma3;
+  const auto model = CheckDevice(options_, QuantizeMethod::kGptq, gemma);
+  ASSERT_FALSE(model);
+  EXPECT_EQ(model.error().code, ErrorCode::kUnsupported);
   options_.budget = Budget{};
   expect_refused(QuantizeMethod::kGptq, "--budget");
 }

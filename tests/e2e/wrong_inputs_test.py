@@ -103,6 +103,23 @@ class WrongInputs(unittest.TestCase):
             with self.subTest(option=option, value=value):
                 self.refused(EXIT_USAGE, [option], *self.quantize(option, value))
 
+    def test_what_a_card_does_not_do_is_refused_by_option(self):
+        """Before anyone asks whether there is a card."""
+        text = self.root / "prose.txt"
+        text.write_text(PROSE * 100)
+        calibrated = ["--calibration", text, "--calibration-length", 32, "--calibration-samples", 4]
+        for options, says in (
+                ([], ["--calibration FILE"]),
+                ([*calibrated, "--method", "learned"], ["--method learned", "--method gptq"]),
+                ([*calibrated, "--method", "awq"], ["--method awq", "--method gptq"]),
+                ([*calibrated, "--method", "awq+gptq"], ["--method awq+gptq", "--method gptq"]),
+                ([*calibrated, "--method", "smoothquant", "--scheme", "int8"], ["--method smoothquant"]),
+                ([*calibrated, "--budget", "4.5bpw"], ["--budget"]),
+                ([*calibrated, "--max-kl", "0.1"], ["--max-kl"]),
+                ([*calibrated, "--calibration-rows", "disk"], ["--calibration-rows disk"])):
+            with self.subTest(options=options):
+                self.refused(EXIT_USAGE, ["--device cuda: ", *says], *self.quantize("--device", "cuda", *options))
+
     def test_a_disk_that_is_full_or_too_small(self):
         """In a mount namespace of its own, where this user may make a small file system."""
         text = self.root / "prose.txt"
