@@ -18,22 +18,23 @@ Result<std::unique_ptr<CardMatrices>> CardMatrices::Create(Device& device, std::
 }
 
 void CardMatrices::Read(const Checkpoint& source, const std::vector<const WeightInfo*>& matrices) {
-  values_.clear();
+  matrices_.clear();
   float* at = host_.as<float>();
   for (const WeightInfo* matrix : matrices) {
     const std::span<float> values(at,
                                   static_cast<std::size_t>(matrix->spec.rows * matrix->spec.cols));
     at += values.size();
-    values_.emplace(matrix->name, values);
     Behind([this, &source, matrix, values] { return ReadWeights(source, *matrix, pool_, values); });
+    matrices_.emplace(matrix->name, Matrix{.values = values, .read = last_});
   }
   NIBBLE_CHECK(reinterpret_cast<std::byte*>(at) <= host_.data() + host_.size_bytes(),
                "more matrices than one input has");
 }
 
 Result<std::span<const float>> CardMatrices::Values(const WeightInfo& matrix) {
-  NIBBLE_TRY_VOID(Finish());
-  return values_.find(matrix.name)->second;
+  const Matrix& found = matrices_.find(matrix.name)->second;
+  NIBBLE_TRY_VOID(found.read.get());
+  return found.values;
 }
 
 std::span<const float> CardMatrices::OnCard(std::span<const float> values) {
@@ -47,12 +48,15 @@ void CardMatrices::Behind(std::function<Result<void>()> job) {
   last_ = std::async(std::launch::async,
                      [before = std::move(last_), job = std::move(job)]() mutable -> Result<void> {
                        if (before.valid()) {
-                         NIBBLE_TRY_VOID(before.get());
+                         // Lets go of it: a chain of all jobs would grow.
+                         NIBBLE_TRY_VOID(std::exchange(before, {}).get());
                        }
                        return job();
                      });
 }
 
-Result<void> CardMatrices::Finish() { return last_.valid() ? last_.get() : Result<void>{}; }
+Result<void> CardMatrices::Finish() {
+  return last_.valid() ? std::exchange(last_, {}).get() : Result<void>{};
+}
 
 }  // namespace nibble

@@ -28,7 +28,7 @@ class CardMatrices {
   /// Begins to read whole matrices as floats, behind the jobs given so far. What was read before is
   /// gone.
   void Read(const Checkpoint& source, const std::vector<const WeightInfo*>& matrices);
-  /// [rows, cols] of one that was read, waited for.
+  /// [rows, cols] of one that was read. Waits for its read, not for jobs given after it.
   Result<std::span<const float>> Values(const WeightInfo& matrix);
   /// These values on the card, until the next call.
   std::span<const float> OnCard(std::span<const float> values);
@@ -42,11 +42,16 @@ class CardMatrices {
  private:
   explicit CardMatrices(Device& device) : device_(device), pool_(device.pool().num_workers()) {}
 
+  struct Matrix {
+    std::span<float> values;  // in host_
+    std::shared_future<Result<void>> read;
+  };
+
   Device& device_;
   ThreadPool pool_;
   DeviceBuffer host_, card_;
-  std::map<std::string, std::span<float>, std::less<>> values_;  // by name, in host_
-  std::future<Result<void>> last_;  // the job given last, which waits for those before
+  std::map<std::string, Matrix, std::less<>> matrices_;  // by name
+  std::shared_future<Result<void>> last_;  // the job given last, which waits for those before
 };
 
 }  // namespace nibble

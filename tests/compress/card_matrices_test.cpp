@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <future>
 #include <memory>
 #include <vector>
 
@@ -50,6 +51,23 @@ TEST_F(Matrices, WhatWasReadAheadIsTheSource) {
       EXPECT_EQ(std::vector<float>(on_card.begin(), on_card.end()), *expected) << matrix->name;
     }
   }
+}
+
+TEST_F(Matrices, AMatrixDoesNotWaitForWhatWasGivenAfterIt) {
+  const auto group = Of(LinearGroup::kQkv);
+  matrices_->Read(*source_, group);
+  std::promise<void> taken;
+  matrices_->Behind([&taken]() -> Result<void> {
+    taken.get_future().wait();
+    return {};
+  });
+  for (const WeightInfo* matrix : group) {
+    const auto values = matrices_->Values(*matrix);
+    ASSERT_TRUE(values) << values.error().message;
+    EXPECT_EQ(std::ssize(*values), matrix->spec.rows * matrix->spec.cols);
+  }
+  taken.set_value();
+  EXPECT_TRUE(matrices_->Finish());
 }
 
 TEST_F(Matrices, JobsRunInOrderAndTheFirstErrorEndsThem) {
