@@ -124,7 +124,7 @@ class BlockSolver::Walks {
       const SolverLimits limits = solver_.GptqLimits();
       NIBBLE_TRY(gptq, MakeLinearSolver(device_, limits));
       gptq_ = std::move(gptq);
-      if (solver_.IsCard()) {
+      if (solver_.WorksAhead()) {
         NIBBLE_TRY(card, CardMatrices::Create(device_, solver_.LargestInputBytes(),
                                               LargestMatrixBytes(limits)));
         card_ = std::move(card);
@@ -139,6 +139,7 @@ class BlockSolver::Walks {
     solved.clear();
     solved.reserve(kNumBlockLinears);  // what stands behind a card fills them where they are
     if (done) {
+      NIBBLE_TRY_VOID(Saved());  // a store is one thread's at a time
       NIBBLE_TRY(loaded, store_.Load(block_));
       for (SolvedWeight& weight : loaded) {
         overlay_.Replace(weight.name, std::move(weight.tensor));
@@ -188,14 +189,14 @@ class BlockSolver::Walks {
     return {};
   }
 
-  // On a card while the next block is walked.
+  // Beside a card while the next block is walked.
   Result<void> Save(std::vector<SolvedWeight> solved) {
     const Stopwatch watch(times_.save);
     NIBBLE_TRY_VOID(Saved());
     saving_ = std::async(
-        solver_.IsCard() ? std::launch::async : std::launch::deferred,
+        solver_.WorksAhead() ? std::launch::async : std::launch::deferred,
         [this, block = block_, solved = std::move(solved)] { return store_.Save(block, solved); });
-    return solver_.IsCard() ? Result<void>{} : Saved();
+    return solver_.WorksAhead() ? Result<void>{} : Saved();
   }
   Result<void> Saved() { return saving_.valid() ? saving_.get() : Result<void>{}; }
 

@@ -40,6 +40,9 @@ struct BlockSolverOptions {
   LearnOptions learn;                 // kLearned
   std::set<std::string, std::less<>>
       rounded;  // weights that are rounded although others are solved
+  // The host reads ahead, logs and saves while the device works: beside a card always, whatever
+  // this says; on a CPU, whose workers it would take, for tests. Not by kLearned.
+  bool works_ahead = false;
 };
 
 /// Told how far the work is; return false to stop (kCancelled).
@@ -91,6 +94,9 @@ class BlockSolver {
     return options_.method != BlockMethod::kWeighted && !options_.rounded.contains(weight);
   }
   bool IsCard() const { return device_.kind() == DeviceKind::kCuda; }
+  bool WorksAhead() const {
+    return IsCard() || (options_.works_ahead && options_.method != BlockMethod::kLearned);
+  }
   // On a card rounding takes its mean squares of it, too.
   bool UsesLinearSolver() const { return IsCard() || options_.method != BlockMethod::kWeighted; }
   bool NeedsTruth() const {

@@ -22,7 +22,8 @@ struct SolvedWeight {
 };
 
 /// Solved blocks between solving and writing: one journalled file each in the partial folder, so
-/// that a killed run loses one block at most. Codes of 4 bits or less lie two a byte.
+/// that a killed run loses one block at most. Codes of 4 bits or less lie two a byte. One thread at
+/// a time, as AtomicWriter.
 class SolvedBlocks {
  public:
   /// weights: what the result will hold; both must outlive this.
