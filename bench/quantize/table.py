@@ -181,7 +181,7 @@ def quantized(args, row, seed):
 def measure(args, row, seed):
     """One (row, seed): the record that goes to done/; none if it is to be judged later."""
     record = {"row": row.name, "tool": row.peer or "nibble", "scheme": row.scheme, "kind": row.kind, "solver": row.solver,
-              "seed": seed}
+              "seed": seed, "commit": args.commit}
     try:
         folder, cost = quantized(args, row, seed)
         if args.quantize_only:
@@ -200,6 +200,8 @@ def measure(args, row, seed):
 def main():
     args = parse_args()
     args.pythons = dict(pair.split("=", 1) for pair in args.peer)
+    args.commit = args.commit or subprocess.run(["git", "-C", str(PEER_SCRIPT.parent), "rev-parse", "--short", "HEAD"],
+                                                stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     done = args.work / "done"
     done.mkdir(parents=True, exist_ok=True)
     for row in rows.ROWS if not args.report_only else []:
@@ -216,10 +218,8 @@ def main():
             file.write_text(json.dumps(record, indent=1) + "\n")
             say("done ", row.name, "seed", seed, f"KL {record['kl_mean']:.4f}" if "kl_mean" in record else record["error"])
     records = [json.loads(file.read_text()) for file in sorted(done.glob("*.json"))]
-    commit = args.commit or subprocess.run(["git", "-C", str(PEER_SCRIPT.parent), "rev-parse", "--short", "HEAD"],
-                                           stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     cpus = sorted({record["cpu"] for record in records if "cpu" in record})
-    result = {"commit": commit, "cpu": ", ".join(cpus), "source": args.source.name,
+    result = {"commit": args.commit, "cpu": ", ".join(cpus), "source": args.source.name,
               "calibration": f"wiki.valid {WINDOWS} x {LENGTH}, another piece of it for each seed",
               "judge": "nibble eval, wiki.test " + " ".join(JUDGE[:-1]) + ", int16 activations unless the solver says int8",
               "tasks": f"first {args.task_items} items, first seed" if args.tasks else "", "rows": report.summarize(records, rows.ROWS),
