@@ -32,7 +32,7 @@ def summarize(records, order):
                 entry[key] = statistics.mean(values)
                 if len(values) > 1:
                     entry[key + "_stderr"] = statistics.stdev(values) / math.sqrt(len(values))
-        for task in {task for run in good for task in run.get("tasks", {})}:
+        for task in sorted({task for run in good for task in run.get("tasks", {})}):
             entry.setdefault("tasks", {})[task] = statistics.mean(run["tasks"][task]["value"] for run in good if task in run.get("tasks", {}))
         out.append(entry)
     return out
