@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""GPTQ of one layer of Llama-2-7B's shape on a card: where its time goes. Needs python3 alone.
+"""GPTQ of one layer of Llama-2-7B's shape on a card: where its time goes. Needs numpy and safetensors.
 
     gpu_layer.py --nibble build/cuda-release/nibble [--layers 2] [--device cuda] [--out FILE]
 
@@ -20,10 +20,8 @@ import sys
 import tempfile
 import time
 
-HIDDEN, INNER, HEADS, VOCAB = 4096, 11008, 32, 32000
-LINEARS = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HIDDEN, HIDDEN),
-           "self_attn.v_proj": (HIDDEN, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-           "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER)}
+HERE = pathlib.Path(__file__).resolve().parent
+VOCAB = 32000
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORDS = [a + b for a in LETTERS for b in LETTERS]
 
@@ -38,32 +36,6 @@ parser.add_argument("--folder", type=pathlib.Path, help="where the model lies, k
 parser.add_argument("--out", type=pathlib.Path)
 args = parser.parse_args()
 rng = random.Random(20261128)
-
-
-def noise(rows, cols):
-    """BF16 in sign and mantissa, magnitudes of 2^-7 to 2^-6."""
-    count = rows * cols
-    mask = int.from_bytes(b"\x7f\x80" * count, "little")
-    base = int.from_bytes(b"\x00\x3c" * count, "little")
-    return (int.from_bytes(rng.randbytes(2 * count), "little") & mask | base).to_bytes(2 * count, "little")
-
-
-def save(path, tensors):
-    """tensors: name -> (shape, bytes) of BF16."""
-    header, at = {"__metadata__": {"format": "pt"}}, 0
-    for name, (shape, data) in tensors.items():
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + len(data)]}
-        at += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, data in tensors.values():
-            file.write(data)
-
-
-def matrix(rows, cols):
-    return [rows, cols], b"".join(noise(64, cols) for _ in range(rows // 64))
 
 
 def write_tokenizer(folder):
@@ -89,27 +61,9 @@ def write_tokenizer(folder):
 
 
 def make_model(folder):
-    folder.mkdir(parents=True)
-    one = [HIDDEN], b"\x80\x3f" * HIDDEN
-    files = {"tables.safetensors": {"model.embed_tokens.weight": matrix(VOCAB, HIDDEN),
-                                    "lm_head.weight": matrix(VOCAB, HIDDEN), "model.norm.weight": one}}
-    for layer in range(args.layers):
-        at = f"model.layers.{layer}."
-        files[f"layer-{layer}.safetensors"] = {
-            at + "input_layernorm.weight": one, at + "post_attention_layernorm.weight": one,
-            **{f"{at}{module}.weight": matrix(*shape) for module, shape in LINEARS.items()}}
-    where = {}
-    for name, tensors in files.items():
-        save(folder / name, tensors)
-        where.update(dict.fromkeys(tensors, name))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    write_tokenizer(folder)
-    (folder / "config.json").write_text(json.dumps({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
-        "intermediate_size": INNER, "num_hidden_layers": args.layers, "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS, "head_dim": HIDDEN // HEADS, "vocab_size": VOCAB,
-        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
-        "tie_word_embeddings": False, "torch_dtype": "bfloat16"}))
+    subprocess.run([sys.executable, HERE.parent / "make_random_model.py", folder, "--shape", "llama-2-7b", "--layers",
+                    str(args.layers), "--format", "bf16"], stdout=sys.stderr, check=True)
+    write_tokenizer(folder / "bf16")
 
 
 def words(count):
@@ -118,9 +72,10 @@ def words(count):
 
 with tempfile.TemporaryDirectory() as scratch:
     work = args.folder or pathlib.Path(scratch)
-    model = work / f"llama-2-7b-{args.layers}"
-    if not model.exists():
-        make_model(model)
+    made = work / f"llama-2-7b-{args.layers}"
+    if not made.exists():
+        make_model(made)
+    model = made / "bf16"
     calibration, text, out = (pathlib.Path(scratch) / name for name in ("calibration.txt", "text.txt", "int4"))
     calibration.write_text(words(args.samples * args.length + 64))
     text.write_text(words(64))  # the certificate's: it is measured on the CPU, which is not the point here

@@ -114,6 +114,7 @@ class BlockSolver {
   InputSums::Shift ShiftRows() const;
   SolverLimits GptqLimits() const;
   std::uint64_t LargestInputBytes() const;
+  std::uint64_t LargestMatrixBytes() const;  // as floats
 
   const Checkpoint& source_;
   std::span<const WeightToWrite> weights_;

@@ -70,4 +70,26 @@ json::Object TensorStatistics::ToJson(const WeightSpec& spec) const {
   return out;
 }
 
+TensorStatistics StatisticsOf(const QuantizedTensor& tensor, std::span<const float> weights,
+                              ThreadPool& pool) {
+  constexpr std::int64_t kRows = 64;  // that a worker looks at
+  const std::int64_t rows = tensor.spec.rows, cols = tensor.spec.cols;
+  std::vector<TensorStatistics> parts(static_cast<std::size_t>((rows + kRows - 1) / kRows));
+  pool.For(std::ssize(parts), 1, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t i = first; i < last; ++i) {
+      const std::int64_t begin = i * kRows;
+      const std::int64_t end = std::min(rows, begin + kRows);
+      parts[static_cast<std::size_t>(i)].Add(
+          SliceRows(tensor, begin, end),
+          weights.subspan(static_cast<std::size_t>(begin * cols),
+                          static_cast<std::size_t>((end - begin) * cols)));
+    }
+  });
+  TensorStatistics all;
+  for (const TensorStatistics& part : parts) {
+    all.Add(part);
+  }
+  return all;
+}
+
 }  // namespace nibble

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 
+#include "base/thread_pool.h"
 #include "codec/quantized_tensor.h"
 #include "json/value.h"
 
@@ -28,5 +29,9 @@ class TensorStatistics {
   double squared_error_ = 0.0, squared_weight_ = 0.0;
   float max_error_ = 0.0F;
 };
+
+/// Of a whole tensor, over pieces of its rows, on all workers.
+TensorStatistics StatisticsOf(const QuantizedTensor& tensor, std::span<const float> weights,
+                              ThreadPool& pool);
 
 }  // namespace nibble

@@ -16,7 +16,7 @@ Isa DetectIsa();
 /// Whether the level in use may multiply pairs of bf16 (vdpbf16ps): some of kAvx512 do not have it.
 bool HasBf16Products();
 /// Whether that is the fastest way: on AMD's (Zen 4: 117 G products/s a core, fp32 fma 59). Intel's
-/// Sapphire Rapids begins one every other cycle, where it begins four fma: 41 G and 86.
+/// Emerald Rapids begins one every other cycle, where it begins four fma: 41 G and 86.
 bool HasFastBf16Products();
 /// The level the kernels use: DetectIsa unless lowered by ForceIsa. Read once per operator.
 Isa CurrentIsa();

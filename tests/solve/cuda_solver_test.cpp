@@ -4,8 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <numeric>
 #include <optional>
 
 #include "solve/correction.h"
@@ -454,74 +452,6 @@ TEST_F(CudaSolver, RefusesWhatItCannotDoByName) {
   const auto group = solver->Solve(span, {.spec = UniformSpec(kWidth, 4, 64, true)});
   ASSERT_FALSE(group);
   EXPECT_NE(group.error().message.find("64 does not divide the width 96"), std::string::npos);
-}
-
-constexpr std::int64_t kTokensOf7B = 65536, kChunkOf7B = 512, kWithXOf7B = kTokensOf7B / 4;
-
-// One input, with the operations that its phases need at the least: halves of symmetric matrices
-// and triangles do not count.
-void PrintTimes(std::int64_t width, const std::vector<std::int64_t>& rows, const SolverTimes& now,
-                const SolverTimes& before) {
-  const auto n = static_cast<double>(width);
-  const double m = std::accumulate(rows.begin(), rows.end(), 0.0);
-  const auto print = [](const char* name, double seconds, double ops, const char* unit) {
-    std::printf("  %-12s %7.1f ms  %6.1f TFLOP/s %s\n", name, 1e3 * seconds, 1e-12 * ops / seconds,
-                unit);
-  };
-  std::printf("n %.0f, %zu matrices of %.0f rows in all\n", n, rows.size(), m);
-  print("sums", now.sums - before.sums, (kTokensOf7B + 2.0 * kWithXOf7B) * n * n, "bf16");
-  print("factors", now.factor - before.factor, 2.0 / 3.0 * n * n * n, "double");
-  print("corrections", now.correction - before.correction, 4.0 * m * n * n, "double");
-  print("sweeps", now.sweep - before.sweep, m * n * n, "fp32");
-}
-
-// Not a test: what a layer of Llama-2-7B takes. --gtest_also_run_disabled_tests prints it.
-TEST_F(CudaSolver, DISABLED_TimesOfALayerOfLlama2_7B) {
-  struct Input {
-    std::int64_t width;
-    std::vector<std::int64_t> rows;
-  };
-  const std::vector<Input> inputs = {
-      {4096, {4096, 4096, 4096}}, {4096, {4096}}, {4096, {11008, 11008}}, {11008, {4096}}};
-  constexpr std::int64_t kGroup = 64;
-  SolverLimits limits{.max_tokens = kChunkOf7B, .shift = Shift::kSome};
-  for (const Input& input : inputs) {
-    limits.inputs.push_back({input.width, *std::ranges::max_element(input.rows)});
-  }
-  const auto solver = Solver(limits);
-  ASSERT_NE(solver, nullptr);
-  std::printf("memory: %.2f GB\n",
-              1e-9 * static_cast<double>(MemoryOfCudaSolver(limits).device_bytes));
-  // Random rows, the same for all chunks but for where they begin.
-  const DeviceBuffer x = Upload(cuda::Normal(2 * kChunkOf7B * 11008, 1.0F, 1));
-  const DeviceBuffer y = Upload(cuda::Normal(2 * kChunkOf7B * 11008, 1.0F, 2));
-  const DeviceBuffer weights = Upload(cuda::Normal(4096 * 11008, 0.02F, 3));
-  SolverTimes last;
-  for (int round = 0; round < 3; ++round) {
-    for (const Input& input : inputs) {
-      ASSERT_TRUE(solver->Begin(input.width));
-      for (std::int64_t row = 0; row < kTokensOf7B; row += kChunkOf7B) {
-        const std::int64_t first = row / kChunkOf7B * 7919 % kChunkOf7B;
-        ActivationRows of_y{.data = y.as<float>() + first * input.width,
-                            .stride = input.width,
-                            .num_rows = kChunkOf7B,
-                            .width = input.width};
-        ActivationRows of_x = of_y;
-        of_x.data = x.as<float>() + first * input.width;
-        solver->Add(of_y, row < kWithXOf7B ? &of_x : nullptr);
-      }
-      ASSERT_TRUE(solver->Finish());
-      ASSERT_TRUE(solver->Factorize({.group_size = kGroup}));
-      for (const std::int64_t rows : input.rows) {
-        const auto count = static_cast<std::size_t>(rows * input.width);
-        ASSERT_TRUE(solver->Solve({weights.as<float>(), count},
-                                  {.spec = UniformSpec(input.width, 4, kGroup, true)}));
-      }
-      solver->End();
-      PrintTimes(input.width, input.rows, solver->times(), last);
-      last = solver->times();
-    }
-  }
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "codec/encode.h"
+#include "tests/solve/problem.h"
 
 namespace nibble {
 namespace {
@@ -191,17 +192,6 @@ TEST(Rtn, Fp8LosesAsMuchOfAGaussianAsIsKnown) {
   EXPECT_NEAR(SquaredError(*quantized, weights) / (kRows * kCols), 6.97e-4, 0.03 * 6.97e-4);
 }
 
-WeightSpec Table(Codebook codebook, std::int64_t cols, std::int64_t group,
-                 ScaleGrid grid = ScaleGrid::kAny) {
-  return {.cols = cols,
-          .kind = CodecKind::kCodebook,
-          .bits = BitsOf(codebook),
-          .group_size = group,
-          .has_f32_scales = true,
-          .codebook = codebook,
-          .scale_grid = grid};
-}
-
 // Reference, section 13.5: MXFP4 by the rule of compressed-tensors, NVFP4.
 TEST(Rtn, Fp4LosesAsMuchOfAGaussianAsIsKnown) {
   constexpr std::int64_t kRows = 64, kCols = 4096;
@@ -214,7 +204,7 @@ TEST(Rtn, Fp4LosesAsMuchOfAGaussianAsIsKnown) {
     double loss;
   } kKnown[] = {{32, ScaleGrid::kPowersOfTwo, 1.25e-2}, {16, ScaleGrid::kE4M3, 9.04e-3}};
   for (const auto& [group, grid, loss] : kKnown) {
-    const WeightSpec spec = Table(Codebook::kE2M1, kCols, group, grid);
+    const WeightSpec spec = CodebookSpec(kCols, Codebook::kE2M1, group, grid);
     const auto plain = QuantizeWeighted(pool, weights, spec, alike, DType::kF16, false);
     ASSERT_TRUE(plain) << plain.error().message;
     ASSERT_TRUE(Validate(*plain)) << Validate(*plain).error().message;
@@ -230,7 +220,7 @@ TEST(Rtn, TheScalesOfNvfp4UseAllOfE4m3OrWhatTheyAreTold) {
   const auto weights = RandomNormal(4 * 64, 3);
   const std::vector<float> alike(64, 1.0F);
   ThreadPool pool(1);
-  const WeightSpec spec = Table(Codebook::kE2M1, 64, 16, ScaleGrid::kE4M3);
+  const WeightSpec spec = CodebookSpec(64, Codebook::kE2M1, 16, ScaleGrid::kE4M3);
   const auto own = QuantizeWeighted(pool, weights, spec, alike, DType::kF16, false);
   ASSERT_TRUE(own);
   EXPECT_EQ(own->scale_divisor, 448.0F * 6.0F / AbsMaxOf(weights));
@@ -262,7 +252,7 @@ TEST(Rtn, OneScaleOfAMatrixIsThatOfAllItsWeightsTogether) {
     EXPECT_EQ(one->scales.front(), row->scales.front());
     EXPECT_EQ(one->codes, row->codes);
   }
-  WeightSpec fp8 = Table(Codebook::kFp8E4M3, 96, 96);
+  WeightSpec fp8 = CodebookSpec(96, Codebook::kFp8E4M3, 96);
   fp8.has_one_scale = true;
   const auto one = QuantizeWeighted(pool, weights, fp8, alike, DType::kF16);
   ASSERT_TRUE(one && Validate(*one));

@@ -159,11 +159,11 @@ double LargeTime(const LinearArgs& args, int num_sms) {
   return 6.0 + shape.rounds * args.layout.cols * (shape.tokens == 128 ? 5.9e-3 : 3.8e-3);
 }
 
-// Every block of small fetches all of x: worth it for so many values of it, if a launch less is
-// gained or every SM has two pairs of tiles. Medium has a tile of 8 tokens for weights of 4 bits.
-bool HasLittleInput(const LinearArgs& args) {
+// Every block of small fetches all of x. For weights of 4 bits medium has a tile of 8 tokens, and
+// is faster from so many values of x on, whatever else speaks for small.
+bool MediumIsFaster(const LinearArgs& args) {
   const bool four_bits = args.layout.format == Format::kW4 || args.layout.format == Format::kNf4;
-  return args.num_tokens * args.layout.cols <= (four_bits ? 18 : 36) * 1024;
+  return four_bits && args.num_tokens * args.layout.cols > 18 * 1024;
 }
 
 // To norm its input, medium needs all of its blocks on the card: they wait for each other.
@@ -174,11 +174,12 @@ bool MediumNorms(const CudaDevice& device) { return device.num_sms() / 2 <= Medi
 LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
   const bool wgmma = device.compute_capability() == 90 && args.layout.cols % 8 == 0;
   if (HasBigBlocks(device) && args.num_tokens <= kMaxSmallTokens) {
-    constexpr int kLeast = 12 * 1024;
+    // Worth it for many outputs, or little x.
+    constexpr int kLittle = 12 * 1024;
     const bool has_pairs = SplitOfSmall(args, device.num_sms()).pairs_per_block >= 2;
     if (MemoryOfSmall({&args, 1}, device.num_sms()).num_stages > 0 &&
-        (!wgmma || (has_pairs && HasLittleInput(args)) ||
-         args.num_tokens * args.layout.cols <= kLeast ||
+        (!wgmma || (has_pairs && !MediumIsFaster(args)) ||
+         args.num_tokens * args.layout.cols <= kLittle ||
          (args.residual != nullptr && !MediumNorms(device)))) {
       return LinearVariant::kSmall;
     }
@@ -194,9 +195,11 @@ LinearVariant ChooseLinear(const CudaDevice& device, const LinearArgs& args) {
 bool HasChains(const CudaDevice& device, const LinearArgs& args) {
   // With few rows, what a launch costs weighs more than how fast its kernel is.
   constexpr int kFew = 2;
+  constexpr int kLittle = 36 * 1024;
   return HasBigBlocks(device) && args.num_tokens <= kMaxSmallTokens &&
          MemoryOfSmall({&args, 1}, device.num_sms()).num_stages > 0 &&
-         (args.num_tokens <= kFew || HasLittleInput(args) ||
+         (args.num_tokens <= kFew ||
+          (args.num_tokens * args.layout.cols <= kLittle && !MediumIsFaster(args)) ||
           ChooseLinear(device, args) == LinearVariant::kSmall);
 }
 
