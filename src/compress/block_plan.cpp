@@ -32,13 +32,15 @@ std::unique_ptr<Checkpoint> BlockSolver::RoundedTruth() const {
   if (NeedsExactTruth()) {
     return nullptr;
   }
-  RoundedFormat format{.bits = 8, .group_size = 64, .only_floats = true, .search_scale = false};
-  for (const LinearGroup group : kLinearGroups) {
-    if (InputWidth(source_.config(), group) % format.group_size != 0) {
-      format.group_size = 0;
-    }
-  }
-  return std::make_unique<RoundedCheckpoint>(source_, format);
+  constexpr std::int64_t kGroup = 64;
+  const bool divides_all = std::ranges::all_of(kLinearGroups, [&](LinearGroup group) {
+    return InputWidth(source_.config(), group) % kGroup == 0;
+  });
+  return std::make_unique<RoundedCheckpoint>(source_,
+                                             RoundedFormat{.bits = 8,
+                                                           .group_size = divides_all ? kGroup : 0,
+                                                           .only_floats = true,
+                                                           .search_scale = false});
 }
 
 ActivationMode BlockSolver::TruthActivations() const {

@@ -110,5 +110,30 @@ TEST_F(WorksAhead, StopsAnywhereAndGoesOn) {
   ExpectSameBlocks(expected, found);
 }
 
+// The truth at 8 bits then has a scale a row.
+TEST(BlockSolver, WidthsOf48And72AreSolvedInWholeRows) {
+  const auto source = Checkpoint::Open(testing::Golden("llama_bias").string());
+  ASSERT_TRUE(source) << source.error().message;
+  const auto plan = PlanOutput(**source, {});
+  ASSERT_TRUE(plan) << plan.error().message;
+  CalibrationSet calibration{.length = 16};
+  for (std::int32_t i = 0; i < 64; ++i) {
+    calibration.tokens.push_back(TokenId{i * 7 % 131});
+  }
+  const testing::TempFolder temp;
+  const auto out = AtomicWriter::Create(temp.path() / "out", "any", 0);
+  ASSERT_TRUE(out) << out.error().message;
+  for (const BlockMethod method : {BlockMethod::kGptq, BlockMethod::kWeighted}) {
+    SolvedBlocks store(**out, plan->weights);
+    const auto device = MakeCpuDevice(1);
+    const BlockSolver solver(**source, plan->weights, calibration,
+                             {.method = method, .scale_dtype = plan->scale_dtype}, *device);
+    const auto times = solver.Run(store, {});
+    ASSERT_TRUE(times) << times.error().message;
+    EXPECT_EQ(times->num_blocks, (*source)->config().num_layers);
+    ASSERT_TRUE(store.Clear(times->num_blocks));
+  }
+}
+
 }  // namespace
 }  // namespace nibble
