@@ -83,8 +83,8 @@ class BenchCommand final : public Command {
     options.Add("--iterations", &iterations_, "runs of each; the median counts");
     options.Add("--json", &json_, "print one JSON object on standard output");
     options.Add("--cuda", &kernels_.cuda, "with kernels as MODEL: those of the card");
-    options.Add("--filter", &kernels_.filter,
-                "with kernels as MODEL: only those whose name contains this");
+    options.Text("--filter", &kernels_.filter,
+                 "with kernels as MODEL: only those whose name contains this");
     flags_.DeclareEngine(options);
   }
 

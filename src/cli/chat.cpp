@@ -29,7 +29,7 @@ class ChatCommand final : public Command {
   }
   void Declare(OptionSet& options) override {
     flags_.DeclareModel(options);
-    options.Add("--system", &system_, "the system message");
+    options.Text("--system", &system_, "the system message");
     options.Add("--chat-template", &template_file_,
                 "a .jinja file instead of the model's template");
     sampling_.Declare(options);

@@ -26,7 +26,8 @@ struct Environment {
 };
 
 /// Declares the flags of one subcommand. Targets hold the default before and the value after
-/// parsing; `help` is one line. Flags may carry aliases: "--port,-p".
+/// parsing; `help` is one line. Flags may carry aliases: "--port,-p". An empty value, as an unset
+/// shell variable leaves it, is refused; so is a whole number that 64 bits do not hold.
 class OptionSet {
  public:
   virtual ~OptionSet() = default;
@@ -35,6 +36,8 @@ class OptionSet {
   virtual void Positional(const std::string& name, std::string* target, const std::string& help,
                           bool required = true) = 0;
   virtual void Add(const std::string& flags, std::string* target, const std::string& help) = 0;
+  /// The same for a text that may be empty.
+  virtual void Text(const std::string& flags, std::string* target, const std::string& help) = 0;
   virtual void Add(const std::string& flags, std::int64_t* target, const std::string& help) = 0;
   virtual void Add(const std::string& flags, double* target, const std::string& help) = 0;
   virtual void Add(const std::string& flags, std::vector<std::string>* target,

@@ -171,7 +171,7 @@ class KernelsCommand final : public Command {
   void Declare(OptionSet& options) override {
     options.Add("--check", &check_, "compare every variant with kernels/ref, bit for bit");
     options.Add("--list", &list_, "only list the table, measure nothing");
-    options.Add("--filter", &options_.filter, "only kernels whose name contains this");
+    options.Text("--filter", &options_.filter, "only kernels whose name contains this");
     options.Add("--cuda", &options_.cuda, "the kernels of the card, on a layer of Llama-2-7B");
     options.Add("--json", &options_.json, "print one JSON object on standard output");
     options.Add("--seed", &seed_, "of the random shapes of --check");

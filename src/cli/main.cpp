@@ -2,12 +2,15 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "base/log.h"
@@ -21,6 +24,29 @@
 namespace nibble::cli {
 namespace {
 
+// What an unset shell variable leaves of "--flag $VARIABLE".
+CLI::Validator NotEmpty() {
+  return {[](const std::string& value) {
+            return value.empty()
+                       ? std::string("the value is empty; give one, or leave the flag out")
+                       : std::string();
+          },
+          ""};
+}
+
+// CLI11 takes the nearest number for one that is out of range.
+CLI::Validator FitsInt64() {
+  return {[](const std::string& value) {
+            std::int64_t number = 0;
+            const auto [end, error] =
+                std::from_chars(value.data(), value.data() + value.size(), number);
+            return error == std::errc::result_out_of_range
+                       ? fmt::format("{} is out of range", value)
+                       : std::string();
+          },
+          ""};
+}
+
 class Cli11Options final : public OptionSet {
  public:
   explicit Cli11Options(CLI::App* app) : app_(app) {}
@@ -28,28 +54,31 @@ class Cli11Options final : public OptionSet {
   void Group(const std::string& title) override { group_ = title; }
   void Positional(const std::string& name, std::string* target, const std::string& help,
                   bool required) override {
-    app_->add_option(name, *target, help)->required(required);
+    app_->add_option(name, *target, help)->required(required)->check(NotEmpty());
   }
   void Add(const std::string& flags, std::string* target, const std::string& help) override {
+    Show(app_->add_option(flags, *target, help)->check(NotEmpty()), !target->empty());
+  }
+  void Text(const std::string& flags, std::string* target, const std::string& help) override {
     Show(app_->add_option(flags, *target, help), !target->empty());
   }
   void Add(const std::string& flags, std::int64_t* target, const std::string& help) override {
-    Show(app_->add_option(flags, *target, help), true);
+    Show(app_->add_option(flags, *target, help)->check(NotEmpty())->check(FitsInt64()), true);
   }
   void Add(const std::string& flags, double* target, const std::string& help) override {
-    Show(app_->add_option(flags, *target, help), true);
+    Show(app_->add_option(flags, *target, help)->check(NotEmpty()), true);
   }
   void Add(const std::string& flags, std::vector<std::string>* target,
            const std::string& help) override {
-    Show(app_->add_option(flags, *target, help), false);
+    Show(app_->add_option(flags, *target, help)->check(NotEmpty()), false);
   }
   void Add(const std::string& flags, std::optional<std::int64_t>* target,
            const std::string& help) override {
-    Show(app_->add_option(flags, *target, help), false);
+    Show(app_->add_option(flags, *target, help)->check(NotEmpty())->check(FitsInt64()), false);
   }
   void Add(const std::string& flags, std::optional<double>* target,
            const std::string& help) override {
-    Show(app_->add_option(flags, *target, help), false);
+    Show(app_->add_option(flags, *target, help)->check(NotEmpty()), false);
   }
   void Add(const std::string& flags, bool* target, const std::string& help) override {
     const std::string both = *target ? fmt::format("{},!--no-{}", flags, flags.substr(2)) : flags;

@@ -28,9 +28,9 @@ class RunCommand final : public Command {
   }
   void Declare(OptionSet& options) override {
     flags_.DeclareModel(options);
-    options.Add("--prompt,-p", &prompt_, "the text to continue");
+    options.Text("--prompt,-p", &prompt_, "the text to continue");
     options.Add("--chat", &chat_, "treat the prompt as a chat message");
-    options.Add("--system", &system_, "with --chat: the system message");
+    options.Text("--system", &system_, "with --chat: the system message");
     options.Add("--chat-template", &template_file_,
                 "a .jinja file instead of the model's template");
     options.Add("--json", &json_, "print one JSON object: text, tokens, finish_reason, timings");
