@@ -64,11 +64,24 @@ Scheme SchemeOf(const WeightSpec& spec) {
 // The schemes of the quantized weights with their modules; the most frequent one first.
 std::vector<std::pair<Scheme, std::vector<std::string>>> SchemesOf(
     std::span<const WeightToWrite> weights) {
+  std::set<std::int64_t> groups;  // that are less than a row somewhere
+  for (const WeightToWrite& weight : weights) {
+    if (IsQuantized(weight) && weight.spec.group_size < weight.spec.cols) {
+      groups.insert(weight.spec.group_size);
+    }
+  }
   std::map<Scheme, std::vector<std::string>> by_scheme;
   for (const WeightToWrite& weight : weights) {
-    if (IsQuantized(weight)) {
-      by_scheme[SchemeOf(weight.spec)].push_back(ModuleOf(weight.name));
+    if (!IsQuantized(weight)) {
+      continue;
     }
+    Scheme scheme = SchemeOf(weight.spec);
+    // A row as wide as the groups of others is one group.
+    if (scheme.kind == CodecKind::kUniform && scheme.group_size == 0 && !scheme.has_one_scale &&
+        groups.contains(weight.spec.cols)) {
+      scheme.group_size = weight.spec.cols;
+    }
+    by_scheme[scheme].push_back(ModuleOf(weight.name));
   }
   std::vector<std::pair<Scheme, std::vector<std::string>>> out(by_scheme.begin(), by_scheme.end());
   std::ranges::stable_sort(out, std::ranges::greater{},
@@ -291,9 +304,11 @@ Result<json::Object> QuantizationConfigOf(FolderFormat format,
   for (const auto& [scheme, modules] : schemes) {
     if (one_scheme && !same(scheme)) {
       return Fail(ErrorCode::kInvalidArgument,
-                  fmt::format("{} has one scheme for all modules, but {} differs from {}: use "
-                              "compressed-tensors or gptq_v2, which name modules",
-                              Name(format), modules.front(), schemes.front().second.front()));
+                  fmt::format("{} has one scheme for all modules, but {} differs from {}: {}",
+                              Name(format), modules.front(), schemes.front().second.front(),
+                              format == FolderFormat::kAwq
+                                  ? "use compressed-tensors or gptq_v2, which name modules"
+                                  : "give both the same"));
     }
   }
   switch (format) {

@@ -202,6 +202,47 @@ void DescribeVocabulary(const GgufVocabulary& vocabulary, GgufHeaderBuilder& hea
   flag("tokenizer.ggml.add_space_prefix", vocabulary.add_space_prefix);
 }
 
+// What the file has before the given weights: header and rotary factors.
+Result<std::string> BeginningOf(std::span<const WeightToWrite> weights,
+                                const GgufModelFacts& facts) {
+  GgufHeaderBuilder header;
+  NIBBLE_TRY_VOID(DescribeModel(facts, header));
+  std::map<GgufType, std::uint64_t> elements;
+  for (const WeightToWrite& weight : weights) {
+    const auto type = TypeOf(weight);
+    const auto block = type ? GgufBlockOf(static_cast<std::uint32_t>(*type)) : std::nullopt;
+    if (!block || weight.spec.cols % block->elements != 0) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("{}: no type of GGUF holds {} in rows of {}", weight.name,
+                              weight.spec.ToString(), weight.spec.cols));
+    }
+    if (weight.spec.rows > 1) {
+      elements[*type] += static_cast<std::uint64_t>(weight.spec.rows * weight.spec.cols);
+    }
+  }
+  const auto most =
+      std::ranges::max_element(elements, {}, [](const auto& pair) { return pair.second; });
+  header.SetU32("general.file_type", FileTypeOf(most->first));
+  DescribeVocabulary(facts.vocabulary, header);
+  if (facts.chat_template) {
+    header.SetString("tokenizer.chat_template", *facts.chat_template);
+  }
+  const ModelConfig& config = facts.config;
+  std::string rope_factors;
+  if (config.rope.type == RopeType::kLlama3) {
+    AppendFloats(RopeFactors(config.rope, config.head_dim), DType::kF32, rope_factors);
+    const std::int64_t dims[] = {config.head_dim / 2};
+    header.AddTensor(kRopeFactors, dims, GgufType::kF32);
+  }
+  for (const WeightToWrite& weight : weights) {
+    const std::int64_t dims[] = {weight.spec.cols, weight.spec.rows};
+    header.AddTensor(GgufNameOf(config, weight.name),
+                     std::span(dims).first(weight.spec.rows == 1 ? 1 : 2), *TypeOf(weight));
+  }
+  rope_factors.resize(rope_factors.size() + GgufHeaderBuilder::PaddingAfter(rope_factors.size()));
+  return header.Build() + rope_factors;
+}
+
 class GgufWriter final : public WeightWriter {
  public:
   GgufWriter(AtomicWriter& out, std::string file_name, std::vector<WeightToWrite> weights,
@@ -219,40 +260,8 @@ class GgufWriter final : public WeightWriter {
       }
       return {};
     }
-    GgufHeaderBuilder header;
-    NIBBLE_TRY_VOID(DescribeModel(facts, header));
-    std::map<GgufType, std::uint64_t> elements;
-    for (const WeightToWrite& weight : weights_) {
-      const auto type = TypeOf(weight);
-      const auto block = type ? GgufBlockOf(static_cast<std::uint32_t>(*type)) : std::nullopt;
-      if (!block || weight.spec.cols % block->elements != 0) {
-        return Fail(ErrorCode::kInvalidArgument,
-                    fmt::format("{}: no type of GGUF holds {} in rows of {}", weight.name,
-                                weight.spec.ToString(), weight.spec.cols));
-      }
-      if (weight.spec.rows > 1) {
-        elements[*type] += static_cast<std::uint64_t>(weight.spec.rows * weight.spec.cols);
-      }
-    }
-    const auto most =
-        std::ranges::max_element(elements, {}, [](const auto& pair) { return pair.second; });
-    header.SetU32("general.file_type", FileTypeOf(most->first));
-    DescribeVocabulary(facts.vocabulary, header);
-    if (facts.chat_template) {
-      header.SetString("tokenizer.chat_template", *facts.chat_template);
-    }
-    if (config_.rope.type == RopeType::kLlama3) {
-      const std::vector<float> factors = RopeFactors(config_.rope, config_.head_dim);
-      AppendFloats(factors, DType::kF32, rope_factors_);
-      const std::int64_t dims[] = {config_.head_dim / 2};
-      header.AddTensor(kRopeFactors, dims, GgufType::kF32);
-    }
-    for (const WeightToWrite& weight : weights_) {
-      const std::int64_t dims[] = {weight.spec.cols, weight.spec.rows};
-      header.AddTensor(GgufNameOf(config_, weight.name),
-                       std::span(dims).first(weight.spec.rows == 1 ? 1 : 2), *TypeOf(weight));
-    }
-    header_ = header.Build();
+    NIBBLE_TRY(beginning, BeginningOf(weights_, facts));
+    beginning_ = std::move(beginning);
     return {};
   }
 
@@ -324,9 +333,7 @@ class GgufWriter final : public WeightWriter {
   Result<void> Begin() {
     NIBBLE_TRY(file, out_.OpenFile(file_name_));
     file_ = std::move(file);
-    NIBBLE_TRY_VOID(WriteText(header_));
-    const std::string padding(GgufHeaderBuilder::PaddingAfter(rope_factors_.size()), '\0');
-    return WriteText(rope_factors_ + padding);
+    return WriteText(beginning_);
   }
 
   // Writes the blocks of these rows, or puts them at their places among those of the weight.
@@ -376,7 +383,7 @@ class GgufWriter final : public WeightWriter {
   std::string file_name_;
   std::vector<WeightToWrite> weights_;
   ModelConfig config_;
-  std::string header_, rope_factors_;
+  std::string beginning_;
   bool done_ = false;
   json::Object facts_;
 
@@ -395,6 +402,12 @@ Result<std::unique_ptr<WeightWriter>> CreateGgufWriter(AtomicWriter& out,
   auto writer = std::make_unique<GgufWriter>(out, file_name, std::move(weights), facts.config);
   NIBBLE_TRY_VOID(writer->Plan(facts));
   return writer;
+}
+
+Result<std::uint64_t> GgufHeaderBytes(const std::vector<WeightToWrite>& weights,
+                                      const GgufModelFacts& facts) {
+  NIBBLE_TRY(beginning, BeginningOf(weights, facts));
+  return beginning.size();
 }
 
 std::uint64_t GgufSizeBytes(const std::vector<WeightToWrite>& weights) {

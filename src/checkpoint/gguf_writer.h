@@ -32,7 +32,11 @@ Result<std::unique_ptr<WeightWriter>> CreateGgufWriter(AtomicWriter& out,
                                                        std::vector<WeightToWrite> weights,
                                                        const GgufModelFacts& facts);
 
-/// Bytes that the tensors of such a file take.
+/// Bytes before the tensors of such a file, its metadata and vocabulary: as many for any types of
+/// the same weights. Errors: those of CreateGgufWriter.
+Result<std::uint64_t> GgufHeaderBytes(const std::vector<WeightToWrite>& weights,
+                                      const GgufModelFacts& facts);
+/// Bytes that its tensors take.
 std::uint64_t GgufSizeBytes(const std::vector<WeightToWrite>& weights);
 
 }  // namespace nibble

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
 
 #include "codec/encode.h"
 #include "io/safetensors.h"
@@ -36,12 +37,86 @@ Result<std::unique_ptr<WeightEncoder>> EncoderOf(const WeightToWrite& weight,
       {.scale_dtype = options.scale_dtype, .model_dtype = options.model_dtype});
 }
 
+// The tensors of a weight: heads and other parts.
+Result<std::vector<SafetensorsEntry>> EntriesOf(const WeightToWrite& weight,
+                                                const WeightWriter::Options& options) {
+  if (weight.spec.rows < 1 || weight.spec.cols < 1) {
+    return Fail(ErrorCode::kInvalidArgument, weight.name + ": has no elements");
+  }
+  if (weight.spec.kind == CodecKind::kFloat) {
+    return std::vector<SafetensorsEntry>{FloatEntry(weight)};
+  }
+  NIBBLE_TRY(encoder, EncoderOf(weight, options));
+  std::vector<SafetensorsEntry> out;
+  for (const WeightEncoder::Head& head : encoder->Heads()) {
+    out.push_back(head.entry);
+  }
+  for (SafetensorsEntry& part : encoder->Parts()) {
+    out.push_back(std::move(part));
+  }
+  return out;
+}
+
 struct Shard {
   std::string file_name;
   std::size_t begin = 0, end = 0;  // weights
+  std::uint64_t bytes = 0;         // of its tensors
   bool done = false;
   json::Object facts;
 };
+
+Result<std::vector<Shard>> ShardsOf(std::span<const WeightToWrite> weights,
+                                    const WeightWriter::Options& options) {
+  std::vector<Shard> shards;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    NIBBLE_TRY(entries, EntriesOf(weights[i], options));
+    std::uint64_t size = 0;
+    for (const SafetensorsEntry& entry : entries) {
+      size += BytesOf(entry);
+    }
+    if (shards.empty() ||
+        (shards.back().bytes + size > options.shard_bytes && shards.back().bytes > 0)) {
+      shards.push_back({.begin = i, .end = i});
+    }
+    shards.back().bytes += size;
+    shards.back().end = i + 1;
+  }
+  for (std::size_t i = 0; i < shards.size(); ++i) {
+    shards[i].file_name =
+        shards.size() == 1 ? std::string("model.safetensors")
+                           : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+  }
+  return shards;
+}
+
+// What a file begins with: its header, and the bytes of all heads.
+struct Beginning {
+  std::string header, heads;
+};
+
+Result<Beginning> BeginningOf(std::span<const WeightToWrite> weights,
+                              const WeightWriter::Options& options) {
+  Beginning out;
+  std::vector<SafetensorsEntry> entries, streamed, last;
+  for (const WeightToWrite& weight : weights) {
+    std::vector<SafetensorsEntry> parts = {FloatEntry(weight)};
+    if (weight.spec.kind != CodecKind::kFloat) {
+      NIBBLE_TRY(encoder, EncoderOf(weight, options));
+      for (const WeightEncoder::Head& head : encoder->Heads()) {
+        entries.push_back(head.entry);
+        out.heads += head.bytes;
+      }
+      parts = encoder->Parts();
+    }
+    for (SafetensorsEntry& part : parts) {
+      (GoesLast(part) ? last : streamed).push_back(std::move(part));
+    }
+  }
+  entries.insert(entries.end(), streamed.begin(), streamed.end());
+  entries.insert(entries.end(), last.begin(), last.end());
+  out.header = BuildSafetensorsHeader(entries);
+  return out;
+}
 
 class Writer final : public WeightWriter {
  public:
@@ -79,50 +154,15 @@ class Writer final : public WeightWriter {
   std::string last_;                        // tensors that come at the end of the shard
 };
 
-// The tensors of a weight: heads and other parts.
-Result<std::vector<SafetensorsEntry>> EntriesOf(const WeightToWrite& weight,
-                                                const WeightWriter::Options& options) {
-  if (weight.spec.rows < 1 || weight.spec.cols < 1) {
-    return Fail(ErrorCode::kInvalidArgument, weight.name + ": has no elements");
-  }
-  if (weight.spec.kind == CodecKind::kFloat) {
-    return std::vector<SafetensorsEntry>{FloatEntry(weight)};
-  }
-  NIBBLE_TRY(encoder, EncoderOf(weight, options));
-  std::vector<SafetensorsEntry> out;
-  for (const WeightEncoder::Head& head : encoder->Heads()) {
-    out.push_back(head.entry);
-  }
-  for (SafetensorsEntry& part : encoder->Parts()) {
-    out.push_back(std::move(part));
-  }
-  return out;
-}
-
 Result<void> Writer::Plan() {
-  std::uint64_t bytes = 0;
-  for (std::size_t i = 0; i < weights_.size(); ++i) {
-    NIBBLE_TRY(entries, EntriesOf(weights_[i], options_));
-    std::uint64_t size = 0;
-    for (const SafetensorsEntry& entry : entries) {
-      size += BytesOf(entry);
-    }
-    if (shards_.empty() || (bytes + size > options_.shard_bytes && bytes > 0)) {
-      shards_.push_back({.begin = i, .end = i});
-      bytes = 0;
-    }
-    bytes += size;
-    total_bytes_ += size;
-    shards_.back().end = i + 1;
-  }
-  for (std::size_t i = 0; i < shards_.size(); ++i) {
-    shards_[i].file_name = shards_.size() == 1 ? std::string("model.safetensors")
-                                               : fmt::format("model-{:05}-of-{:05}.safetensors",
-                                                             i + 1, shards_.size());
-    if (const auto facts = out_.DoneFacts(shards_[i].file_name)) {
-      shards_[i].done = true;
+  NIBBLE_TRY(shards, ShardsOf(weights_, options_));
+  shards_ = std::move(shards);
+  for (Shard& shard : shards_) {
+    total_bytes_ += shard.bytes;
+    if (const auto facts = out_.DoneFacts(shard.file_name)) {
+      shard.done = true;
       if (const json::Object* object = facts->AsObject()) {
-        shards_[i].facts = *object;
+        shard.facts = *object;
       }
     }
   }
@@ -164,28 +204,12 @@ Result<void> Writer::OpenShard() {
   const Shard& shard = shards_[shard_];
   NIBBLE_TRY(file, out_.OpenFile(shard.file_name));
   file_ = std::move(file);
-  std::vector<SafetensorsEntry> entries, streamed, last;
-  std::string heads;
-  for (std::size_t i = shard.begin; i < shard.end; ++i) {
-    const WeightToWrite& weight = weights_[i];
-    std::vector<SafetensorsEntry> parts = {FloatEntry(weight)};
-    if (weight.spec.kind != CodecKind::kFloat) {
-      NIBBLE_TRY(encoder, EncoderOf(weight, options_));
-      for (const WeightEncoder::Head& head : encoder->Heads()) {
-        entries.push_back(head.entry);
-        heads += head.bytes;
-      }
-      parts = encoder->Parts();
-    }
-    for (SafetensorsEntry& part : parts) {
-      (GoesLast(part) ? last : streamed).push_back(std::move(part));
-    }
-  }
-  entries.insert(entries.end(), streamed.begin(), streamed.end());
-  entries.insert(entries.end(), last.begin(), last.end());
+  NIBBLE_TRY(
+      beginning,
+      BeginningOf(std::span(weights_).subspan(shard.begin, shard.end - shard.begin), options_));
   last_.clear();
-  NIBBLE_TRY_VOID(WriteText(BuildSafetensorsHeader(entries)));
-  return WriteText(heads);
+  NIBBLE_TRY_VOID(WriteText(beginning.header));
+  return WriteText(beginning.heads);
 }
 
 Result<void> Writer::CheckRows(const WeightToWrite& weight, const QuantizedTensor& rows) const {
@@ -349,12 +373,11 @@ json::Object CompressedTensorsConfig(int bits, std::int64_t group_size, bool sym
 std::uint64_t WeightWriter::SizeBytes(const std::vector<WeightToWrite>& weights,
                                       const Options& options) {
   std::uint64_t bytes = 0;
-  for (const WeightToWrite& weight : weights) {
-    // What the format cannot hold, Create refuses.
-    const auto entries = EntriesOf(weight, options);
-    for (const SafetensorsEntry& entry : entries ? *entries : std::vector<SafetensorsEntry>()) {
-      bytes += BytesOf(entry);
-    }
+  const auto shards = ShardsOf(weights, options);  // what the format cannot hold, Create refuses
+  for (const Shard& shard : shards ? *shards : std::vector<Shard>()) {
+    const auto beginning =
+        BeginningOf(std::span(weights).subspan(shard.begin, shard.end - shard.begin), options);
+    bytes += shard.bytes + (beginning ? beginning->header.size() : 0);
   }
   return bytes;
 }

@@ -42,7 +42,7 @@ class WeightWriter {
                                                       const Options& options);
   virtual ~WeightWriter() = default;
 
-  /// Bytes that the weight files will take: what AtomicWriter::Create wants to know.
+  /// Bytes that the weight files will take, headers included; an index is none of them.
   static std::uint64_t SizeBytes(const std::vector<WeightToWrite>& weights, const Options& options);
 
   /// True if an earlier run finished the file that this weight is in: do not write it again.

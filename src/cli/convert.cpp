@@ -77,12 +77,13 @@ class ConvertCommand final : public Command {
       }
       return line->Update(done, total, detail);
     };
-    auto conversion = PlanConversion(*source, options, environment.num_threads, progress);
+    auto conversion =
+        PlanConversion(*source, *tokenizer, options, environment.num_threads, progress);
     line.reset();
     if (!conversion) {
       return tl::unexpected<Error>(conversion.error());
     }
-    Print(*conversion, options.to);
+    Print(*conversion, options);
     if (dry_run_) {
       return kExitOk;
     }
@@ -99,16 +100,19 @@ class ConvertCommand final : public Command {
   }
 
  private:
-  static void Print(const Conversion& conversion, ModelFormat to) {
+  static void Print(const Conversion& conversion, const ConvertOptions& options) {
     for (const Conversion::Step& step : conversion.steps) {
       fmt::print(stderr, "  {:4} tensors  {} -> {}\n", step.count, step.from, step.to);
     }
-    fmt::print(stderr, "{} in weights, every value as it was\n",
-               HumanBytes(static_cast<double>(conversion.size_bytes)));
+    fmt::print(
+        stderr, "{} in weights, every {}\n", HumanBytes(static_cast<double>(conversion.size_bytes)),
+        options.float_dtype
+            ? fmt::format("quantized value as it was, floats as {}", Name(*options.float_dtype))
+            : "value as it was");
     for (const std::string& note : conversion.notes) {
       fmt::print(stderr, "note: {}\n", note);
     }
-    for (const Consumer& consumer : ConsumersOf(to, conversion.weights)) {
+    for (const Consumer& consumer : ConsumersOf(options.to, conversion.weights)) {
       fmt::print(stderr, "  {:<13}{}{}{}\n", consumer.name,
                  consumer.loads ? "loads it" : "does not", consumer.how.empty() ? "" : ": ",
                  consumer.how);

@@ -13,6 +13,7 @@ namespace nibble {
 namespace {
 
 constexpr std::int64_t kFineGroup = 32;
+constexpr double kMostBits = 1000.0;  // a weight; a number of bytes is mistaken for it beyond
 
 std::optional<double> NumberOf(std::string_view text) {
   double value = 0.0;
@@ -115,6 +116,9 @@ Result<Budget> ParseBudget(std::string_view text) {
   Budget budget{.text = std::string(text)};
   if (text.ends_with(kBits)) {
     budget.bits_per_weight = NumberOf(text.substr(0, text.size() - kBits.size()));
+    if (budget.bits_per_weight && *budget.bits_per_weight > kMostBits) {
+      budget.bits_per_weight.reset();
+    }
   } else {
     budget.bytes = BytesOf(text);
   }

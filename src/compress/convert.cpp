@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "base/sha256.h"
 #include "checkpoint/digest.h"
 #include "checkpoint/gguf_blocks.h"
 #include "checkpoint/gguf_writer.h"
@@ -265,7 +266,6 @@ class Planner {
                                   weight.name, weight.spec.cols));
         }
       }
-      out.size_bytes = GgufSizeBytes(out.weights);
     }
     return out;
   }
@@ -398,7 +398,15 @@ Result<json::Value> FingerprintOf(const Checkpoint& source, const Conversion& co
   NIBBLE_TRY(digest, WeightsDigest(source));
   json::Object out;
   out.Set("source_sha256", digest);
+  out.Set("side_files_sha256", SideFilesDigest(source));
   out.Set("to", std::string(Name(options.to)));
+  Sha256 weights;
+  for (const WeightToWrite& weight : conversion.weights) {
+    const std::string line = fmt::format("{} {} {}\n", weight.name, weight.spec.ToString(),
+                                         Name(weight.spec.float_dtype));
+    weights.Update(std::as_bytes(std::span(line)));
+  }
+  out.Set("weights_as", weights.Hex());
   out.Set("dtype", std::string(Name(conversion.model_dtype)));
   out.Set("shard_bytes", options.shard_bytes);
   out.Set("nibble", kVersion);
@@ -439,10 +447,14 @@ Result<void> WriteWeights(const Checkpoint& source, const Conversion& conversion
 
 }  // namespace
 
-Result<Conversion> PlanConversion(const Checkpoint& source, const ConvertOptions& options,
-                                  int num_threads, const ConvertProgress& progress) {
+Result<Conversion> PlanConversion(const Checkpoint& source, const Tokenizer& tokenizer,
+                                  const ConvertOptions& options, int num_threads,
+                                  const ConvertProgress& progress) {
   NIBBLE_TRY(out, Planner(source, options, num_threads, progress).Go());
   if (options.to == ModelFormat::kGguf) {
+    NIBBLE_TRY(facts, GgufFactsOf(source, tokenizer));
+    NIBBLE_TRY(header_bytes, GgufHeaderBytes(out.weights, facts));
+    out.size_bytes = header_bytes + GgufSizeBytes(out.weights);
     return out;
   }
   if (const auto folder = FolderFormatOf(options.to)) {

@@ -43,9 +43,10 @@ using ConvertProgress = std::function<bool(std::string_view phase, std::uint64_t
 
 /// Reads the whole source and finds, for each weight, the smallest form of the target that holds it
 /// without loss. Errors: kInvalidArgument naming the weight, why it cannot be held and what to do;
-/// kCancelled.
-Result<Conversion> PlanConversion(const Checkpoint& source, const ConvertOptions& options,
-                                  int num_threads, const ConvertProgress& progress);
+/// kUnsupported if GGUF has no place for the config or tokenizer; kCancelled.
+Result<Conversion> PlanConversion(const Checkpoint& source, const Tokenizer& tokenizer,
+                                  const ConvertOptions& options, int num_threads,
+                                  const ConvertProgress& progress);
 
 /// Writes a planned conversion: a folder, or for kGguf one file. Atomic and resumable as
 /// QuantizeCheckpoint is; tokenizer, template and generation defaults come along.

@@ -64,8 +64,14 @@ std::string InsteadOf(const Scheme& scheme, ModelFormat format) {
     return fmt::format(": use --format bitsandbytes, or --scheme int4 with --format {}",
                        Name(format));
   }
-  if (format == ModelFormat::kBitsandbytes || format == ModelFormat::kBitsandbytesNested) {
+  if (format == ModelFormat::kBitsandbytes) {
     return ": use --scheme nf4, or --scheme int8 --group-size 0";
+  }
+  if (format == ModelFormat::kBitsandbytesNested) {
+    return ": use --scheme nf4";
+  }
+  if (format == ModelFormat::kCompressedTensors) {  // has all but zero points of a whole matrix
+    return ": leave out --no-symmetric, or --group-size tensor";
   }
   const bool says_itself = format == ModelFormat::kGptq && !scheme.symmetric;
   return says_itself ? "" : ": use --format compressed-tensors";
@@ -75,13 +81,23 @@ std::string InsteadOf(const Scheme& scheme, ModelFormat format) {
 Result<void> CheckFormat(const OutputPlan& plan, const WeightToWrite& weight,
                          const Scheme& scheme) {
   if (plan.format == ModelFormat::kGguf) {
-    if (GgufTypeOf(weight.spec) && weight.spec.cols % kSmallBlock == 0) {
+    if (weight.spec.cols % kSmallBlock != 0) {
+      return Fail(ErrorCode::kInvalidArgument,
+                  fmt::format("{}: rows of {} are no multiple of {}, the smallest block of GGUF: "
+                              "use another format, as --scheme int4 has",
+                              weight.name, weight.spec.cols, kSmallBlock));
+    }
+    if (GgufTypeOf(weight.spec)) {
       return {};
     }
-    return Fail(ErrorCode::kInvalidArgument,
-                fmt::format("{}: no block type of GGUF holds {} in rows of {}: use --scheme q4_0, "
-                            "q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k or q6_k",
-                            weight.name, weight.spec.ToString(), weight.spec.cols));
+    WeightSpec in_blocks = weight.spec;
+    in_blocks.group_size = kSmallBlock;
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        fmt::format("{}: no block type of GGUF holds {}: use {}--scheme q4_0, q4_1, q5_0, "
+                    "q5_1, q8_0, q2_k, q3_k, q4_k, q5_k or q6_k",
+                    weight.name, weight.spec.ToString(),
+                    GgufTypeOf(in_blocks) ? fmt::format("--group-size {}, or ", kSmallBlock) : ""));
   }
   if (scheme.block_type) {
     return Fail(ErrorCode::kInvalidArgument,
@@ -143,12 +159,33 @@ Result<OutputPlan> PlanOutput(const Checkpoint& source, const QuantizeOptions& o
       return Fail(fits.error(), where);
     }
   }
+  if (std::ranges::all_of(plan.weights, [](const WeightToWrite& weight) {
+        return weight.spec.kind == CodecKind::kFloat;
+      })) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("{} no weight would be quantized: {}",
+                            options.recipe ? options.recipe->rest.where + ":" : "--scheme float:",
+                            options.recipe ? "let the recipe skip fewer modules"
+                                           : "choose another scheme"));
+  }
+  if (const auto folder = FolderFormatOf(plan.format)) {  // what it has no place for is said now
+    NIBBLE_TRY_VOID(QuantizationConfigOf(*folder, plan.weights, plan.float_dtype, kVersion));
+  }
   return plan;
+}
+
+Result<std::uint64_t> HeaderBytes(const OutputPlan& plan, const Checkpoint& source,
+                                  const Tokenizer& tokenizer) {
+  if (plan.format != ModelFormat::kGguf) {
+    return std::uint64_t{0};
+  }
+  NIBBLE_TRY(facts, GgufFactsOf(source, tokenizer));
+  return GgufHeaderBytes(plan.weights, facts);
 }
 
 std::uint64_t SizeBytes(const OutputPlan& plan, std::uint64_t shard_bytes) {
   return plan.format == ModelFormat::kGguf
-             ? GgufSizeBytes(plan.weights)
+             ? GgufSizeBytes(plan.weights) + plan.header_bytes
              : WeightWriter::SizeBytes(plan.weights, WriterOptions(plan, shard_bytes));
 }
 

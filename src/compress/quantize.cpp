@@ -20,6 +20,7 @@
 #include "compress/fold.h"
 #include "compress/output_plan.h"
 #include "compress/rounded_writer.h"
+#include "compress/side_files.h"
 #include "compress/smoothquant.h"
 #include "compress/solved_block.h"
 #include "compress/spend_budget.h"
@@ -104,7 +105,11 @@ class Run {
     NIBBLE_TRY(writer, AtomicWriter::Create(out_, Fingerprint(),
                                             SizeBytes(plan_, options_.shard_bytes) + work_bytes));
     if (options_.budget) {
-      NIBBLE_TRY_VOID(SearchBudget(*writer));
+      const auto searched = SearchBudget(*writer);
+      if (!searched && searched.error().code == ErrorCode::kInvalidArgument) {
+        writer->Discard();  // no candidates reach it: the next command will be another one
+      }
+      NIBBLE_TRY_VOID(searched);
       NIBBLE_TRY_VOID(Plan());
       NIBBLE_TRY_VOID(PlanSolver(*device, "calibrating"));
     }
@@ -135,6 +140,11 @@ class Run {
   Result<void> Plan() {
     NIBBLE_TRY(plan, PlanOutput(source_, options_));
     plan_ = std::move(plan);
+    if (!header_bytes_) {
+      NIBBLE_TRY(bytes, HeaderBytes(plan_, source_, tokenizer_));
+      header_bytes_ = bytes;
+    }
+    plan_.header_bytes = *header_bytes_;
     NIBBLE_TRY_VOID(CheckSolvable());
     solved_ = plan_.weights;
     for (WeightToWrite& weight : solved_) {
@@ -154,17 +164,28 @@ class Run {
     }
     std::optional<Scheme> largest;
     std::uint64_t most = 0;
+    std::vector<WeightToWrite> mixed;  // as many linears as there are candidates, one of each
     for (const Scheme& scheme : options_.candidates) {
       options_.scheme = scheme;
       NIBBLE_TRY_VOID(Plan());
       options_.format = plan_.format;  // one for all
+      for (std::size_t i = mixed.size(); i < plan_.weights.size(); ++i) {
+        mixed.push_back(plan_.weights[i]);
+        if (BlockOfWeight(mixed.back().name) && mixed.back().spec.rows > 1) {
+          break;
+        }
+      }
       if (const std::uint64_t bits = BitsOfLinears(plan_); bits > most) {
         most = bits;
         largest = scheme;
       }
     }
     options_.scheme = *largest;
-    return Plan();
+    NIBBLE_TRY_VOID(Plan());
+    if (const auto folder = FolderFormatOf(plan_.format)) {
+      NIBBLE_TRY_VOID(QuantizationConfigOf(*folder, mixed, plan_.float_dtype, {}));
+    }
+    return CheckBudget(source_, options_, plan_);
   }
 
   // Leaves the recipe that fits the budget, measured or of an earlier run.
@@ -259,6 +280,7 @@ class Run {
 
   // Says what it will take.
   Result<void> PlanSolver(Device& device, std::string_view what) {
+    NIBBLE_TRY(certificate, certifier_->PeakBytes(plan_));  // and whether the model runs at all
     if (!Calibrates()) {
       return {};
     }
@@ -275,7 +297,6 @@ class Run {
     }
     NIBBLE_TRY_VOID(Solver(device).Plan());
     NIBBLE_TRY(scaling, ScalingBytes());
-    NIBBLE_TRY(certificate, certifier_->PeakBytes(plan_));
     if (options_.notice) {
       options_.notice(Describe(what, device, scaling, certificate));
     }
@@ -397,6 +418,7 @@ class Run {
   json::Value Fingerprint() const {
     json::Object out;
     out.Set("source_sha256", source_digest_);
+    out.Set("side_files_sha256", SideFilesDigest(source_));
     out.Set("recipe", DescribeQuantization(source_, options_, plan_, method_));
     out.Set("arithmetic", kArithmetic);
     if (options_.device == DeviceKind::kCuda) {
@@ -529,7 +551,8 @@ class Run {
   const QuantizeProgress& progress_;
   std::vector<ExpectedWeight> expected_;
   OutputPlan plan_;
-  std::vector<WeightToWrite> solved_;  // the same as the solver sees them
+  std::optional<std::uint64_t> header_bytes_;  // the same for every plan
+  std::vector<WeightToWrite> solved_;          // the same as the solver sees them
   std::optional<Certifier> certifier_;
   std::uint64_t program_bytes_ =
       0;  // of its own, before the work: the tokenizer's for the most part

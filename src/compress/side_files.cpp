@@ -3,7 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <span>
+#include <string_view>
 
+#include "base/sha256.h"
+#include "checkpoint/model_config.h"
 #include "compress/quantize.h"
 
 namespace nibble {
@@ -62,6 +66,38 @@ Result<void> WriteSideFiles(const Checkpoint& source, const Tokenizer& tokenizer
     }
   }
   return WriteText(out, "generation_config.json", json::Dump(generation, kStyle) + "\n");
+}
+
+std::string SideFilesDigest(const Checkpoint& source) {
+  Sha256 hash;
+  const auto add = [&](std::string_view text) {
+    const auto size = static_cast<std::uint64_t>(text.size());
+    hash.Update(std::as_bytes(std::span(&size, 1)));
+    hash.Update(std::as_bytes(std::span(text)));
+  };
+  add(json::Dump(ToHuggingFaceConfig(source.config())));
+  for (const auto* file : {&source.tokenizer_json(), &source.tokenizer_config_json(),
+                           &source.chat_template(), &source.generation_config_json()}) {
+    add(file->value_or(""));
+  }
+  if (const auto& vocabulary = source.gguf_vocabulary()) {
+    for (const auto* list : {&vocabulary->tokens, &vocabulary->merges}) {
+      std::ranges::for_each(*list, add);
+    }
+    hash.Update(std::as_bytes(std::span(vocabulary->scores)));
+    hash.Update(std::as_bytes(std::span(vocabulary->token_types)));
+    for (const auto& token :
+         {vocabulary->bos, vocabulary->eos, vocabulary->unk, vocabulary->pad, vocabulary->eot}) {
+      add(token ? fmt::format("{}", Raw(*token)) : "");
+    }
+    for (const auto& flag :
+         {vocabulary->add_bos, vocabulary->add_eos, vocabulary->add_space_prefix}) {
+      add(flag ? fmt::format("{}", *flag) : "");
+    }
+    add(vocabulary->model);
+    add(vocabulary->pre);
+  }
+  return hash.Hex();
 }
 
 Result<GgufModelFacts> GgufFactsOf(const Checkpoint& source, const Tokenizer& tokenizer) {

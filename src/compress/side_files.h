@@ -18,6 +18,10 @@ namespace nibble {
 Result<void> WriteSideFiles(const Checkpoint& source, const Tokenizer& tokenizer,
                             const json::Object& config, AtomicWriter& out);
 
+/// SHA-256 over all that WriteSideFiles and GgufFactsOf take from the source: a run is not resumed
+/// on the same weights with another config, tokenizer or template.
+std::string SideFilesDigest(const Checkpoint& source);
+
 /// What a GGUF file says besides weights: the source's own vocabulary, or one made of its
 /// tokenizer. Errors: kUnsupported for a tokenizer that llama.cpp does not know; kInternal if the
 /// vocabulary made of it tokenizes a text of ours in another way.

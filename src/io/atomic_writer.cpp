@@ -114,6 +114,7 @@ class FolderWriter final : public AtomicWriter {
   const fs::path& partial_path() const override { return partial_; }
   Result<void> Commit() override;
   Result<void> CommitFile(std::string_view file_name) override;
+  void Discard() override;
 
   Result<void> Finished(const std::string& name, DoneFile file);
 
@@ -447,6 +448,13 @@ Result<void> FolderWriter::CommitFile(std::string_view file_name) {
   std::error_code ignored;  // an empty folder that stays would be in nobody's way
   fs::remove(partial_, ignored);
   return {};
+}
+
+void FolderWriter::Discard() {
+  std::error_code ignored;  // what cannot be removed is found by the next run
+  fs::remove_all(partial_, ignored);
+  unlink(journal_.c_str());
+  folder_ = Descriptor();
 }
 
 }  // namespace

@@ -57,6 +57,9 @@ class AtomicWriter {
   virtual const std::filesystem::path& partial_path() const = 0;
   /// Makes the folder appear. After this the object is done.
   virtual Result<void> Commit() = 0;
+  /// Removes the partial folder and its journal instead: what a command that can never succeed has
+  /// left. After this the object is done.
+  virtual void Discard() = 0;
   /// For formats of a single file: makes that file, the only one in the folder, appear under the
   /// target's name instead.
   virtual Result<void> CommitFile(std::string_view file_name) = 0;

@@ -483,5 +483,29 @@ TEST(Gptq, ModulesThatDifferAreNamedInDynamic) {
                MakeWeightEncoder(FolderFormat::kAwq, model.plan.back(), {}).has_value());
 }
 
+// A row as wide as the groups of other modules is one such group, not another scheme.
+TEST(Awq, GroupsMayBeAsWideAsTheRowsOfSomeModules) {
+  const WeightSpec narrow{.rows = 8,
+                          .cols = 64,
+                          .kind = CodecKind::kUniform,
+                          .bits = 4,
+                          .group_size = 64,
+                          .has_zero_points = true};
+  WeightSpec wide = narrow;
+  wide.cols = 128;
+  std::vector<WeightToWrite> weights = {{"model.layers.0.self_attn.q_proj.weight", narrow},
+                                        {"model.layers.0.mlp.down_proj.weight", wide}};
+  const auto config = QuantizationConfigOf(FolderFormat::kAwq, weights, DType::kF16, "1");
+  ASSERT_TRUE(config) << config.error().message;
+  EXPECT_EQ(config->Find("group_size")->AsInt(), 64);
+  const auto gptq = QuantizationConfigOf(FolderFormat::kGptqV2, weights, DType::kF16, "1");
+  ASSERT_TRUE(gptq) << gptq.error().message;
+  EXPECT_EQ(gptq->Find("dynamic"), nullptr);
+  weights[1].spec.group_size = 128;  // whole rows of two widths
+  const auto rows = QuantizationConfigOf(FolderFormat::kAwq, weights, DType::kF16, "1");
+  ASSERT_TRUE(rows) << rows.error().message;
+  EXPECT_EQ(rows->Find("group_size")->AsInt(), -1);
+}
+
 }  // namespace
 }  // namespace nibble

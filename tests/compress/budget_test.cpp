@@ -17,7 +17,8 @@ TEST(ParseBudget, TakesBitsAWeightAndBytes) {
   EXPECT_EQ(ParseBudget("1.5GiB")->bytes, std::uint64_t{3} << 29);
   EXPECT_EQ(ParseBudget("900MB")->bytes, 900'000'000U);
   // A plain number could be either.
-  for (const char* wrong : {"", "4.25", "4", "bpw", "-1bpw", "4 bpw", "0GiB", "xGiB", "nanbpw"}) {
+  for (const char* wrong :
+       {"", "4.25", "4", "bpw", "-1bpw", "4 bpw", "0GiB", "xGiB", "nanbpw", "infbpw", "1e30bpw"}) {
     const auto budget = ParseBudget(wrong);
     ASSERT_FALSE(budget) << wrong;
     EXPECT_NE(budget.error().message.find("4.25bpw"), std::string::npos);

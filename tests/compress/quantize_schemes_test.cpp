@@ -94,6 +94,37 @@ TEST_F(Quantize, AFormatThatCannotHoldTheGridIsRefusedBeforeTheWork) {
   }
 }
 
+// What a refusal recommends is taken.
+TEST_F(Quantize, ARefusalNamesAWayOutThatWorks) {
+  options_.format = ModelFormat::kCompressedTensors;
+  options_.scheme = {.bits = 4, .group_size = kWholeTensor, .symmetric = false};
+  const auto zeros = Run(temp_.path() / "out");
+  ASSERT_FALSE(zeros);
+  EXPECT_NE(zeros.error().message.find("leave out --no-symmetric"), std::string::npos)
+      << zeros.error().message;
+  options_.format = ModelFormat::kBitsandbytesNested;
+  options_.scheme = {.bits = 8, .group_size = 0};
+  const auto nested = Run(temp_.path() / "out");
+  ASSERT_FALSE(nested);
+  EXPECT_NE(nested.error().message.find("use --scheme nf4"), std::string::npos);
+  EXPECT_EQ(nested.error().message.find("--scheme int8"), std::string::npos)
+      << nested.error().message;
+  options_.format = ModelFormat::kGguf;
+  options_.scheme = {.bits = 4, .group_size = 64};
+  const auto groups = Run(temp_.path() / "out");
+  ASSERT_FALSE(groups);
+  EXPECT_NE(groups.error().message.find("--group-size 32, or --scheme q4_0"), std::string::npos)
+      << groups.error().message;
+  options_.scheme.group_size = 32;
+  EXPECT_TRUE(Run(temp_.path() / "out"));
+  options_.format.reset();
+  options_.scheme = {.keeps_floats = true};
+  const auto floats = Run(temp_.path() / "floats");
+  ASSERT_FALSE(floats);
+  EXPECT_NE(floats.error().message.find("choose another scheme"), std::string::npos);
+  EXPECT_FALSE(fs::exists(temp_.path() / ".floats.partial"));
+}
+
 TEST_F(Quantize, AGroupThatDoesNotDivideIsAnErrorNamingTheTensor) {
   options_.scheme.group_size = 48;
   const auto refused = Run(temp_.path() / "out");

@@ -122,6 +122,45 @@ TEST_F(Quantize, AnInterruptedRunGoesOnAndGivesTheSameBytes) {
   }
 }
 
+// The weights are the same, but the rest of the output, and what passed the model, would not be.
+TEST_F(Quantize, ARunIsNotResumedWithAnotherConfigTokenizerOrTemplate) {
+  const struct {
+    const char* file;
+    const char* from;
+    const char* to;
+  } kChanges[] = {
+      {"config.json", "500000.0", "10000.0"},
+      {"tokenizer_config.json", "<|im_start|>assistant", "assistant"},
+      {"tokenizer.json", "\"version\"", "\"version\" "},
+      {"generation_config.json", "{", "{ "},
+  };
+  for (const auto& change : kChanges) {
+    const fs::path folder = temp_.path() / fmt::format("source-{}", change.file);
+    fs::copy(testing::Golden("llama3"), folder);
+    const auto open = [&] {
+      auto source = Checkpoint::Open(folder.string());
+      ASSERT_TRUE(source) << source.error().message;
+      source_ = std::move(*source);
+    };
+    open();
+    const fs::path out = temp_.path() / fmt::format("out-{}", change.file);
+    const auto stopped = Run(out, [](std::string_view phase, std::uint64_t, std::uint64_t,
+                                     const std::string&) { return phase != "measuring"; });
+    ASSERT_FALSE(stopped);
+    EXPECT_EQ(stopped.error().code, ErrorCode::kCancelled) << stopped.error().message;
+    std::string text = temp_.Read(folder / change.file);
+    const std::size_t at = text.find(change.from);
+    ASSERT_NE(at, std::string::npos) << change.file;
+    text.replace(at, std::string_view(change.from).size(), change.to);
+    std::ofstream(folder / change.file, std::ios::binary) << text;
+    open();
+    const auto refused = Run(out);
+    ASSERT_FALSE(refused) << change.file;
+    EXPECT_NE(refused.error().message.find("left by a run with another source"), std::string::npos)
+        << refused.error().message;
+  }
+}
+
 TEST_F(Quantize, WhatIsQuantizedAlreadyIsRefusedUnlessAskedFor) {
   ASSERT_TRUE(Run(temp_.path() / "first"));
   auto first = Checkpoint::Open((temp_.path() / "first").string());

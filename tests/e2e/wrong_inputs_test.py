@@ -103,6 +103,42 @@ class WrongInputs(unittest.TestCase):
             with self.subTest(option=option, value=value):
                 self.refused(EXIT_USAGE, [option], *self.quantize(option, value))
 
+    def test_a_value_that_is_empty_or_beyond_64_bits_is_refused_by_flag(self):
+        """As an unset shell variable leaves it: it must not mean a default."""
+        for option in ("--recipe", "--budget", "--max-kl", "--candidates", "--calibration", "--group-size", "--seed",
+                       "--damping", "--certificate-text", "--scheme", "--out"):
+            with self.subTest(option=option):
+                result = run(*self.quantize(), option, "") if option != "--out" else run("quantize", self.source, "--out", "")
+                self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
+                self.assertIn(option, result.stderr)
+        for option in ("--seed", "--calibration-samples"):
+            result = run(*self.quantize(option, "99999999999999999999"))
+            self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
+            self.assertIn(f"{option}: 99999999999999999999 is out of range", result.stderr)
+        self.assertFalse((self.root / "never").exists())
+
+    def changed(self, name, **settings):
+        """A copy of the source with another config."""
+        folder = self.root / name
+        shutil.copytree(self.source, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config.update(settings)
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    def test_a_model_that_cannot_run_or_be_written_is_refused_before_the_work(self):
+        heads = self.changed("heads", num_attention_heads=8, num_key_value_heads=4, head_dim=8)
+        yarn = self.changed("yarn", rope_scaling={"rope_type": "yarn", "factor": 4.0, "truncate": False,
+                                                  "original_max_position_embeddings": 64})
+        out = self.root / "never"
+        self.refused(EXIT_MODEL, ["head_dim 8", "multiples of 16"], "quantize", heads, "--out", out)
+        self.refused(EXIT_MODEL, ["truncate", "GGUF"], "quantize", yarn, "--out", out, "--scheme", "q4_0")
+        folder = nibble_process.quantized(yarn, self.root / "int4", "--scheme", "int4", "--group-size", 32)
+        for more in ([], ["--dry-run"]):
+            self.refused(EXIT_MODEL, ["truncate", "GGUF"], "convert", folder, "--to", "gguf", "--out",
+                         self.root / "never.gguf", *more)
+        self.assertEqual([p.name for p in self.root.iterdir() if "partial" in p.name], [])
+
     def test_what_a_card_does_not_do_is_refused_by_option(self):
         """Before anyone asks whether there is a card."""
         text = self.root / "prose.txt"

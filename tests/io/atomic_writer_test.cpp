@@ -161,6 +161,15 @@ TEST(AtomicWriter, AnotherRecipeIsRefusedAndTheWayOutIsNamed) {
   EXPECT_TRUE(AtomicWriter::Create(target, Recipe(2), 0));  // the stale journal does not matter
 }
 
+TEST(AtomicWriter, DiscardLeavesNothing) {
+  const TempFolder folder;
+  auto writer = MustCreate(folder.path() / "out", Recipe(1));
+  ASSERT_TRUE(writer->WriteWhole("a", "a"));
+  writer->Discard();
+  EXPECT_TRUE(fs::is_empty(folder.path()));
+  EXPECT_TRUE(AtomicWriter::Create(folder.path() / "out", Recipe(2), 0));
+}
+
 TEST(AtomicWriter, WhatExistsIsNeverReplaced) {
   const TempFolder folder;
   const fs::path target = folder.path() / "out";
