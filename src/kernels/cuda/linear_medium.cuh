@@ -503,6 +503,8 @@ __global__ __launch_bounds__(kMediumThreads,
           }
         }
         SliceSync(slice);
+      } else if constexpr (kForRacecheck) {
+        SliceSync(slice);  // else it takes sums of the others, a barrier ahead, for unordered
       }
       // The last stage is kept until its place, which the sums take now, is free again.
       const auto leave_sums = [&](int turn) {

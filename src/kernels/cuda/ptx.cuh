@@ -10,6 +10,13 @@
 
 namespace nibble::cuda {
 
+// A build for racecheck of compute-sanitizer.
+#ifdef NIBBLE_RACECHECK
+constexpr bool kForRacecheck = true;
+#else
+constexpr bool kForRacecheck = false;
+#endif
+
 __device__ __forceinline__ std::uint32_t SmemAddress(const void* p) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -34,13 +41,8 @@ __device__ __forceinline__ void WaitForPrevious() {
 
 // Of a barrier, up to 4 us each: about 8 s. Instrumented code does not sleep between them.
 // Of a flag in memory, about 0.7 us each.
-#ifdef NIBBLE_RACECHECK
-constexpr std::uint32_t kBarrierTries = 1U << 28;
-constexpr std::uint32_t kFlagTries = 1U << 28;
-#else
-constexpr std::uint32_t kBarrierTries = 1U << 21;
-constexpr std::uint32_t kFlagTries = 1U << 22;
-#endif
+constexpr std::uint32_t kBarrierTries = kForRacecheck ? 1U << 28 : 1U << 21;
+constexpr std::uint32_t kFlagTries = kForRacecheck ? 1U << 28 : 1U << 22;
 
 __device__ __forceinline__ void BarrierInit(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
@@ -56,11 +58,7 @@ __device__ __forceinline__ void BarrierArrive(std::uint32_t barrier) {
 // A warp arrives as one: __syncwarp puts what all its lanes did before the arrival of lane 0. The
 // racecheck of compute-sanitizer credits only threads that arrive themselves, so in a build for it
 // every lane does. A barrier for n warps is initialized with n * kWarpArrivals.
-#ifdef NIBBLE_RACECHECK
-constexpr int kWarpArrivals = 32;
-#else
-constexpr int kWarpArrivals = 1;
-#endif
+constexpr int kWarpArrivals = kForRacecheck ? 32 : 1;
 __device__ __forceinline__ bool ArrivesForWarp(int lane) { return kWarpArrivals > 1 || lane == 0; }
 __device__ __forceinline__ void WarpArrive(std::uint32_t barrier, int lane) {
   __syncwarp();

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -68,207 +69,221 @@ std::vector<double> Cached(const float* x, int head_dim, KvType type, bool is_va
 
 class CudaAttention : public CudaTest {};
 
+/// One case a test, so that they can be cut in shards.
+class CudaAttentionSweep : public CudaTest, public testing::WithParamInterface<Case> {};
+INSTANTIATE_TEST_SUITE_P(
+    Caches, CudaAttentionSweep,
+    testing::Values(Case{128, 4, 4, 0, KvType::kBF16}, Case{128, 8, 2, 0, KvType::kF16},
+                    Case{64, 9, 3, 0, KvType::kBF16}, Case{64, 8, 1, 100, KvType::kF16},
+                    Case{32, 12, 1, 0, KvType::kBF16}, Case{16, 2, 2, 300, KvType::kBF16},
+                    Case{128, 8, 2, 0, KvType::kFp8}, Case{128, 4, 4, 300, KvType::kInt8},
+                    Case{64, 8, 1, 100, KvType::kFp8}, Case{64, 9, 3, 0, KvType::kInt8},
+                    Case{32, 12, 1, 0, KvType::kFp8}, Case{32, 4, 2, 100, KvType::kInt8},
+                    Case{16, 2, 2, 300, KvType::kFp8}, Case{16, 4, 1, 0, KvType::kInt8},
+                    Case{64, 10, 2, 0, KvType::kF16}, Case{16, 72, 1, 0, KvType::kF16}),
+    [](const auto& sweep) {
+      const Case& c = sweep.param;
+      return fmt::format("{}_d{}_h{}_kv{}_w{}", NameOf(c.type), c.head_dim, c.num_heads,
+                         c.num_kv_heads, c.window);
+    });
+
 // One sequence of `length` tokens: its keys and values go to the cache through RoPE (of angle
 // zero), then every position attends, alone and in tiles.
-TEST_F(CudaAttention, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
-  const std::vector<Case> cases = {{128, 4, 4, 0, KvType::kBF16}, {128, 8, 2, 0, KvType::kF16},
-                                   {64, 9, 3, 0, KvType::kBF16},  {64, 8, 1, 100, KvType::kF16},
-                                   {32, 12, 1, 0, KvType::kBF16}, {16, 2, 2, 300, KvType::kBF16},
-                                   {128, 8, 2, 0, KvType::kFp8},  {128, 4, 4, 300, KvType::kInt8},
-                                   {64, 8, 1, 100, KvType::kFp8}, {64, 9, 3, 0, KvType::kInt8},
-                                   {32, 12, 1, 0, KvType::kFp8},  {32, 4, 2, 100, KvType::kInt8},
-                                   {16, 2, 2, 300, KvType::kFp8}, {16, 4, 1, 0, KvType::kInt8},
-                                   {64, 10, 2, 0, KvType::kF16},  {16, 72, 1, 0, KvType::kF16}};
-  for (const Case& c : cases) {
-    for (const int length : {1, 15, 64, 65, 255, 256, 257, 600, 1100}) {
-      const int q_width = c.num_heads * c.head_dim;
-      const int kv_width = c.num_kv_heads * c.head_dim;
-      const auto rows = static_cast<std::size_t>(length);
-      const auto q = Normal(rows * static_cast<std::size_t>(q_width), 1.0F, 1);
-      const auto k = Normal(rows * static_cast<std::size_t>(kv_width), 1.0F, 2);
-      const auto v = Normal(rows * static_cast<std::size_t>(kv_width), 1.0F, 3);
-      const DeviceBuffer q_buffer = Upload(q);
-      const DeviceBuffer k_buffer = Upload(k);
-      const DeviceBuffer v_buffer = Upload(v);
-      std::vector<float> cos_sin(rows * static_cast<std::size_t>(c.head_dim), 0.0F);
-      for (std::size_t p = 0; p < rows; ++p) {
-        std::fill_n(cos_sin.begin() + static_cast<std::ptrdiff_t>(p) * c.head_dim, c.head_dim / 2,
-                    1.0F);
+TEST_P(CudaAttentionSweep, DecodeAndPrefillGiveTheSameBitsAndTheTruth) {
+#ifdef NIBBLE_RACECHECK  // a token a sequence and as many keys: the longest one takes it minutes
+  constexpr int kLengths[] = {1, 15, 64, 65, 255, 256, 257, 600};
+#else
+  constexpr int kLengths[] = {1, 15, 64, 65, 255, 256, 257, 600, 1100};
+#endif
+  const Case& c = GetParam();
+  for (const int length : kLengths) {
+    const int q_width = c.num_heads * c.head_dim;
+    const int kv_width = c.num_kv_heads * c.head_dim;
+    const auto rows = static_cast<std::size_t>(length);
+    const auto q = Normal(rows * static_cast<std::size_t>(q_width), 1.0F, 1);
+    const auto k = Normal(rows * static_cast<std::size_t>(kv_width), 1.0F, 2);
+    const auto v = Normal(rows * static_cast<std::size_t>(kv_width), 1.0F, 3);
+    const DeviceBuffer q_buffer = Upload(q);
+    const DeviceBuffer k_buffer = Upload(k);
+    const DeviceBuffer v_buffer = Upload(v);
+    std::vector<float> cos_sin(rows * static_cast<std::size_t>(c.head_dim), 0.0F);
+    for (std::size_t p = 0; p < rows; ++p) {
+      std::fill_n(cos_sin.begin() + static_cast<std::ptrdiff_t>(p) * c.head_dim, c.head_dim / 2,
+                  1.0F);
+    }
+    const DeviceBuffer cos_sin_buffer = Upload(cos_sin);
+    const int blocks = (length + kKvBlock - 1) / kKvBlock;
+    std::vector<std::int32_t> table(static_cast<std::size_t>(blocks));
+    std::iota(table.begin(), table.end(), 0);
+    std::shuffle(table.begin(), table.end(), std::mt19937(5));
+    // Of fp8, keys, then values: each head's own; so small that numbers saturate; none, which is
+    // 1.
+    const bool has_scales = length != 65;
+    std::vector<float> scales;
+    for (int i = 0; i < 2 * c.num_kv_heads; ++i) {
+      const float step = length == 256 ? 0.002F : 0.01F;
+      scales.push_back(has_scales ? step * static_cast<float>(1 + i) : 1.0F);
+    }
+    const DeviceBuffer scale_buffer = Upload(scales);
+    const std::int64_t head_bytes = std::int64_t{2} * KvTileBytes(c.type, c.head_dim);
+    const DeviceBuffer cache =
+        Poisoned<std::uint8_t>(static_cast<std::size_t>(blocks * c.num_kv_heads * head_bytes));
+    const KvView view{.data = cache.as<std::uint8_t>(),
+                      .block_bytes = c.num_kv_heads * head_bytes,
+                      .head_bytes = head_bytes,
+                      .num_kv_heads = c.num_kv_heads,
+                      .head_dim = c.head_dim,
+                      .type = c.type,
+                      .scales = has_scales ? scale_buffer.as<float>() : nullptr};
+    std::vector<TokenRecord> tokens(rows);
+    for (int p = 0; p < length; ++p) {
+      tokens[static_cast<std::size_t>(p)] = {
+          .position = p,
+          .kv_slot = table[static_cast<std::size_t>(p / kKvBlock)] * kKvBlock + p % kKvBlock};
+    }
+    const DeviceBuffer token_buffer = Upload(tokens);
+    ASSERT_EQ(LaunchRopeAndCache({.q = q_buffer.as<float>(),
+                                  .k = k_buffer.as<float>(),
+                                  .v = v_buffer.as<float>(),
+                                  .q_stride = q_width,
+                                  .k_stride = kv_width,
+                                  .v_stride = kv_width,
+                                  .num_heads = c.num_heads,
+                                  .cos_sin = cos_sin_buffer.as<float>(),
+                                  .tokens = token_buffer.as<TokenRecord>(),
+                                  .num_tokens = length,
+                                  .cache = view},
+                                 stream()),
+              0);
+    // Prefill: one sequence of all rows. Decode: every row a sequence of its own over the same
+    // blocks.
+    const int group = c.num_heads / c.num_kv_heads;
+    std::vector<std::int32_t> tiles;
+    for (int t = 0; t < length; t += PrefillTokens(group)) {
+      tiles.insert(tiles.end(), {0, t});
+    }
+    std::vector<std::int32_t> first_row(rows), ones(rows, 1), tables;
+    std::vector<DecodeItem> items;
+    for (int p = 0; p < length; ++p) {
+      const auto i = static_cast<std::size_t>(p);
+      first_row[i] = p;
+      const int first_key = c.window > 0 ? std::max(0, p - c.window + 1) : 0;
+      const int first_unit = first_key / kKvUnit;
+      const int num_units = p / kKvUnit - first_unit + 1;
+      const auto first_item = static_cast<std::int32_t>(items.size());
+      for (int unit = 0; unit < num_units; ++unit) {
+        items.push_back({.sequence = p,
+                         .row = p,
+                         .length = p + 1,
+                         .first_key = first_key,
+                         .unit = first_unit + unit,
+                         .num_units = num_units,
+                         .first_item = first_item});
       }
-      const DeviceBuffer cos_sin_buffer = Upload(cos_sin);
-      const int blocks = (length + kKvBlock - 1) / kKvBlock;
-      std::vector<std::int32_t> table(static_cast<std::size_t>(blocks));
-      std::iota(table.begin(), table.end(), 0);
-      std::shuffle(table.begin(), table.end(), std::mt19937(5));
-      // Of fp8, keys, then values: each head's own; so small that numbers saturate; none, which is
-      // 1.
-      const bool has_scales = length != 65;
-      std::vector<float> scales;
-      for (int i = 0; i < 2 * c.num_kv_heads; ++i) {
-        const float step = length == 256 ? 0.002F : 0.01F;
-        scales.push_back(has_scales ? step * static_cast<float>(1 + i) : 1.0F);
-      }
-      const DeviceBuffer scale_buffer = Upload(scales);
-      const std::int64_t head_bytes = std::int64_t{2} * KvTileBytes(c.type, c.head_dim);
-      const DeviceBuffer cache =
-          Poisoned<std::uint8_t>(static_cast<std::size_t>(blocks * c.num_kv_heads * head_bytes));
-      const KvView view{.data = cache.as<std::uint8_t>(),
-                        .block_bytes = c.num_kv_heads * head_bytes,
-                        .head_bytes = head_bytes,
-                        .num_kv_heads = c.num_kv_heads,
-                        .head_dim = c.head_dim,
-                        .type = c.type,
-                        .scales = has_scales ? scale_buffer.as<float>() : nullptr};
-      std::vector<TokenRecord> tokens(rows);
-      for (int p = 0; p < length; ++p) {
-        tokens[static_cast<std::size_t>(p)] = {
-            .position = p,
-            .kv_slot = table[static_cast<std::size_t>(p / kKvBlock)] * kKvBlock + p % kKvBlock};
-      }
-      const DeviceBuffer token_buffer = Upload(tokens);
-      ASSERT_EQ(LaunchRopeAndCache({.q = q_buffer.as<float>(),
-                                    .k = k_buffer.as<float>(),
-                                    .v = v_buffer.as<float>(),
-                                    .q_stride = q_width,
-                                    .k_stride = kv_width,
-                                    .v_stride = kv_width,
-                                    .num_heads = c.num_heads,
-                                    .cos_sin = cos_sin_buffer.as<float>(),
-                                    .tokens = token_buffer.as<TokenRecord>(),
-                                    .num_tokens = length,
-                                    .cache = view},
-                                   stream()),
-                0);
-      // Prefill: one sequence of all rows. Decode: every row a sequence of its own over the same
-      // blocks.
-      const int group = c.num_heads / c.num_kv_heads;
-      std::vector<std::int32_t> tiles;
-      for (int t = 0; t < length; t += PrefillTokens(group)) {
-        tiles.insert(tiles.end(), {0, t});
-      }
-      std::vector<std::int32_t> first_row(rows), ones(rows, 1), tables;
-      std::vector<DecodeItem> items;
-      for (int p = 0; p < length; ++p) {
-        const auto i = static_cast<std::size_t>(p);
-        first_row[i] = p;
+      tables.insert(tables.end(), table.begin(), table.end());
+    }
+    const DeviceBuffer tiles_buffer = Upload(tiles);
+    const DeviceBuffer table_buffer = Upload(tables);
+    const DeviceBuffer whole = Upload(std::vector<std::int32_t>{0, length, 0});
+    const DeviceBuffer rows_buffer = Upload(first_row);
+    const DeviceBuffer ones_buffer = Upload(ones);
+    const DeviceBuffer items_buffer = Upload(items);
+    const DeviceBuffer count =
+        Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size())});
+    const DeviceBuffer partial =
+        Poisoned<float>(items.size() * static_cast<std::size_t>(c.num_heads) *
+                        static_cast<std::size_t>(c.head_dim + 2));
+    const DeviceBuffer arrived =
+        Upload(std::vector<std::int32_t>(rows * static_cast<std::size_t>(c.num_heads)));
+    const auto out_size = rows * static_cast<std::size_t>(q_width);
+    const DeviceBuffer prefill_out = Poisoned<std::uint16_t>(out_size);
+    const DeviceBuffer decode_out = Poisoned<std::uint16_t>(out_size);
+    const float scale = 1.0F / std::sqrt(static_cast<float>(c.head_dim));
+    AttentionArgs args{.q = q_buffer.as<float>(),
+                       .q_stride = q_width,
+                       .out = prefill_out.as<std::uint16_t>(),
+                       .out_stride = q_width,
+                       .num_heads = c.num_heads,
+                       .scale_log2 = scale * 1.44269504F,
+                       .window = c.window,
+                       .cache = view,
+                       .sequences = {.first_row = whole.as<std::int32_t>(),
+                                     .num_rows = whole.as<std::int32_t>() + 1,
+                                     .first_position = whole.as<std::int32_t>() + 2,
+                                     .block_tables = table_buffer.as<std::int32_t>(),
+                                     .table_stride = blocks},
+                       .tiles = tiles_buffer.as<std::int32_t>(),
+                       .num_tiles = static_cast<int>(tiles.size() / 2)};
+    ASSERT_EQ(LaunchPrefillAttention(args, stream()), 0);
+    args.out = decode_out.as<std::uint16_t>();
+    args.sequences.first_row = rows_buffer.as<std::int32_t>();
+    args.sequences.num_rows = ones_buffer.as<std::int32_t>();
+    args.sequences.first_position = rows_buffer.as<std::int32_t>();
+    args.items = items_buffer.as<DecodeItem>();
+    args.num_items = count.as<std::int32_t>();
+    args.max_items = static_cast<int>(items.size());
+    args.partial = partial.as<float>();
+    args.arrived = arrived.as<std::int32_t>();
+    ASSERT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
+    const auto prefill = Download<std::uint16_t>(prefill_out, out_size);
+    const auto decode = Download<std::uint16_t>(decode_out, out_size);
+    std::size_t different = 0;
+    for (std::size_t i = 0; i < out_size; ++i) {
+      different += prefill[i] != decode[i] ? 1 : 0;
+    }
+    EXPECT_EQ(different, 0U) << "head_dim " << c.head_dim << " heads " << c.num_heads << "/"
+                             << c.num_kv_heads << " window " << c.window << " length " << length
+                             << " " << NameOf(c.type);
+    // Against double precision, on what the cache holds.
+    std::vector<std::vector<double>> keys;  // [token][kv head]
+    std::vector<std::vector<double>> values;
+    for (int i = 0; i < length * c.num_kv_heads; ++i) {
+      const std::ptrdiff_t at = std::ptrdiff_t{i} * c.head_dim;
+      const auto head = static_cast<std::size_t>(i % c.num_kv_heads);
+      keys.push_back(Cached(k.data() + at, c.head_dim, c.type, false, scales[head]));
+      values.push_back(Cached(v.data() + at, c.head_dim, c.type, true,
+                              scales[static_cast<std::size_t>(c.num_kv_heads) + head]));
+    }
+    const auto row_of = [&](int token, int head) {
+      return static_cast<std::size_t>(token * c.num_kv_heads + head / group);
+    };
+    double worst = 0.0;
+    for (int p = 0; p < length; p += std::max(1, length / 7)) {
+      for (int h = 0; h < c.num_heads; ++h) {
         const int first_key = c.window > 0 ? std::max(0, p - c.window + 1) : 0;
-        const int first_unit = first_key / kKvUnit;
-        const int num_units = p / kKvUnit - first_unit + 1;
-        const auto first_item = static_cast<std::int32_t>(items.size());
-        for (int unit = 0; unit < num_units; ++unit) {
-          items.push_back({.sequence = p,
-                           .row = p,
-                           .length = p + 1,
-                           .first_key = first_key,
-                           .unit = first_unit + unit,
-                           .num_units = num_units,
-                           .first_item = first_item});
-        }
-        tables.insert(tables.end(), table.begin(), table.end());
-      }
-      const DeviceBuffer tiles_buffer = Upload(tiles);
-      const DeviceBuffer table_buffer = Upload(tables);
-      const DeviceBuffer whole = Upload(std::vector<std::int32_t>{0, length, 0});
-      const DeviceBuffer rows_buffer = Upload(first_row);
-      const DeviceBuffer ones_buffer = Upload(ones);
-      const DeviceBuffer items_buffer = Upload(items);
-      const DeviceBuffer count =
-          Upload(std::vector<std::int32_t>{static_cast<std::int32_t>(items.size())});
-      const DeviceBuffer partial =
-          Poisoned<float>(items.size() * static_cast<std::size_t>(c.num_heads) *
-                          static_cast<std::size_t>(c.head_dim + 2));
-      const DeviceBuffer arrived =
-          Upload(std::vector<std::int32_t>(rows * static_cast<std::size_t>(c.num_heads)));
-      const auto out_size = rows * static_cast<std::size_t>(q_width);
-      const DeviceBuffer prefill_out = Poisoned<std::uint16_t>(out_size);
-      const DeviceBuffer decode_out = Poisoned<std::uint16_t>(out_size);
-      const float scale = 1.0F / std::sqrt(static_cast<float>(c.head_dim));
-      AttentionArgs args{.q = q_buffer.as<float>(),
-                         .q_stride = q_width,
-                         .out = prefill_out.as<std::uint16_t>(),
-                         .out_stride = q_width,
-                         .num_heads = c.num_heads,
-                         .scale_log2 = scale * 1.44269504F,
-                         .window = c.window,
-                         .cache = view,
-                         .sequences = {.first_row = whole.as<std::int32_t>(),
-                                       .num_rows = whole.as<std::int32_t>() + 1,
-                                       .first_position = whole.as<std::int32_t>() + 2,
-                                       .block_tables = table_buffer.as<std::int32_t>(),
-                                       .table_stride = blocks},
-                         .tiles = tiles_buffer.as<std::int32_t>(),
-                         .num_tiles = static_cast<int>(tiles.size() / 2)};
-      ASSERT_EQ(LaunchPrefillAttention(args, stream()), 0);
-      args.out = decode_out.as<std::uint16_t>();
-      args.sequences.first_row = rows_buffer.as<std::int32_t>();
-      args.sequences.num_rows = ones_buffer.as<std::int32_t>();
-      args.sequences.first_position = rows_buffer.as<std::int32_t>();
-      args.items = items_buffer.as<DecodeItem>();
-      args.num_items = count.as<std::int32_t>();
-      args.max_items = static_cast<int>(items.size());
-      args.partial = partial.as<float>();
-      args.arrived = arrived.as<std::int32_t>();
-      ASSERT_EQ(LaunchDecodeAttention(args, device().num_sms(), stream()), 0);
-      const auto prefill = Download<std::uint16_t>(prefill_out, out_size);
-      const auto decode = Download<std::uint16_t>(decode_out, out_size);
-      std::size_t different = 0;
-      for (std::size_t i = 0; i < out_size; ++i) {
-        different += prefill[i] != decode[i] ? 1 : 0;
-      }
-      EXPECT_EQ(different, 0U) << "head_dim " << c.head_dim << " heads " << c.num_heads << "/"
-                               << c.num_kv_heads << " window " << c.window << " length " << length
-                               << " " << NameOf(c.type);
-      // Against double precision, on what the cache holds.
-      std::vector<std::vector<double>> keys;  // [token][kv head]
-      std::vector<std::vector<double>> values;
-      for (int i = 0; i < length * c.num_kv_heads; ++i) {
-        const std::ptrdiff_t at = std::ptrdiff_t{i} * c.head_dim;
-        const auto head = static_cast<std::size_t>(i % c.num_kv_heads);
-        keys.push_back(Cached(k.data() + at, c.head_dim, c.type, false, scales[head]));
-        values.push_back(Cached(v.data() + at, c.head_dim, c.type, true,
-                                scales[static_cast<std::size_t>(c.num_kv_heads) + head]));
-      }
-      const auto row_of = [&](int token, int head) {
-        return static_cast<std::size_t>(token * c.num_kv_heads + head / group);
-      };
-      double worst = 0.0;
-      for (int p = 0; p < length; p += std::max(1, length / 7)) {
-        for (int h = 0; h < c.num_heads; ++h) {
-          const int first_key = c.window > 0 ? std::max(0, p - c.window + 1) : 0;
-          std::vector<double> w;
-          double max = -1e30;
-          for (int j = first_key; j <= p; ++j) {
-            double s = 0.0;
-            for (int d = 0; d < c.head_dim; ++d) {
-              s += static_cast<double>(F16ToFloat(
-                       FloatToF16(q[static_cast<std::size_t>(p * q_width + h * c.head_dim + d)]))) *
-                   keys[row_of(j, h)][static_cast<std::size_t>(d)];
-            }
-            w.push_back(s * static_cast<double>(scale));
-            max = std::max(max, w.back());
-          }
-          double total = 0.0;
-          for (double& s : w) {
-            s = std::exp(s - max);
-            total += s;
-          }
+        std::vector<double> w;
+        double max = -1e30;
+        for (int j = first_key; j <= p; ++j) {
+          double s = 0.0;
           for (int d = 0; d < c.head_dim; ++d) {
-            double o = 0.0;
-            for (int j = first_key; j <= p; ++j) {
-              o += w[static_cast<std::size_t>(j - first_key)] / total *
-                   values[row_of(j, h)][static_cast<std::size_t>(d)];
-            }
-            const double found = static_cast<double>(
-                F16ToFloat(prefill[static_cast<std::size_t>(p * q_width + h * c.head_dim + d)]));
-            worst = std::isnan(found) ? 1e9 : std::max(worst, std::fabs(found - o));
+            s += static_cast<double>(F16ToFloat(
+                     FloatToF16(q[static_cast<std::size_t>(p * q_width + h * c.head_dim + d)]))) *
+                 keys[row_of(j, h)][static_cast<std::size_t>(d)];
           }
+          w.push_back(s * static_cast<double>(scale));
+          max = std::max(max, w.back());
+        }
+        double total = 0.0;
+        for (double& s : w) {
+          s = std::exp(s - max);
+          total += s;
+        }
+        for (int d = 0; d < c.head_dim; ++d) {
+          double o = 0.0;
+          for (int j = first_key; j <= p; ++j) {
+            o += w[static_cast<std::size_t>(j - first_key)] / total *
+                 values[row_of(j, h)][static_cast<std::size_t>(d)];
+          }
+          const double found = static_cast<double>(
+              F16ToFloat(prefill[static_cast<std::size_t>(p * q_width + h * c.head_dim + d)]));
+          worst = std::isnan(found) ? 1e9 : std::max(worst, std::fabs(found - o));
         }
       }
-      EXPECT_LT(worst, 2e-3) << "head_dim " << c.head_dim << " length " << length << " "
-                             << NameOf(c.type);
-      if (HasFailure()) {
-        return;
-      }
+    }
+    EXPECT_LT(worst, 2e-3) << "head_dim " << c.head_dim << " length " << length << " "
+                           << NameOf(c.type);
+    if (HasFailure()) {
+      return;
     }
   }
 }
