@@ -156,7 +156,12 @@ Result<OutputPlan> PlanOutput(const Checkpoint& source, const QuantizeOptions& o
       plan.rounded.insert(weight.name);
     }
     if (const auto fits = CheckFormat(plan, plan.weights.back(), module.scheme); !fits) {
-      return Fail(fits.error(), where);
+      if (options.recipe) {
+        return Fail(fits.error().code,
+                    fmt::format("{}{} (all modules of a recipe go to one format, here {})", where,
+                                fits.error().message, Name(plan.format)));
+      }
+      return tl::unexpected<Error>(fits.error());
     }
   }
   if (std::ranges::all_of(plan.weights, [](const WeightToWrite& weight) {

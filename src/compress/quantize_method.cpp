@@ -62,6 +62,21 @@ bool AnyRule(const Recipe& recipe, const std::function<bool(const ModulePlan&)>&
   return test(recipe.rest) || std::ranges::any_of(recipe.rules, test, &Recipe::Rule::plan);
 }
 
+// What asks for a method that needs calibration data, as the user wrote it.
+std::string AskedBy(const QuantizeOptions& options, QuantizeMethod wanted) {
+  if (!options.recipe) {
+    return fmt::format("--method {}", Name(wanted));
+  }
+  std::string where = options.recipe->method_where;
+  if (where.empty() || options.recipe->method == QuantizeMethod::kAuto ||
+      options.recipe->method == QuantizeMethod::kRtn) {
+    const auto rule = std::ranges::find(options.recipe->rules, QuantizeMethod::kGptq,
+                                        [](const auto& one) { return one.plan.method; });
+    where = rule == options.recipe->rules.end() ? where : rule->plan.where;
+  }
+  return fmt::format("{}: method {}", where, Name(wanted));
+}
+
 // What is asked for: solved modules of a recipe make the whole run one that solves.
 QuantizeMethod WantedMethod(const QuantizeOptions& options) {
   if (!options.recipe) {
@@ -94,8 +109,9 @@ Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
   if (options.recipe && options.recipe->method == QuantizeMethod::kSmoothQuant &&
       wanted != QuantizeMethod::kSmoothQuant) {
     return Fail(ErrorCode::kInvalidArgument,
-                "the recipe's method smoothquant rounds every module: leave gptq out of its rules, "
-                "or give method awq");
+                fmt::format("{}: smoothquant rounds every module: leave gptq out of the rules, or "
+                            "give method awq",
+                            options.recipe->method_where));
   }
   if (options.budget && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kGptq &&
       wanted != QuantizeMethod::kRtn) {
@@ -106,10 +122,11 @@ Result<MethodChoice> ChooseMethod(const QuantizeOptions& options) {
     return MethodChoice{QuantizeMethod::kGptq, "what the candidates are measured with"};
   }
   if (!calibrated && wanted != QuantizeMethod::kAuto && wanted != QuantizeMethod::kRtn) {
-    return Fail(ErrorCode::kInvalidArgument,
-                fmt::format("--method {} needs --calibration FILE: text (or .jsonl rows) like what "
-                            "the model will read",
-                            Name(wanted)));
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        fmt::format("{} needs --calibration FILE: text (or .jsonl rows) like what the model "
+                    "will read",
+                    AskedBy(options, wanted)));
   }
   if (wanted != QuantizeMethod::kAuto) {
     return MethodChoice{wanted, "asked for"};

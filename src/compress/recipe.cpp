@@ -1,6 +1,7 @@
 #include "compress/recipe.h"
 
 #include <fmt/format.h>
+#include <yaml-cpp/depthguard.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -45,12 +46,15 @@ bool FlagOf(const YAML::Node& node, std::string_view key) {
   return value;
 }
 
-std::int64_t NumberOf(const YAML::Node& node, std::string_view key) {
-  std::int64_t value = 0;
-  if (!node.IsScalar() || !YAML::convert<std::int64_t>::decode(node, value) || value < 0) {
-    Wrong(node, fmt::format("{} takes a whole number of 0 or more", key));
+Scheme BitsOf(const YAML::Node& node) {
+  std::int64_t bits = 0;
+  const bool is_number = node.IsScalar() && YAML::convert<std::int64_t>::decode(node, bits);
+  const auto uniform = is_number ? ParseScheme(fmt::format("int{}", bits)) : std::nullopt;
+  if (!uniform) {
+    Wrong(node, fmt::format("bits takes 2, 3, 4, 5, 6 or 8{}",
+                            node.IsScalar() ? fmt::format(", not {}", Quote(node.Scalar())) : ""));
   }
-  return value;
+  return *uniform;
 }
 
 std::int64_t GroupSizeOf(const YAML::Node& node) {
@@ -93,9 +97,15 @@ class Settings {
     }
     for (const auto& entry : map) {
       const std::string key = TextOf(entry.first, "a key");
+      if (key == "<<") {
+        Wrong(entry.first, "merge keys are not read: write the settings out");
+      }
       if (std::ranges::find(keys, key) == keys.end()) {
         Wrong(entry.first, fmt::format("\"{}\" is no key here: did you mean {}?", Quote(key),
                                        fmt::join(NearestNames(key, keys, 1), "")));
+      }
+      if (entry.second.IsNull()) {  // its mark is that of whatever comes next
+        Wrong(entry.first, fmt::format("{} has no value: give one, or take the line out", key));
       }
       if (!values_.emplace(key, entry.second).second) {
         Wrong(entry.first, fmt::format("{} is given twice", key));
@@ -123,11 +133,7 @@ Scheme ReadScheme(const Settings& settings, const Scheme& without) {
   if (word != nullptr) {
     scheme = SchemeOf(*word);
   } else if (bits != nullptr) {
-    const auto uniform = ParseScheme(fmt::format("int{}", NumberOf(*bits, "bits")));
-    if (!uniform) {
-      Wrong(*bits, fmt::format("{} bits: use 2, 3, 4, 5, 6 or 8", bits->Scalar()));
-    }
-    scheme = *uniform;
+    scheme = BitsOf(*bits);
   }
   if (!scheme.has_own_groups() && !without.has_own_groups()) {
     scheme.group_size = without.group_size;
@@ -148,30 +154,37 @@ Scheme ReadScheme(const Settings& settings, const Scheme& without) {
     }
   }
   if (const YAML::Node* skip = settings.Find("skip"); skip != nullptr && FlagOf(*skip, "skip")) {
-    if (word != nullptr || bits != nullptr) {
-      Wrong(*skip, "skip leaves the weights as floats: leave out scheme and bits");
+    for (const char* key : {"scheme", "bits", "group_size", "symmetric", "method"}) {
+      if (const YAML::Node* other = settings.Find(key)) {
+        Wrong(*other, fmt::format("skip leaves the weights as floats: leave out {}", key));
+      }
     }
     scheme = {.keeps_floats = true};
   }
   return scheme;
 }
 
-std::vector<std::string> PatternsOf(const YAML::Node& rule, const YAML::Node* match) {
+std::vector<Recipe::Pattern> PatternsOf(const YAML::Node& rule, const YAML::Node* match) {
   if (match == nullptr) {
     Wrong(rule, "this rule has no match: which modules is it for?");
   }
-  std::vector<std::string> patterns;
+  std::vector<Recipe::Pattern> patterns;
+  const auto add = [&](const YAML::Node& node) {
+    if (node.IsNull()) {  // its mark is that of whatever comes next
+      Wrong(*match, "match has an empty line: give a pattern, or take it out");
+    }
+    patterns.push_back({.text = TextOf(node, "match"), .line = LineOf(node)});
+    if (auto compiled = ModulePattern::Compile(patterns.back().text); !compiled) {
+      Wrong(node, compiled.error().message);
+    }
+  };
   if (match->IsSequence()) {
-    for (const YAML::Node& item : *match) {
-      patterns.push_back(TextOf(item, "match"));
-    }
+    std::ranges::for_each(*match, add);
   } else {
-    patterns.push_back(TextOf(*match, "match"));
+    add(*match);
   }
-  for (const std::string& pattern : patterns) {
-    if (auto compiled = ModulePattern::Compile(pattern); !compiled) {
-      Wrong(*match, compiled.error().message);
-    }
+  if (patterns.empty()) {
+    Wrong(*match, "match has no pattern: which modules is this rule for?");
   }
   return patterns;
 }
@@ -214,13 +227,14 @@ QuantizeMethod RoundingOf(QuantizeMethod method) {
 Recipe ReadRecipe(const YAML::Node& root, const std::string& source) {
   Recipe recipe{.source = source};
   if (!root.IsMap()) {
-    throw Mistake{1, "a recipe is a mapping: scheme, method, modules"};
+    throw Mistake{1, "a recipe is a mapping with scheme, method or modules, as \"scheme: int4\""};
   }
   const Settings settings(root, {"method", "scheme", "bits", "group_size", "symmetric", "modules"});
   recipe.rest.where = fmt::format("{}:{}", source, LineOf(root));
   recipe.rest.scheme = ReadScheme(settings, {});
   if (const YAML::Node* method = settings.Find("method")) {
     recipe.method = MethodOf(*method);
+    recipe.method_where = fmt::format("{}:{}", source, LineOf(*method));
     recipe.rest.method = RoundingOf(*recipe.method);
   }
   if (const YAML::Node* modules = settings.Find("modules")) {
@@ -228,10 +242,35 @@ Recipe ReadRecipe(const YAML::Node& root, const std::string& source) {
       Wrong(*modules, "modules is a list of rules, each with match");
     }
     for (const YAML::Node& rule : *modules) {
+      if (rule.IsNull()) {
+        Wrong(*modules, fmt::format("rule {} is empty: give it match, or take it out",
+                                    recipe.rules.size() + 1));
+      }
       recipe.rules.push_back(ReadRule(rule, recipe));
     }
   }
   return recipe;
+}
+
+// The one document of the file.
+YAML::Node Load(std::string_view text) {
+  const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
+  if (documents.size() > 1) {
+    Wrong(documents[1], "a second document begins here: a recipe is one, without ---");
+  }
+  return documents.empty() ? YAML::Node() : documents.front();
+}
+
+// What a reader of yaml-cpp's own complaint would not see.
+std::string AdviceFor(std::string_view text, int line) {
+  for (; line > 1; --line) {
+    const std::size_t end = text.find('\n');
+    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+  }
+  const std::size_t begin = text.find_first_not_of(" \t");
+  return text.substr(0, begin).find('\t') == std::string_view::npos
+             ? ""
+             : "; there is a tab, and YAML is indented by spaces";
 }
 
 json::Object JsonOf(const ModulePlan& plan) {
@@ -258,7 +297,10 @@ bool IsTable(std::string_view weight) {
 json::Value Recipe::ToJson() const {
   json::Array list;
   for (const Rule& rule : rules) {
-    json::Array patterns(rule.match.begin(), rule.match.end());
+    json::Array patterns;
+    for (const Recipe::Pattern& pattern : rule.match) {
+      patterns.emplace_back(pattern.text);
+    }
     json::Object entry;
     entry.Set("match", std::move(patterns));
     for (auto& [key, value] : JsonOf(rule.plan)) {
@@ -279,13 +321,16 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& source) {
     return fail(1, fmt::format("{} bytes are no recipe (at most {})", text.size(), kMaxBytes));
   }
   try {
-    Recipe recipe = ReadRecipe(YAML::Load(std::string(text)), source);
+    Recipe recipe = ReadRecipe(Load(text), source);
     recipe.text = text;
     return recipe;
   } catch (const Mistake& mistake) {
     return fail(mistake.line, mistake.what);
+  } catch (const YAML::DeepRecursion& error) {
+    return fail(error.mark.line + 1, "nested too deeply for a recipe");
   } catch (const YAML::Exception& error) {
-    return fail(error.mark.line + 1, error.msg);
+    const int line = error.mark.line + 1;
+    return fail(line, Quote(error.msg) + AdviceFor(text, line));
   }
 }
 
@@ -301,27 +346,40 @@ Result<std::map<std::string, ModulePlan, std::less<>>> Resolve(
       plans.emplace(weight.name, recipe.rest);
     }
   }
-  // From the last rule to the first, so that the first one counts.
-  for (auto rule = recipe.rules.rbegin(); rule != recipe.rules.rend(); ++rule) {
-    for (const std::string& text : rule->match) {
-      NIBBLE_TRY(pattern, ModulePattern::Compile(text));
-      bool any = false;
+  std::map<std::string, const ModulePlan*, std::less<>> taken;  // by the first rule that matches
+  for (const Recipe::Rule& rule : recipe.rules) {
+    for (const Recipe::Pattern& text : rule.match) {
+      NIBBLE_TRY(pattern, ModulePattern::Compile(text.text));
+      const auto refuse = [&](const std::string& what) {
+        return Fail(ErrorCode::kInvalidArgument, fmt::format("{}:{}: \"{}\" {}", recipe.source,
+                                                             text.line, Quote(text.text), what));
+      };
+      bool counts = false;
+      const ModulePlan* before = nullptr;
       for (const std::string& module : modules) {
         const std::string weight = module + ".weight";
         // "*" means linears: a table is quantized only by its name.
-        if (IsTable(weight) ? text == module : pattern.Matches(module)) {
-          plans.insert_or_assign(weight, rule->plan);
-          any = true;
+        if (IsTable(weight) ? text.text == module : pattern.Matches(module)) {
+          const ModulePlan* by = taken.try_emplace(weight, &rule.plan).first->second;
+          counts = counts || by == &rule.plan;
+          before = by == &rule.plan ? before : by;
         }
       }
-      if (!any) {
-        return Fail(
-            ErrorCode::kInvalidArgument,
-            fmt::format("{}: \"{}\" matches no module of this model; close to it: {}",
-                        rule->plan.where, Quote(text),
-                        fmt::join(NearestNames(text, WithoutNumbers(modules), kNearNames), ", ")));
+      if (!counts && before != nullptr) {
+        return refuse(
+            fmt::format("matches only modules that the rule before it takes ({}): put it "
+                        "above that one, or take it out",
+                        before->where));
+      }
+      if (!counts) {
+        return refuse(fmt::format(
+            "matches no module of this model; close to it: {}",
+            fmt::join(NearestNames(text.text, WithoutNumbers(modules), kNearNames), ", ")));
       }
     }
+  }
+  for (const auto& [weight, plan] : taken) {
+    plans.insert_or_assign(weight, *plan);
   }
   return plans;
 }

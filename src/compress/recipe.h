@@ -36,13 +36,18 @@ struct ModulePlan {
 ///       skip: true
 /// The first rule that matches a module counts. A rule says only what differs from the top.
 struct Recipe {
+  struct Pattern {
+    std::string text;
+    int line = 0;
+  };
   struct Rule {
-    std::vector<std::string> match;
+    std::vector<Pattern> match;
     ModulePlan plan;
   };
   std::string source;                    // the file, for messages
   std::string text;                      // what it holds
   std::optional<QuantizeMethod> method;  // of the run
+  std::string method_where;              // where it is given
   ModulePlan rest;                       // of linears that no rule matches
   std::vector<Rule> rules;
 
@@ -55,7 +60,7 @@ Result<Recipe> ParseRecipe(std::string_view text, const std::string& source);
 
 /// The plan of every linear, and of tables (embedding, head) that a rule names exactly, by the
 /// weight's name. Errors: kInvalidArgument for a pattern that matches nothing, with its line and
-/// the names that are closest.
+/// the names that are closest, or nothing that an earlier rule has left.
 Result<std::map<std::string, ModulePlan, std::less<>>> Resolve(
     const Recipe& recipe, std::span<const ExpectedWeight> weights);
 

@@ -84,8 +84,28 @@ TEST(Recipe, EveryComplaintNamesItsLineAndTheWayOut) {
       {"scheme: int4\nscheme: int8\n", {"r.yaml:2:", "twice"}},
       {"\n\nscheme: itn4\n", {"r.yaml:3:", "\"itn4\"", "int4"}},
       {"scheme: int4\nbits: 4\n", {"r.yaml:2:", "keep one"}},
-      {"bits: 7\n", {"r.yaml:1:", "7 bits"}},
-      {"bits: four\n", {"r.yaml:1:", "bits takes a whole number"}},
+      {"bits: 7\n", {"r.yaml:1:", "bits takes 2, 3, 4, 5, 6 or 8, not 7"}},
+      {"bits: four\n", {"r.yaml:1:", "bits takes 2, 3, 4, 5, 6 or 8, not four"}},
+      {"bits: [4]\n", {"r.yaml:1:", "bits takes 2, 3, 4, 5, 6 or 8"}},
+      // What has no value stands where its key does, not where the next word is.
+      {"scheme: int4\nbits:\n\n\ngroup_size: 32\n", {"r.yaml:2:", "bits has no value"}},
+      {"scheme: int4\nmodules:\n", {"r.yaml:2:", "modules has no value"}},
+      {"modules:\n  - match:\n    bits: 3\n", {"r.yaml:2:", "match has no value"}},
+      {"modules:\n  - match: ['*.up_proj', ~]\n", {"r.yaml:2:", "match has an empty line"}},
+      {"modules:\n  -\n  - match: '*'\n", {"r.yaml:2:", "rule 1 is empty"}},
+      {"modules:\n  - match: []\n    bits: 3\n", {"r.yaml:2:", "match has no pattern"}},
+      {"modules:\n  - match:\n      - '*.up_proj'\n      - '*.up_prj'\n",
+       {"r.yaml:4:", "\"*.up_prj\" matches no module"}},
+      // One pattern twice, and one that is never reached.
+      {"modules:\n  - match: '*.q_proj'\n    bits: 8\n  - match: '*.q_proj'\n    bits: 3\n",
+       {"r.yaml:4:", "\"*.q_proj\" matches only modules", "(r.yaml:2)", "above"}},
+      {"modules:\n  - match: '*'\n    bits: 8\n  - match:\n      - '*.mlp.*'\n    bits: 3\n",
+       {"r.yaml:5:", "\"*.mlp.*\" matches only modules", "(r.yaml:2)"}},
+      {"scheme: int4\n---\nscheme: int8\n", {"r.yaml:3:", "second document"}},
+      {"scheme: int4\nmodules:\n\t- match: '*'\n", {"r.yaml:3:", "tab", "spaces"}},
+      {"modules:\n  - &a {match: '*.q_proj'}\n  - <<: *a\n", {"r.yaml:3:", "merge keys"}},
+      {"modules:\n  - {match: '*', skip: true, group_size: 32}\n",
+       {"r.yaml:2:", "leave out group_size"}},
       {"group_size: -1\n", {"r.yaml:1:", "group_size takes"}},
       {"scheme: nf4\ngroup_size: 32\n", {"r.yaml:2:", "settles group_size itself"}},
       {"symmetric: perhaps\n", {"r.yaml:1:", "true or false"}},
@@ -93,7 +113,7 @@ TEST(Recipe, EveryComplaintNamesItsLineAndTheWayOut) {
       {"modules:\n  - bits: 4\n", {"r.yaml:2:", "match"}},
       {"modules:\n  - match: 're:('\n", {"r.yaml:2:", "no regular expression"}},
       {"modules:\n  - match: '*'\n    method: awq\n", {"r.yaml:3:", "as a whole"}},
-      {"modules:\n  - match: '*'\n    skip: true\n    bits: 4\n", {"r.yaml:3:", "leave out"}},
+      {"modules:\n  - match: '*'\n    skip: true\n    bits: 4\n", {"r.yaml:4:", "leave out bits"}},
       {"modules:\n  - match: '*'\n   bits: 4\n", {"r.yaml:3:"}},
       {"modules: [1, 2\n", {"r.yaml:2:"}},
       {"scheme: int4\nmodules:\n  - match: '*.mlp.up_prj'\n    bits: 4\n",
@@ -110,8 +130,19 @@ TEST(Recipe, EveryComplaintNamesItsLineAndTheWayOut) {
   }
 }
 
+TEST(Recipe, PatternsOfOneRuleMayOverlapAndAliasesAreRead) {
+  EXPECT_EQ(Complaint("modules:\n  - match: ['*.q_proj', '*.self_attn.*', '*.q_proj']\n"), "taken");
+  const Recipe recipe = Parsed(
+      "modules:\n  - {match: '*.q_proj', bits: &eight 8}\n  - {match: '*.o_proj', bits: *eight}\n");
+  const auto plans = Resolve(recipe, Weights());
+  ASSERT_TRUE(plans) << plans.error().message;
+  EXPECT_EQ(plans->at("model.layers.0.self_attn.o_proj.weight").scheme.bits, 8);
+}
+
 TEST(Recipe, ADeepOrLargeDocumentIsAnErrorNotACrash) {
-  EXPECT_NE(Complaint(std::string(100'000, '[')).find("r.yaml:"), std::string::npos);
+  EXPECT_NE(Complaint(std::string(100'000, '[')).find("r.yaml:1: nested too deeply"),
+            std::string::npos);
+  EXPECT_EQ(Complaint("a: \"\\\x1b\"\n").find('\x1b'), std::string::npos) << "no foreign bytes";
   EXPECT_NE(Complaint(std::string((1 << 20) + 1, ' ')).find("no recipe"), std::string::npos);
   std::string bomb = "a: &a [x, x]\n";
   EXPECT_NE(Complaint(bomb).find("\"a\" is no key"), std::string::npos);
