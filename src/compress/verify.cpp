@@ -23,6 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kChunkRows = 256;  // decoded at a time
+constexpr const char* kLogFile = "quantization_log.json";
 
 // The SHA-256 that the hub cache names a blob by; small files have a Git hash, which says nothing
 // here.
@@ -99,6 +100,12 @@ class Verifier {
         }
         out_.num_files += checked ? 1 : 0;
       }
+    }
+    if (!certificate_ && out_.damage.empty() && fs::exists(folder_ / kLogFile)) {
+      Damaged(
+          fmt::format("{}: is missing, though {} says that nibble quantize wrote this folder: "
+                      "restore it, or quantize the model again",
+                      (folder_ / kCertificateFile).string(), kLogFile));
     }
     std::vector<fs::directory_entry> others;
     for (const auto& entry : fs::directory_iterator(folder_)) {

@@ -107,6 +107,11 @@ class Verify(unittest.TestCase):
         code, found = self.verify(copy)
         self.assertEqual(code, EXIT_MODEL)
         self.assertIn("promises a certificate", found["damage"][0])
+        copy = self.copy(self.quantized("gguf"), "without_gguf")  # whose config has no place for a promise
+        (copy / "nibble_certificate.json").unlink()
+        code, found = self.verify(copy)
+        self.assertEqual(code, EXIT_MODEL)
+        self.assertIn("nibble_certificate.json: is missing", found["damage"][0])
         copy = self.copy(whole, "more")
         (copy / "added.json").write_text("{}")
         (copy / "README.md").write_text("mine")
