@@ -105,16 +105,18 @@ std::optional<std::uint64_t> ParseBytes(std::string_view text) {
   return static_cast<std::uint64_t>(value * scale);
 }
 
-bool IsUtf8(std::string_view text) {
+bool IsUtf8(std::string_view text) { return Utf8Bytes(text) == text.size(); }
+
+std::size_t Utf8Bytes(std::string_view text) {
   std::size_t i = 0;
   while (i < text.size()) {
     const std::size_t length = Utf8Length(text.substr(i));
     if (length == 0) {
-      return false;
+      break;
     }
     i += length;
   }
-  return true;
+  return i;
 }
 
 }  // namespace nibble

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -21,5 +22,7 @@ std::optional<std::uint64_t> ParseBytes(std::string_view text);
 
 /// Is this well-formed UTF-8 (no surrogates, no overlong forms)?
 bool IsUtf8(std::string_view text);
+/// Bytes before the first that is none, or all.
+std::size_t Utf8Bytes(std::string_view text);
 
 }  // namespace nibble

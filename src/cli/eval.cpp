@@ -103,7 +103,8 @@ class EvalCommand final : public Command {
       if (!read) {
         return Fail(ErrorCode::kInvalidArgument, read.error().message);
       }
-      text = std::move(*read);
+      NIBBLE_TRY(found, Utf8Text(*read, text_file_));
+      text = found;
     }
     NIBBLE_TRY_VOID(SetEngine(environment, tasks));
     NIBBLE_TRY(model, LoadModel(flags_, {}, environment));

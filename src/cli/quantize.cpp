@@ -82,8 +82,9 @@ class QuantizeCommand final : public Command {
     options.Add("--search-scale", &search_,
                 "search the scale with the least weighted error; --no-search-scale: absmax");
     options.Group("Calibration");
-    options.Add("--calibration", &calibration_file_,
-                "text or .jsonl like what the model will read");
+    options.Add(
+        "--calibration", &calibration_file_,
+        "text, or .jsonl (.json, .ndjson) with an object a line, like what the model will read");
     options.Add("--calibration-samples", &calibration_.num_samples, "windows taken from it");
     options.Add("--calibration-length", &calibration_.length, "tokens of a window");
     options.Choice("--calibration-rows", &rows_, {"auto", "memory", "disk"},
@@ -189,7 +190,8 @@ class QuantizeCommand final : public Command {
                                 "for the built-in text",
                                 text.error().message));
       }
-      options.text = std::move(*text);
+      NIBBLE_TRY(found, Utf8Text(*text, text_file_));
+      options.text = found;
       options.text_name = std::filesystem::path(text_file_).filename().string();
     }
     NIBBLE_TRY(evaluations, ReadEvaluations(*source, *tokenizer));

@@ -45,13 +45,13 @@ class RowReader {
   Result<void> Append(const json::Value& row, std::vector<TokenId>& tokens) {
     if (!row.IsObject()) {
       return Fail(ErrorCode::kInvalidArgument,
-                  fmt::format("expected an object, found a {}", row.TypeName()));
+                  fmt::format("expected an object, found {}", row.TypeName()));
     }
     if (const json::Value* text = row.Find("text")) {
       const std::string* content = text->AsString();
       if (content == nullptr) {
         return Fail(ErrorCode::kInvalidArgument,
-                    fmt::format("\"text\" is a {}, not a string", text->TypeName()));
+                    fmt::format("\"text\" is {}, not a string", text->TypeName()));
       }
       Join(tokenizer_.Encode(*content, {.add_special_tokens = true}), tokens);
       return {};
@@ -71,12 +71,12 @@ class RowReader {
       const json::Array* array = messages->AsArray();
       return array != nullptr
                  ? Result<json::Array>(*array)
-                 : wrong(fmt::format("\"messages\" is a {}, not an array", messages->TypeName()));
+                 : wrong(fmt::format("\"messages\" is {}, not an array", messages->TypeName()));
     }
     if (const json::Value* turns = row.Find("conversations")) {
       const json::Array* array = turns->AsArray();
       if (array == nullptr) {
-        return wrong(fmt::format("\"conversations\" is a {}, not an array", turns->TypeName()));
+        return wrong(fmt::format("\"conversations\" is {}, not an array", turns->TypeName()));
       }
       json::Array messages;
       for (const json::Value& turn : *array) {
@@ -133,12 +133,28 @@ class RowReader {
   std::optional<ChatTemplate> template_;
 };
 
-Result<std::vector<TokenId>> TokensOf(const std::filesystem::path& file, std::string_view text,
+// Whether the file holds an object a line.
+bool HasRows(const std::filesystem::path& file) {
+  std::string ending = file.extension().string();
+  std::ranges::transform(ending, ending.begin(), [](char c) {
+    return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  });
+  return ending == ".jsonl" || ending == ".ndjson" || ending == ".json";
+}
+
+Result<std::vector<TokenId>> TokensOf(const std::filesystem::path& file, std::string_view bytes,
                                       const Checkpoint& model, const Tokenizer& tokenizer,
                                       std::int64_t& num_rows) {
-  if (file.extension() != ".jsonl") {
+  NIBBLE_TRY(text, Utf8Text(bytes, file));
+  if (!HasRows(file)) {
     num_rows = 1;
     return tokenizer.Encode(text);
+  }
+  if (const std::size_t first = text.find_first_not_of(" \t\r\n");
+      first != std::string_view::npos && text[first] == '[') {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("{}: is an array; give one object a line, as jq -c '.[]' makes of it",
+                            file.string()));
   }
   RowReader reader(model, tokenizer);
   std::vector<TokenId> tokens;

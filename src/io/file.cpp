@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -13,6 +14,8 @@
 #include <map>
 #include <mutex>
 #include <system_error>
+
+#include "base/text.h"
 
 namespace nibble {
 namespace {
@@ -188,6 +191,23 @@ Result<void> GuardMappedReads(std::string_view what, const std::function<Result<
         fmt::format("{}: the disk no longer has the data that was mapped (truncated file?)", what));
   }
   return result;
+}
+
+Result<std::string_view> Utf8Text(std::string_view bytes, const std::filesystem::path& path) {
+  constexpr std::string_view kMark = "\xEF\xBB\xBF";
+  if (bytes.starts_with(kMark)) {
+    bytes.remove_prefix(kMark.size());
+  }
+  const std::size_t good = std::min(Utf8Bytes(bytes), bytes.find('\0'));
+  if (good >= bytes.size()) {
+    return bytes;
+  }
+  const auto before = bytes.substr(0, good);
+  return Fail(ErrorCode::kInvalidArgument,
+              fmt::format("{}, line {}: no UTF-8 text (byte \\x{:02x}): convert the file, as by "
+                          "iconv -f LATIN1 -t UTF-8, or give another one",
+                          path.string(), 1 + std::ranges::count(before, '\n'),
+                          static_cast<unsigned char>(bytes[good])));
 }
 
 Result<std::string> ReadFile(const std::filesystem::path& path, std::size_t max_bytes) {

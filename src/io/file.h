@@ -49,6 +49,10 @@ Result<void> GuardMappedReads(std::string_view what, const std::function<Result<
 /// the path.
 Result<std::string> ReadFile(const std::filesystem::path& path, std::size_t max_bytes);
 
+/// The text in the bytes of a file: UTF-8 without a byte order mark. kInvalidArgument for anything
+/// else, such as another encoding or a file of numbers; names path and line, and says what helps.
+Result<std::string_view> Utf8Text(std::string_view bytes, const std::filesystem::path& path);
+
 /// Makes `text` the content of a file, which is whole at any moment: the old one or the new one.
 /// It is written beside it, as PATH.partial. kIo.
 Result<void> ReplaceFile(const std::filesystem::path& path, std::string_view text);

@@ -106,6 +106,20 @@ TEST_F(Calibration, EveryKindOfRowIsRead) {
   EXPECT_GT(text.size(), 4U);
 }
 
+TEST_F(Calibration, RowsAreToldByTheEndingAndAByteOrderMarkIsNoText) {
+  const std::string row = R"({"text":"The house on the hill and the road to the house."})";
+  const auto tokens = [&](const std::string& name, const std::string& text) {
+    const auto set = Load(Write(name, text), {.num_samples = 1000, .length = 2});
+    EXPECT_TRUE(set) << set.error().message;
+    return set ? set->tokens : std::vector<TokenId>();
+  };
+  const auto expected = tokens("a.jsonl", row);
+  for (const char* name : {"a.JSONL", "a.json", "a.ndjson"}) {
+    EXPECT_EQ(tokens(name, "\xEF\xBB\xBF" + row), expected) << name;
+  }
+  EXPECT_EQ(tokens("a.txt", "\xEF\xBB\xBFThe house"), tokens("b.txt", "The house"));
+}
+
 TEST_F(Calibration, ErrorsNameFileLineAndWhatIsExpected) {
   for (const char* nothing : {"", " \n\n"}) {
     EXPECT_NE(ErrorOf("empty.txt", nothing).find("empty.txt: there is no text in it"),
@@ -120,9 +134,21 @@ TEST_F(Calibration, ErrorsNameFileLineAndWhatIsExpected) {
             std::string::npos);
   EXPECT_NE(ErrorOf("c.jsonl", R"({"body":"x"})").find("none of \"text\", \"messages\""),
             std::string::npos);
-  EXPECT_NE(ErrorOf("d.jsonl", R"({"text":7})").find("\"text\" is a integer"), std::string::npos);
+  EXPECT_NE(ErrorOf("d.jsonl", R"({"text":7})").find("\"text\" is integer"), std::string::npos);
   EXPECT_NE(ErrorOf("e.jsonl", R"({"messages":[{"role":"user"}]})").find("line 1"),
             std::string::npos);
+  for (const char* name : {"array.json", "array.jsonl"}) {
+    EXPECT_NE(ErrorOf(name, "\n[" + good + "]").find("is an array; give one object a line"),
+              std::string::npos);
+  }
+  // Other encodings and other files.
+  for (const std::string& bytes :
+       {std::string("\xFF\xFEh\0i\0", 6), std::string("a\nb\xE4", 4), std::string("a\nb\0", 4)}) {
+    const std::string text = ErrorOf("bytes.txt", bytes);
+    EXPECT_NE(text.find("no UTF-8 text"), std::string::npos) << text;
+    EXPECT_NE(text.find("iconv"), std::string::npos) << text;
+    EXPECT_NE(text.find(bytes[0] == 'a' ? "line 2" : "line 1"), std::string::npos) << text;
+  }
   const auto missing = Load(temp_.path() / "none.txt", {.length = 4});
   ASSERT_FALSE(missing);
   EXPECT_NE(missing.error().message.find("none.txt"), std::string::npos);
