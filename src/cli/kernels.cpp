@@ -78,8 +78,8 @@ class Report {
         return "int8 products";
       case KernelSpeed::Limit::kF32:
         return "fp32 FMA";
-      case KernelSpeed::Limit::kBF16:
-        return "bf16 products";
+      case KernelSpeed::Limit::kInt16:
+        return "int16 products";
       case KernelSpeed::Limit::kF16:
         return "dense fp16";
       case KernelSpeed::Limit::kFp8:
@@ -110,9 +110,9 @@ Result<int> MeasureCpu(const KernelOptions& options, const Environment& environm
     fmt::print("{}; kernels run at {}\n", DescribeCpu(), Name(CurrentIsa()));
     fmt::print(
         "{} threads: memory read {:.1f} GB/s ({:.1f} from one thread), int8 products {:.0f} GOP/s, "
-        "fp32 FMA {:.0f} GFLOP/s, bf16 products {:.0f} GFLOP/s\n",
+        "fp32 FMA {:.0f} GFLOP/s, int16 products {:.0f} GOP/s\n",
         limits.num_threads, limits.read_gb_per_s, limits.read_gb_per_s_one, limits.int8_gop_per_s,
-        limits.f32_gop_per_s, limits.bf16_gop_per_s);
+        limits.f32_gop_per_s, limits.int16_gop_per_s);
   }
   Report report(options.json,
                 [&](const KernelSpeed& speed) { return FractionOfLimit(speed, limits); });

@@ -11,7 +11,7 @@ json::Object DescribeLimits(const MachineLimits& limits) {
   out.Set("read_gb_per_s", limits.read_gb_per_s);
   out.Set("int8_gop_per_s", limits.int8_gop_per_s);
   out.Set("f32_gop_per_s", limits.f32_gop_per_s);
-  out.Set("bf16_gop_per_s", limits.bf16_gop_per_s);
+  out.Set("int16_gop_per_s", limits.int16_gop_per_s);
   return out;
 }
 

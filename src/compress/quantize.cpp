@@ -37,7 +37,7 @@ constexpr std::size_t kMaxScalesBytes = std::size_t{1} << 30;
 constexpr const char* kLogFile = "quantization_log.json";
 // Raised when the same options give other bytes: a run is not resumed by a program that solves
 // otherwise.
-constexpr int kArithmetic = 3;
+constexpr int kArithmetic = 4;
 constexpr int kCudaArithmetic = 1;  // the same of a run on a card
 
 // A folder of quantized linears is refused: rounding what was rounded adds a second error, and the

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <random>
 #include <span>
 #include <string>
@@ -230,53 +231,56 @@ std::vector<Output> ProduceGram(const Level& level, std::uint32_t seed) {
   return outputs;
 }
 
-// What AddBf16Gram runs at a level: pairs of bf16 by one instruction or by two.
-const GramKernels& Bf16Gram(const Level& level) {
-  return level.isa == Isa::kAvx512 && HasBf16Products() ? kAvx512Bf16Gram : *level.gram;
-}
-
-std::vector<Output> ProduceGramBf16(const Level& level, std::uint32_t seed) {
+std::vector<Output> ProduceGramInt16(const Level& level, std::uint32_t seed) {
   PhiloxEngine random(seed);
   std::vector<Output> outputs;
-  for (const std::int64_t rows : {1, 7, 510, 512, 600, 1025}) {
+  for (const std::int64_t rows :
+       {std::int64_t{1}, std::int64_t{7}, std::int64_t{300}, kGramBlock}) {
     const std::int64_t pairs = (rows + 1) / 2;
-    const std::int64_t stride = (pairs + 1) * kGramPanel;  // panels need not touch
-    const auto x = Normal(random, static_cast<std::size_t>(rows * kGramPanel));
-    auto y = Normal(random, x.size(), 1e-3F);
-    y[0] = 1e-30F;
-    std::vector<std::uint32_t> a(static_cast<std::size_t>(pairs * kGramPanel));
+    const std::int64_t stride = (pairs + 3) * kGramPanel;  // panels need not touch
+    auto x = Normal(random, static_cast<std::size_t>(rows * kGramPanel));
+    const auto y = Normal(random, x.size(), 1e-3F);
+    for (std::size_t i = 0; i < x.size(); i += kGramPanel) {
+      x[i] = 0.0F;
+      x[i + 1] *= 1e-20F;
+      x[i + 2] *= 1e15F;
+      x[i + 3] *= i == 0 ? 3e4F : 1.0F;
+    }
+    std::vector<std::uint32_t> a(static_cast<std::size_t>((1 + pairs) * kGramPanel));
     std::vector<std::uint32_t> b(static_cast<std::size_t>(kGramMaxPanels * stride));
-    GramPackBf16Call pack;
+    GramPackInt16Call pack;
     pack.x = x.data();
     pack.stride = kGramPanel;
     pack.rows = rows;
     pack.panel = a.data();
-    level.gram->pack_bf16(pack);
+    level.gram->pack_int16(pack);
     pack.minus = y.data();
     for (int p = 0; p < kGramMaxPanels; ++p) {
       pack.columns = static_cast<int>(kGramPanel) - 5 * p;
       pack.panel = b.data() + p * stride;
-      level.gram->pack_bf16(pack);
+      level.gram->pack_int16(pack);
       std::swap(pack.x, pack.minus);
     }
     Append(outputs.emplace_back(), a.data(), a.size());
     Append(outputs.emplace_back(), b.data(), b.size());
-    for (const GramKernels* kernels : {level.gram, &Bf16Gram(level)}) {
-      for (int panels = 1; panels <= kGramMaxPanels; ++panels) {
-        const std::int64_t c_stride = panels * kGramPanel + 3;
-        std::vector<double> c(static_cast<std::size_t>(kGramRows * c_stride), 0.5);
-        GramBf16Call call;
-        call.a = a.data() + (rows % 2 == 0 ? kGramRows : 0);  // either half of the panel
-        call.b = b.data();
-        call.b_stride = stride;
-        call.num_panels = panels;
-        call.pairs = pairs;
-        call.c = c.data();
-        call.c_stride = c_stride;
-        kernels->gram_bf16(call);
-        Append(outputs.emplace_back(), c.data(), c.size());
-      }
+    for (int panels = 1; panels <= kGramMaxPanels; ++panels) {
+      const std::int64_t c_stride = panels * kGramPanel + 3;
+      std::vector<double> c(static_cast<std::size_t>(kGramRows * c_stride), 0.5);
+      GramInt16Call call;
+      call.a = a.data() + (rows % 2 == 0 ? kGramRows : 0);  // either half of the panel
+      call.b = b.data();
+      call.b_stride = stride;
+      call.num_panels = panels;
+      call.pairs = pairs;
+      call.c = c.data();
+      call.c_stride = c_stride;
+      level.gram->gram_int16(call);
+      Append(outputs.emplace_back(), c.data(), c.size());
     }
+    x[5] = std::numeric_limits<float>::infinity();
+    pack = {.x = x.data(), .stride = kGramPanel, .rows = rows, .panel = a.data()};
+    level.gram->pack_int16(pack);
+    Append(outputs.emplace_back(), a.data(), a.size());
   }
   return outputs;
 }
@@ -466,44 +470,43 @@ std::vector<KernelSpeed> BenchGram(Device& device, const Level& level) {
   return {speed};
 }
 
-// The same as AddBf16Gram makes it.
-std::vector<KernelSpeed> BenchGramBf16(Device& device, const Level& level) {
-  constexpr std::int64_t kPairs = 1024, kChainPairs = kGramBf16Chain / 2;
+// The same as AddInt16Gram makes it.
+std::vector<KernelSpeed> BenchGramInt16(Device& device, const Level& level) {
+  constexpr std::int64_t kPairs = kGramBlock / 2, kBlocks = 4;
+  constexpr std::int64_t kStride = kBlocks * (1 + kPairs) * kGramPanel;
   constexpr std::int64_t kPanelsA = 4, kPanelsB = 12, kTiles = 16;
   constexpr std::int64_t kWidth = kPanelsB * kGramPanel;
   constexpr std::size_t kTile = kPanelsA * kGramPanel * kWidth;
-  const GramKernels& kernels = Bf16Gram(level);
-  const std::vector<std::uint32_t> x(static_cast<std::size_t>(kPanelsB * kPairs * kGramPanel),
-                                     0x3e803e80U);  // 0.25
+  const std::vector<std::uint32_t> x(static_cast<std::size_t>(kPanelsB * kStride));
   std::vector<double> c(kTile * static_cast<std::size_t>(device.pool().num_workers()));
   const Timing timing = MedianTime(0.2, [&] {
     device.pool().For(kTiles, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
       double* tile = c.data() + static_cast<std::size_t>(worker) * kTile;
-      for (std::int64_t pair = 0; pair < kPairs * (end - begin); pair += kChainPairs) {
+      for (std::int64_t block = 0; block < kBlocks * (end - begin); ++block) {
         for (std::int64_t half = 0; half < kPanelsA * 2; ++half) {
           for (int p = 0; p < kPanelsB; p += kGramMaxPanels) {
-            GramBf16Call call;
-            call.a =
-                x.data() + (half / 2 * kPairs + pair % kPairs) * kGramPanel + half % 2 * kGramRows;
-            call.b = x.data() + (p * kPairs + pair % kPairs) * kGramPanel;
-            call.b_stride = kPairs * kGramPanel;
+            const std::int64_t at = block % kBlocks * (1 + kPairs) * kGramPanel;
+            GramInt16Call call;
+            call.a = x.data() + half / 2 * kStride + at + half % 2 * kGramRows;
+            call.b = x.data() + p * kStride + at;
+            call.b_stride = kStride;
             call.num_panels = kGramMaxPanels;
-            call.pairs = kChainPairs;
+            call.pairs = kPairs;
             call.c = tile + half * kGramRows * kWidth + p * kGramPanel;
             call.c_stride = kWidth;
-            kernels.gram_bf16(call);
+            level.gram->gram_int16(call);
           }
         }
       }
     });
   });
   KernelSpeed speed;
-  speed.shape = fmt::format("{}x{}, {} rows", kPanelsA * kGramPanel, kWidth, 2 * kPairs);
+  speed.shape = fmt::format("{}x{}, {} rows", kPanelsA * kGramPanel, kWidth, kBlocks * kGramBlock);
   speed.bytes = 4.0 * static_cast<double>(x.size());
-  speed.ops = 4.0 * static_cast<double>(kTile) * kPairs * kTiles;
+  speed.ops = 2.0 * static_cast<double>(kTile) * kBlocks * kGramBlock * kTiles;
   speed.seconds = timing.seconds;
   speed.num_runs = timing.num_runs;
-  speed.limit = KernelSpeed::Limit::kBF16;
+  speed.limit = KernelSpeed::Limit::kInt16;
   return {speed};
 }
 
@@ -590,7 +593,7 @@ std::vector<KernelInfo> FloatKernelInfos() {
        }},
       {"sampling", "sampling", "any vocabulary", ProduceSampling, BenchSampling},
       {"gram", "gram", "panels of 16", ProduceGram, BenchGram},
-      {"gram.bf16", "gram", "panels of 16", ProduceGramBf16, BenchGramBf16},
+      {"gram.int16", "gram", "panels of 16", ProduceGramInt16, BenchGramInt16},
       {"gram.downdate", "gram", "panels of 16", ProduceDowndate, nullptr},
       {"gemm", "gemm", "panels of 12 and 32", ProduceGemm, BenchGemm}};
   std::vector<KernelInfo> infos;

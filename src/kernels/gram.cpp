@@ -21,7 +21,7 @@ const GramKernels& Kernels() {
       return kAvx2Gram;
     case Isa::kAvx512:
     case Isa::kAmx:
-      return HasFastBf16Products() ? kAvx512Bf16Gram : kAvx512Gram;
+      return kAvx512Gram;
   }
   return kRefGram;
 }
@@ -96,55 +96,56 @@ void AddGram(ThreadPool& pool, const float* panels, std::int64_t width, std::int
            });
 }
 
-void PackBf16Panels(ThreadPool& pool, const float* x, const float* minus, std::int64_t num_rows,
+void PackInt16Block(ThreadPool& pool, const float* x, const float* minus, std::int64_t num_rows,
                     std::int64_t width, std::int64_t panel_stride, std::uint32_t* panels) {
+  NIBBLE_CHECK(num_rows > 0 && num_rows <= kGramBlock, "one block of rows");
   const GramKernels& kernels = Kernels();
   pool.For(PadToPanel(width) / kGramPanel, 1, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t panel = begin; panel < end; ++panel) {
       const std::int64_t first = panel * kGramPanel;
-      GramPackBf16Call call;
+      GramPackInt16Call call;
       call.x = x + first;
       call.minus = minus == nullptr ? nullptr : minus + first;
       call.stride = width;
       call.rows = num_rows;
       call.columns = static_cast<int>(std::min(kGramPanel, width - first));
       call.panel = panels + panel * panel_stride;
-      kernels.pack_bf16(call);
+      kernels.pack_int16(call);
     }
   });
 }
 
-void AddBf16Gram(ThreadPool& pool, const std::uint32_t* a, const std::uint32_t* b,
-                 std::int64_t width, std::int64_t panel_stride, std::int64_t num_pairs,
-                 bool upper_only, double* c) {
+void AddInt16Gram(ThreadPool& pool, const std::uint32_t* a, const std::uint32_t* b,
+                  std::int64_t width, std::int64_t panel_stride,
+                  std::span<const std::int64_t> block_pairs, bool upper_only, double* c) {
   NIBBLE_CHECK(width % kGramPanel == 0, "widths in whole panels");
-  constexpr std::int64_t kPairs = kGramBf16Chain / 2;
   const GramKernels& kernels = Kernels();
   const std::int64_t num_panels = width / kGramPanel;
   const auto add = [&](std::int64_t i, std::int64_t half, std::int64_t j, std::int64_t count,
-                       std::int64_t pair, std::int64_t pairs) {
-    GramBf16Call call;
-    call.a = a + i * panel_stride + pair * kGramPanel + half;
-    call.b = b + j * panel_stride + pair * kGramPanel;
+                       std::int64_t word, std::int64_t pairs) {
+    GramInt16Call call;
+    call.a = a + i * panel_stride + word + half;
+    call.b = b + j * panel_stride + word;
     call.b_stride = panel_stride;
     call.num_panels = static_cast<int>(count);
     call.pairs = pairs;
     call.c = c + (i * kGramPanel + half) * width + j * kGramPanel;
     call.c_stride = width;
-    kernels.gram_bf16(call);
+    kernels.gram_int16(call);
   };
   ForTiles(pool, num_panels,
            [&](std::int64_t i0, std::int64_t i1, std::int64_t j0, std::int64_t j1) {
-             for (std::int64_t pair = 0; pair < num_pairs; pair += kPairs) {
-               const std::int64_t pairs = std::min(kPairs, num_pairs - pair);
+             std::int64_t word = 0;
+             for (const std::int64_t pairs : block_pairs) {
                for (std::int64_t i = i0; i < i1; ++i) {
                  for (std::int64_t half = 0; half < kGramPanel; half += kGramRows) {
                    for (std::int64_t j = upper_only ? std::max(i, j0) : j0; j < j1;
                         j += kGramMaxPanels) {
-                     add(i, half, j, std::min<std::int64_t>(kGramMaxPanels, j1 - j), pair, pairs);
+                     add(i, half, j, std::min<std::int64_t>(kGramMaxPanels, j1 - j), word, pairs);
                    }
                  }
                }
+               word += (1 + pairs) * kGramPanel;
              }
            });
 }

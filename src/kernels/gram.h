@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "base/thread_pool.h"
 #include "kernels/gram_kernel.h"
@@ -27,17 +28,18 @@ void PackPanels(ThreadPool& pool, const float* x, std::int64_t num_rows, std::in
 void AddGram(ThreadPool& pool, const float* panels, std::int64_t width, std::int64_t num_rows,
              double* c);
 
-/// x, or x - minus, [num_rows, width] contiguous, rounded to bf16 -> panels
-/// [PadToPanel(width) / 16][pairs of rows][16], panel_stride words apart (GramPackBf16Call).
-void PackBf16Panels(ThreadPool& pool, const float* x, const float* minus, std::int64_t num_rows,
+/// A block of x, or x - minus, [num_rows, width] contiguous, num_rows at most kGramBlock -> panels
+/// [PadToPanel(width) / 16][1 + pairs of rows][16], panel_stride words apart (GramPackInt16Call).
+/// Values are rounded by at most 2^-15 of the root of their column's energy in the block.
+void PackInt16Block(ThreadPool& pool, const float* x, const float* minus, std::int64_t num_rows,
                     std::int64_t width, std::int64_t panel_stride, std::uint32_t* panels);
 
-/// c [width, width] += a^T b of panels of num_pairs pairs of bf16 rows; chains run over
-/// kGramBf16Chain rows. Products are exact, so beside the inputs' own rounding (2^-9 of each) the
-/// error is that of the chains.
-void AddBf16Gram(ThreadPool& pool, const std::uint32_t* a, const std::uint32_t* b,
-                 std::int64_t width, std::int64_t panel_stride, std::int64_t num_pairs,
-                 bool upper_only, double* c);
+/// c [width, width] += a^T b of blocks of so many pairs of rows, one behind the other in each
+/// panel. Sums of a block are exact, and blocks are added up in double: beside the rounding of
+/// values there is next to no error.
+void AddInt16Gram(ThreadPool& pool, const std::uint32_t* a, const std::uint32_t* b,
+                  std::int64_t width, std::int64_t panel_stride,
+                  std::span<const std::int64_t> block_pairs, bool upper_only, double* c);
 
 /// c += a^T b in the sums of AddGram, for one panel of a and any number of panels of b, b_stride
 /// floats apart, on the calling thread: c [16][16 * num_panels], c_stride doubles a row.

@@ -16,7 +16,6 @@ constexpr std::array<const char*, 4> kNames = {"ref", "avx2", "avx512", "amx"};
 
 struct CpuFeatures {
   std::string brand;
-  bool is_intel = false;
   bool avx2 = false;    // with FMA and F16C, and the system saves ymm
   bool avx512 = false;  // F BW VL DQ, and the system saves zmm
   bool vnni = false;
@@ -36,7 +35,6 @@ CpuFeatures ReadFeatures() {
   CpuFeatures f;
   unsigned a = 0, b = 0, c = 0, d = 0;
   const auto bit = [](unsigned word, int i) { return ((word >> i) & 1U) != 0; };
-  f.is_intel = __get_cpuid(0, &a, &b, &c, &d) != 0 && b == signature_INTEL_ebx;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0) {
     return f;
   }
@@ -103,9 +101,6 @@ Isa DetectIsa() {
   const CpuFeatures& f = Features();
   return f.amx_int8 ? Isa::kAmx : f.vnni ? Isa::kAvx512 : f.avx2 ? Isa::kAvx2 : Isa::kRef;
 }
-
-bool HasBf16Products() { return CurrentIsa() >= Isa::kAvx512 && Features().bf16; }
-bool HasFastBf16Products() { return HasBf16Products() && !Features().is_intel; }
 
 Isa CurrentIsa() { return Current().load(std::memory_order_relaxed); }
 

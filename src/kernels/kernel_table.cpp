@@ -38,8 +38,8 @@ double FractionOfLimit(const KernelSpeed& speed, const MachineLimits& limits) {
       return Fraction(speed.ops * speed.limb_products, speed.seconds, limits.int8_gop_per_s);
     case KernelSpeed::Limit::kF32:
       return Fraction(speed.ops, speed.seconds, limits.f32_gop_per_s);
-    case KernelSpeed::Limit::kBF16:
-      return Fraction(speed.ops, speed.seconds, limits.bf16_gop_per_s);
+    case KernelSpeed::Limit::kInt16:
+      return Fraction(speed.ops, speed.seconds, limits.int16_gop_per_s);
     case KernelSpeed::Limit::kF16:
     case KernelSpeed::Limit::kFp8:
       break;  // no CPU kernel multiplies those

@@ -24,7 +24,7 @@ struct KernelSpeed {
     kRead,
     kInt8,
     kF32,
-    kBF16,  // products of bf16 pairs
+    kInt16,
     kF16,
     kFp8  // twice kF16, as tensor cores multiply 8 bits; not measured by itself
   };

@@ -14,8 +14,8 @@ struct LimitKernels {
   double int8_ops_per_iteration;                   // a multiplication and an addition are two
   void (*f32_fma)(std::int64_t iterations);
   double f32_ops_per_iteration;
-  void (*bf16_products)(std::int64_t iterations) = nullptr;  // needs vdpbf16ps
-  double bf16_ops_per_iteration = 0.0;
+  void (*int16_products)(std::int64_t iterations);  // pairs of them summed in int32
+  double int16_ops_per_iteration;
 };
 
 LimitKernels Avx2LimitKernels();

@@ -38,7 +38,9 @@ LimitKernels KernelsOf(Isa isa) {
           .int8_products = nullptr,
           .int8_ops_per_iteration = 0.0,
           .f32_fma = nullptr,
-          .f32_ops_per_iteration = 0.0};
+          .f32_ops_per_iteration = 0.0,
+          .int16_products = nullptr,
+          .int16_ops_per_iteration = 0.0};
 }
 
 // The highest rate of `work` units that one call of `run` reaches, over a time.
@@ -66,7 +68,7 @@ MachineLimits MeasureLimits(ThreadPool& pool, Isa isa, double seconds) {
   MachineLimits limits;
   limits.num_threads = workers;
   std::vector<std::uint8_t> memory(static_cast<std::size_t>(kBytes), std::uint8_t{1});
-  const double part = seconds / 4.0;
+  const double part = seconds / 5.0;
   limits.read_gb_per_s_one =
       BestRate(1e-9 * kBytes / 2, part, [&] { kernels.read(memory.data(), kBytes / 2); });
   limits.read_gb_per_s = BestRate(1e-9 * kBytes, part, [&] {
@@ -82,12 +84,9 @@ MachineLimits MeasureLimits(ThreadPool& pool, Isa isa, double seconds) {
     limits.f32_gop_per_s =
         BestRate(1e-9 * kernels.f32_ops_per_iteration * kIterations * workers, part,
                  [&] { pool.Run([&](int) { kernels.f32_fma(kIterations); }); });
-    limits.bf16_gop_per_s = limits.f32_gop_per_s;
-    if (kernels.bf16_products != nullptr && HasFastBf16Products()) {
-      limits.bf16_gop_per_s =
-          BestRate(1e-9 * kernels.bf16_ops_per_iteration * kIterations * workers, part,
-                   [&] { pool.Run([&](int) { kernels.bf16_products(kIterations); }); });
-    }
+    limits.int16_gop_per_s =
+        BestRate(1e-9 * kernels.int16_ops_per_iteration * kIterations * workers, part,
+                 [&] { pool.Run([&](int) { kernels.int16_products(kIterations); }); });
   }
   return limits;
 }

@@ -17,7 +17,7 @@ struct MachineLimits {
   double read_gb_per_s = 0.0;      // memory read, all threads
   double int8_gop_per_s = 0.0;     // u8 x s8 products in registers
   double f32_gop_per_s = 0.0;      // fp32 FMA in registers
-  double bf16_gop_per_s = 0.0;     // products of bf16 pairs, by fp32 FMA where there are no others
+  double int16_gop_per_s = 0.0;    // the same of int16
 };
 
 /// Measures for about `seconds`; the best of several repetitions, as the machine may be shared.

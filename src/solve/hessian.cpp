@@ -142,60 +142,69 @@ void Hessian::Add(ThreadPool& pool, const float* x, std::int64_t num_tokens) {
   num_tokens_ += num_tokens;
 }
 
-// Rows that are multiplied at once: the sums do not fit the caches and are read and written once
-// each time.
-std::int64_t InputSums::BatchPairs(std::int64_t max_tokens) {
-  return std::max((max_tokens + 1) / 2, 2 * kGramBf16Chain);
+// Of 2,048 rows in whole blocks, or of one call's: that many are multiplied at once, as the sums do
+// not fit the caches and are read and written once each time.
+std::int64_t InputSums::BatchLines(std::int64_t max_tokens) {
+  const std::int64_t blocks = std::max<std::int64_t>((max_tokens + kGramBlock - 1) / kGramBlock, 4);
+  return blocks * (1 + kGramBlock / 2);
 }
 
 InputSums::InputSums(std::int64_t width, std::int64_t max_tokens, Shift shift)
     : hessian_(width, 0),
-      batch_pairs_(BatchPairs(max_tokens)),
+      batch_lines_(BatchLines(max_tokens)),
       shift_(shift == Shift::kNone ? 0 : hessian_.sum_.size()),
-      y_(static_cast<std::size_t>(hessian_.padded_ * batch_pairs_)),
+      y_(static_cast<std::size_t>(hessian_.padded_ * batch_lines_)),
       moved_(shift == Shift::kNone ? 0 : y_.size()) {}
 
 std::uint64_t InputSums::SizeBytes(std::int64_t width, std::int64_t max_tokens, Shift shift) {
   const std::int64_t padded = PadToPanel(width);
   const std::uint64_t sum = Square(padded) * sizeof(double);
   const std::uint64_t panels =
-      static_cast<std::uint64_t>(padded * BatchPairs(max_tokens)) * sizeof(std::uint32_t);
+      static_cast<std::uint64_t>(padded * BatchLines(max_tokens)) * sizeof(std::uint32_t);
   return (shift == Shift::kNone ? 1 : 2) * (sum + panels) + (shift == Shift::kSome ? sum : 0);
 }
 
 void InputSums::Add(ThreadPool& pool, const float* y, const float* x, std::int64_t num_tokens) {
-  const std::int64_t pairs = (num_tokens + 1) / 2;
-  NIBBLE_CHECK(pairs <= batch_pairs_, "more tokens at once than announced");
   NIBBLE_CHECK(x == nullptr || !shift_.empty(), "x is for sums with a shift");
   NIBBLE_CHECK(x == nullptr || hessian_.num_tokens_ == num_shift_tokens_, "rows with x come first");
-  if (num_pairs_ + pairs > batch_pairs_ || batch_has_shift_ != (x != nullptr)) {
+  if (batch_has_shift_ != (x != nullptr)) {
     Finish(pool);
   }
   if (x == nullptr && batch_has_shift_) {
     shift_hessian_ = hessian_;
   }
   batch_has_shift_ = x != nullptr;
-  const std::int64_t stride = batch_pairs_ * kPanel;
-  PackBf16Panels(pool, y, nullptr, num_tokens, hessian_.width_, stride,
-                 y_.data() + num_pairs_ * kPanel);
-  if (x != nullptr) {
-    PackBf16Panels(pool, x, y, num_tokens, hessian_.width_, stride,
-                   moved_.data() + num_pairs_ * kPanel);
-    num_shift_tokens_ += num_tokens;
+  const std::int64_t width = hessian_.width_;
+  const std::int64_t stride = batch_lines_ * kPanel;
+  for (std::int64_t row = 0; row < num_tokens; row += kGramBlock) {
+    const std::int64_t rows = std::min(kGramBlock, num_tokens - row);
+    const std::int64_t pairs = (rows + 1) / 2;
+    if (num_lines_ + 1 + pairs > batch_lines_) {
+      Finish(pool);
+    }
+    PackInt16Block(pool, y + row * width, nullptr, rows, width, stride,
+                   y_.data() + num_lines_ * kPanel);
+    if (x != nullptr) {
+      PackInt16Block(pool, x + row * width, y + row * width, rows, width, stride,
+                     moved_.data() + num_lines_ * kPanel);
+    }
+    block_pairs_.push_back(pairs);
+    num_lines_ += 1 + pairs;
   }
-  num_pairs_ += pairs;
   hessian_.num_tokens_ += num_tokens;
+  num_shift_tokens_ += x != nullptr ? num_tokens : 0;
 }
 
 void InputSums::Finish(ThreadPool& pool) {
-  const std::int64_t stride = batch_pairs_ * kPanel;
-  AddBf16Gram(pool, y_.data(), y_.data(), hessian_.padded_, stride, num_pairs_, /*upper_only=*/true,
-              hessian_.sum_.data());
+  const std::int64_t stride = batch_lines_ * kPanel;
+  AddInt16Gram(pool, y_.data(), y_.data(), hessian_.padded_, stride, block_pairs_,
+               /*upper_only=*/true, hessian_.sum_.data());
   if (batch_has_shift_) {
-    AddBf16Gram(pool, moved_.data(), y_.data(), hessian_.padded_, stride, num_pairs_,
-                /*upper_only=*/false, shift_.data());
+    AddInt16Gram(pool, moved_.data(), y_.data(), hessian_.padded_, stride, block_pairs_,
+                 /*upper_only=*/false, shift_.data());
   }
-  num_pairs_ = 0;
+  block_pairs_.clear();
+  num_lines_ = 0;
 }
 
 double QuadraticForm(ThreadPool& pool, std::span<const float> e, const Hessian& hessian) {

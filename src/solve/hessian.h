@@ -41,8 +41,8 @@ class Hessian {
 /// What a linear sees in two models, summed: y in the one that is solved for and x in the other.
 /// Beside the Hessian of y this is the shift, S = sum of (x - y) y^T, not symmetric: x is taken
 /// from y before anything is rounded, so that little is lost where the two are close. Then y and x
-/// - y are rounded to bf16. Rounding moves an element of H by 2^-9 / sqrt(tokens) of its channels'
-/// energy, as chance in the choice of the tokens does by 1 / sqrt(tokens).
+/// - y are rounded to whole numbers, with a step for each channel of a block of tokens
+/// (PackInt16Block).
 class InputSums {
  public:
   /// Which rows come with their x.
@@ -70,14 +70,15 @@ class InputSums {
   }
 
  private:
-  static std::int64_t BatchPairs(std::int64_t max_tokens);
+  static std::int64_t BatchLines(std::int64_t max_tokens);
   Hessian hessian_;
   std::optional<Hessian> shift_hessian_;      // if that is another
-  std::int64_t batch_pairs_, num_pairs_ = 0;  // of rows that wait in the panels
+  std::int64_t batch_lines_, num_lines_ = 0;  // pairs of rows that wait in the panels, and steps
+  std::vector<std::int64_t> block_pairs_;     // of rows, of each block that waits
   bool batch_has_shift_ = false;              // and in moved_, all or none
   std::int64_t num_shift_tokens_ = 0;
   std::vector<double> shift_;             // [padded, padded]
-  std::vector<std::uint32_t> y_, moved_;  // panels [padded / 16][batch_pairs][16]
+  std::vector<std::uint32_t> y_, moved_;  // panels [padded / 16][batch_lines][16]
 };
 
 /// Rows that QuadraticForm takes at a time: its memory is a Hessian of so many tokens.

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -63,6 +65,87 @@ TEST(Gram, IsTheUpperHalfOfTheProductWithinTheStatedBound) {
         ASSERT_EQ(c[static_cast<std::size_t>(i * padded + j)], 1.0) << "below the tiles of 16 x 16";
       }
     }
+  }
+}
+
+// What the bound of 2^31 hangs on: columns whose squares lie anywhere, in one row or in all.
+TEST(Gram, SquaresOfAnInt16BlockStayBelow31Bits) {
+  ThreadPool pool(1);
+  constexpr std::int64_t kLines = 1 + kGramBlock / 2;
+  std::vector<std::uint32_t> panel(static_cast<std::size_t>(kLines * kGramPanel));
+  for (int exponent = -44; exponent <= 58; ++exponent) {
+    for (const float fraction : {1.0F, 1.4142134F, 1.4142137F, 1.9999999F}) {
+      std::vector<float> x(static_cast<std::size_t>(kGramBlock * 3));
+      const float value = std::ldexp(fraction, exponent);
+      for (std::size_t row = 0; row < x.size() / 3; ++row) {
+        x[row * 3] = row == 5 ? value : 0.0F;
+        x[row * 3 + 1] = row % 2 == 0 ? value : -value;
+        x[row * 3 + 2] = row == 5 ? value : 0x1p-9F * value;
+      }
+      PackInt16Block(pool, x.data(), nullptr, kGramBlock, 3, 0, panel.data());
+      for (std::size_t c = 0; c < 3; ++c) {
+        double energy = 0.0, rounded = 0.0;
+        const auto step = static_cast<double>(std::bit_cast<float>(panel[c]));
+        ASSERT_GT(step, 0.0);
+        for (std::int64_t t = 0; t < kGramBlock; ++t) {
+          const std::uint32_t word = panel[static_cast<std::size_t>((1 + t / 2) * kGramPanel) + c];
+          const auto q = static_cast<std::int16_t>(t % 2 == 0 ? word & 0xffffU : word >> 16);
+          const auto exact = static_cast<double>(x[static_cast<std::size_t>(t) * 3 + c]);
+          energy += exact * exact;
+          rounded += static_cast<double>(q) * static_cast<double>(q);
+          ASSERT_LE(std::fabs(q * step - exact), step / 2);
+        }
+        EXPECT_LT(rounded, 0x1p30);
+        EXPECT_LE(step / 2, 0x1.01p-15 * std::sqrt(energy));
+      }
+    }
+  }
+}
+
+// And sums of products that are as large as they can be are exact.
+TEST(Gram, OfInt16BlocksIsExactForWholeNumbers) {
+  ThreadPool pool(2);
+  constexpr std::int64_t kWidth = 80, kRows[] = {kGramBlock, 7};
+  constexpr std::int64_t kStride = (2 + kGramBlock / 2 + 4) * kGramPanel;
+  std::vector<std::uint32_t> a(kWidth / kGramPanel * kStride), b(a.size());
+  std::vector<double> c(kWidth * kWidth, 1.0), expected(c);
+  std::vector<std::int64_t> block_pairs;
+  std::mt19937 random(8);
+  std::uniform_int_distribution<int> number(1400, 1447);  // x 512 squares: below 2^30
+  std::int64_t word = 0;
+  for (const std::int64_t rows : kRows) {
+    std::vector<float> x(static_cast<std::size_t>(rows * kWidth)), y(x.size(), 0.0F);
+    for (float& value : x) {
+      value = static_cast<float>(number(random));
+    }
+    for (std::size_t i = 0; i < y.size(); i += 3) {
+      y[i] = x[i] - 1447.0F;
+    }
+    PackInt16Block(pool, x.data(), nullptr, rows, kWidth, kStride, a.data() + word);
+    PackInt16Block(pool, x.data(), y.data(), rows, kWidth, kStride, b.data() + word);
+    block_pairs.push_back((rows + 1) / 2);
+    word += (1 + block_pairs.back()) * kGramPanel;
+    for (std::int64_t t = 0; t < rows; ++t) {
+      for (std::int64_t i = 0; i < kWidth; ++i) {
+        for (std::int64_t j = 0; j < kWidth; ++j) {
+          const auto at = [&](const std::vector<float>& values, std::int64_t column) {
+            return static_cast<double>(values[static_cast<std::size_t>(t * kWidth + column)]);
+          };
+          expected[static_cast<std::size_t>(i * kWidth + j)] += at(x, i) * (at(x, j) - at(y, j));
+        }
+      }
+    }
+  }
+  for (const Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
+    const ForcedIsa forced(isa);
+    if (!forced.ok()) {
+      GTEST_LOG_(INFO) << "skipped: no " << Name(isa) << " on this machine";
+      continue;
+    }
+    auto got = c;
+    AddInt16Gram(pool, a.data(), b.data(), kWidth, kStride, block_pairs, /*upper_only=*/false,
+                 got.data());
+    EXPECT_EQ(got, expected) << Name(isa);
   }
 }
 

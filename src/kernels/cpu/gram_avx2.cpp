@@ -87,94 +87,90 @@ void Downdate(const DowndateCall& call) {
   }
 }
 
-// The halves of words of two bf16 as floats.
-__attribute__((always_inline)) inline __m256 Even(__m256i words) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-}
-__attribute__((always_inline)) inline __m256 Odd(__m256i words) {
-  return _mm256_castsi256_ps(
-      _mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
-}
-
-__attribute__((always_inline)) inline void TileBf16(const std::uint32_t* a, const std::uint32_t* b,
-                                                    std::int64_t pairs, double* c,
-                                                    std::int64_t c_stride) {
-  __m256 acc[kTileRows][2];
+// Rows [0, 4) of a block's panel of a against one of b.
+__attribute__((always_inline)) inline void TileInt16(const std::uint32_t* a, const std::uint32_t* b,
+                                                     std::int64_t pairs, double* c,
+                                                     std::int64_t c_stride) {
+  __m256i acc[kTileRows][2];
   NIBBLE_UNROLL for (int i = 0; i < kTileRows; ++i) {
-    NIBBLE_UNROLL for (int half = 0; half < 2; ++half) acc[i][half] = _mm256_setzero_ps();
+    NIBBLE_UNROLL for (int half = 0; half < 2; ++half) acc[i][half] = _mm256_setzero_si256();
   }
-  for (std::int64_t t = 0; t < pairs; ++t) {
-    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
-    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 8));
-    const __m256 odd[2] = {Odd(low), Odd(high)};
-    const __m256 even[2] = {Even(low), Even(high)};
+  for (std::int64_t t = 1; t <= pairs; ++t) {
+    const auto* row = reinterpret_cast<const __m256i*>(b + t * kGramPanel);
+    const __m256i low = _mm256_loadu_si256(row);
+    const __m256i high = _mm256_loadu_si256(row + 1);
     NIBBLE_UNROLL for (int i = 0; i < kTileRows; ++i) {
-      const __m256i one = _mm256_set1_epi32(static_cast<int>(a[i]));
-      NIBBLE_UNROLL for (int half = 0; half < 2; ++half) {
-        acc[i][half] = _mm256_fmadd_ps(Odd(one), odd[half], acc[i][half]);
-        acc[i][half] = _mm256_fmadd_ps(Even(one), even[half], acc[i][half]);
-      }
+      const __m256i one = _mm256_set1_epi32(static_cast<int>(a[t * kGramPanel + i]));
+      acc[i][0] = _mm256_add_epi32(acc[i][0], _mm256_madd_epi16(one, low));
+      acc[i][1] = _mm256_add_epi32(acc[i][1], _mm256_madd_epi16(one, high));
     }
-    a += kGramPanel;
-    b += kGramPanel;
   }
+  const auto* a_steps = reinterpret_cast<const float*>(a);
+  const auto* b_steps = reinterpret_cast<const float*>(b);
   NIBBLE_UNROLL for (int i = 0; i < kTileRows; ++i) {
-    AddWidened(c + i * c_stride, acc[i][0]);
-    AddWidened(c + i * c_stride + 8, acc[i][1]);
-  }
-}
-
-void GramBf16(const GramBf16Call& call) {
-  constexpr std::int64_t kPairs = kGramBf16Chain / 2;
-  for (std::int64_t begin = 0; begin < call.pairs; begin += kPairs) {
-    const std::int64_t left = call.pairs - begin;
-    const std::int64_t count = left < kPairs ? left : kPairs;
-    for (int p = 0; p < call.num_panels; ++p) {
-      for (int i = 0; i < kGramRows; i += kTileRows) {
-        TileBf16(call.a + begin * kGramPanel + i, call.b + p * call.b_stride + begin * kGramPanel,
-                 count, call.c + i * call.c_stride + p * kGramPanel, call.c_stride);
-      }
+    const __m256d step = _mm256_set1_pd(static_cast<double>(a_steps[i]));
+    NIBBLE_UNROLL for (int q = 0; q < 4; ++q) {
+      const __m128i part = q % 2 == 0 ? _mm256_castsi256_si128(acc[i][q / 2])
+                                      : _mm256_extracti128_si256(acc[i][q / 2], 1);
+      const __m256d steps = _mm256_mul_pd(step, _mm256_cvtps_pd(_mm_loadu_ps(b_steps + q * 4)));
+      double* to = c + i * c_stride + q * 4;
+      _mm256_storeu_pd(to, _mm256_fmadd_pd(_mm256_cvtepi32_pd(part), steps, _mm256_loadu_pd(to)));
     }
   }
 }
 
-// Eight values rounded to bf16, in the upper halves.
-__attribute__((always_inline)) inline __m256i RoundToBf16(__m256 x) {
-  const __m256i bits = _mm256_castps_si256(x);
-  const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256i is_nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000));
-  const __m256i is_tiny =
-      _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(kGramTinyBits)), magnitude);
-  return _mm256_andnot_si256(is_tiny, _mm256_blendv_epi8(rounded, quiet, is_nan));
+void GramInt16(const GramInt16Call& call) {
+  for (int p = 0; p < call.num_panels; ++p) {
+    for (int i = 0; i < kGramRows; i += kTileRows) {
+      TileInt16(call.a + i, call.b + p * call.b_stride, call.pairs,
+                call.c + i * call.c_stride + p * kGramPanel, call.c_stride);
+    }
+  }
 }
 
-void PackBf16(const GramPackBf16Call& call) {
-  __m256i mask[2];
+void PackInt16(const GramPackInt16Call& call) {
   for (int half = 0; half < 2; ++half) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    mask[half] = _mm256_cmpgt_epi32(_mm256_set1_epi32(call.columns - 8 * half), lane);
-  }
-  const auto load = [&](std::int64_t row, int half) __attribute__((always_inline)) {
-    const std::int64_t at = row * call.stride + std::int64_t{8} * half;
-    __m256 x = _mm256_maskload_ps(call.x + at, mask[half]);
-    if (call.minus != nullptr) {
-      x = _mm256_sub_ps(x, _mm256_maskload_ps(call.minus + at, mask[half]));
+    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(call.columns - 8 * half), lane);
+    const auto load = [&](std::int64_t row) __attribute__((always_inline)) {
+      const std::int64_t at = row * call.stride + std::int64_t{8} * half;
+      const __m256 x = _mm256_maskload_ps(call.x + at, mask);
+      return call.minus == nullptr ? x
+                                   : _mm256_sub_ps(x, _mm256_maskload_ps(call.minus + at, mask));
+    };
+    __m256 energy = _mm256_setzero_ps();
+    for (std::int64_t row = 0; row < call.rows; ++row) {
+      const __m256 x = load(row);
+      energy = _mm256_fmadd_ps(x, x, energy);
     }
-    return RoundToBf16(x);
-  };
-  for (std::int64_t row = 0; row < call.rows; row += 2) {
-    for (int half = 0; half < 2; ++half) {
-      const __m256i even = _mm256_srli_epi32(load(row, half), 16);
-      const __m256i odd = row + 1 < call.rows
-                              ? _mm256_and_si256(load(row + 1, half),
-                                                 _mm256_set1_epi32(static_cast<int>(0xffff0000U)))
-                              : _mm256_setzero_si256();
-      _mm256_storeu_si256(
-          reinterpret_cast<__m256i*>(call.panel + row / 2 * kGramPanel + std::int64_t{8} * half),
-          _mm256_or_si256(even, odd));
+    // Room for the rounding; NaN may have any sign.
+    const __m256i bits =
+        _mm256_and_si256(_mm256_castps_si256(_mm256_mul_ps(energy, _mm256_set1_ps(1.00390625F))),
+                         _mm256_set1_epi32(0x7fffffff));
+    const auto at_least = [&](std::uint32_t bound) __attribute__((always_inline)) {
+      return _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(static_cast<int>(bound) - 1));
+    };
+    const __m256i overflows = at_least(kGramInfinityBits);
+    const __m256i counts = _mm256_andnot_si256(overflows, at_least(kGramTinyBits));
+    // 29 - e, with the exponent's bias of 127.
+    const __m256i k = _mm256_srai_epi32(
+        _mm256_sub_epi32(_mm256_set1_epi32(29 + 127), _mm256_srli_epi32(bits, 23)), 1);
+    const auto power = [&](__m256i exponent) __attribute__((always_inline)) {
+      return _mm256_and_si256(
+          counts, _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
+    };
+    const __m256 scale = _mm256_castsi256_ps(power(k));
+    const __m256i steps = _mm256_blendv_epi8(power(_mm256_sub_epi32(_mm256_setzero_si256(), k)),
+                                             _mm256_set1_epi32(0x7fc00000), overflows);
+    std::uint32_t* panel = call.panel + std::int64_t{8} * half;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(panel), steps);
+    const auto round = [&](std::int64_t row) __attribute__((always_inline)) {
+      return _mm256_and_si256(counts, _mm256_cvtps_epi32(_mm256_mul_ps(load(row), scale)));
+    };
+    for (std::int64_t row = 0; row < call.rows; row += 2) {
+      const __m256i odd = row + 1 < call.rows ? round(row + 1) : _mm256_setzero_si256();
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(panel + (1 + row / 2) * kGramPanel),
+                          _mm256_blend_epi16(round(row), _mm256_slli_epi32(odd, 16), 0xaa));
     }
   }
 }
@@ -184,7 +180,7 @@ void PackBf16(const GramPackBf16Call& call) {
 const GramKernels kAvx2Gram = {.name = "avx2",
                                .gram = Gram,
                                .downdate = Downdate,
-                               .gram_bf16 = GramBf16,
-                               .pack_bf16 = PackBf16};
+                               .gram_int16 = GramInt16,
+                               .pack_int16 = PackInt16};
 
 }  // namespace nibble

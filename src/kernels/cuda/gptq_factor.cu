@@ -7,7 +7,6 @@
 #include "kernels/cuda/gptq_kernel.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/gram_kernel.h"
 #include "tensor/float16.h"
 
 namespace nibble::cuda {
@@ -33,7 +32,7 @@ __device__ __forceinline__ float InputAt(const InputRows& x, std::int64_t row, s
 }
 
 __device__ __forceinline__ std::uint16_t PackedBf16(float value) {
-  const bool tiny = (__float_as_uint(value) & 0x7fffffffU) < kGramTinyBits;
+  const bool tiny = (__float_as_uint(value) & 0x7fffffffU) < kTinyInputBits;
   return tiny ? std::uint16_t{0} : FloatToBF16(value);
 }
 

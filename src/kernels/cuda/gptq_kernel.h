@@ -19,7 +19,9 @@ struct InputRows {
   float scale = 1.0F;          // a value is its number times this
 };
 
-/// y, and x - y if there is x, in fp32, rounded to bf16 as GramPackBf16Call does.
+constexpr std::uint32_t kTinyInputBits = 0x26800000U;  // 2^-50: below it an input is zero
+
+/// y, and x - y if there is x, in fp32, rounded to bf16; tiny values are zero.
 struct PackInputsArgs {
   InputRows y, x;
   std::uint16_t* out = nullptr;    // [rows, pitch]

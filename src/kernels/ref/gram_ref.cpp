@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 
 #include "kernels/gram_kernel.h"
 
@@ -34,48 +36,62 @@ void Downdate(const DowndateCall& call) {
   }
 }
 
-float Even(std::uint32_t word) { return std::bit_cast<float>(word << 16); }
-float Odd(std::uint32_t word) { return std::bit_cast<float>(word & 0xffff0000U); }
+// Of the even row and of the odd one.
+std::int32_t Even(std::uint32_t word) { return static_cast<std::int16_t>(word & 0xffffU); }
+std::int32_t Odd(std::uint32_t word) { return static_cast<std::int16_t>(word >> 16); }
 
-void GramBf16(const GramBf16Call& call) {
-  constexpr std::int64_t kPairs = kGramBf16Chain / 2;
-  for (std::int64_t begin = 0; begin < call.pairs; begin += kPairs) {
-    const std::int64_t end = std::min(call.pairs, begin + kPairs);
-    for (std::int64_t i = 0; i < kGramRows; ++i) {
-      for (std::int64_t j = 0; j < call.num_panels * kGramPanel; ++j) {
-        const std::uint32_t* b = call.b + j / kGramPanel * call.b_stride + j % kGramPanel;
-        float chain = 0.0F;
-        for (std::int64_t t = begin; t < end; ++t) {
-          const std::uint32_t x = call.a[t * kGramPanel + i], y = b[t * kGramPanel];
-          chain = std::fma(Odd(x), Odd(y), chain);
-          chain = std::fma(Even(x), Even(y), chain);
-        }
-        call.c[i * call.c_stride + j] += static_cast<double>(chain);
-      }
-    }
-  }
-}
-
-std::uint32_t RoundToBf16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t magnitude = bits & 0x7fffffffU;
-  if (magnitude < kGramTinyBits) {
-    return 0;
-  }
-  return magnitude > 0x7f800000U ? bits >> 16 | 0x40U : (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
-}
-
-void PackBf16(const GramPackBf16Call& call) {
-  const auto at = [&](std::int64_t row, int column) -> std::uint32_t {
-    if (row >= call.rows || column >= call.columns) {
-      return 0;
-    }
-    const std::int64_t i = row * call.stride + column;
-    return RoundToBf16(call.minus == nullptr ? call.x[i] : call.x[i] - call.minus[i]);
+void GramInt16(const GramInt16Call& call) {
+  const auto step = [](std::uint32_t bits) {
+    return static_cast<double>(std::bit_cast<float>(bits));
   };
-  for (std::int64_t t = 0; t < (call.rows + 1) / 2; ++t) {
-    for (int c = 0; c < kGramPanel; ++c) {
-      call.panel[t * kGramPanel + c] = at(2 * t, c) | at(2 * t + 1, c) << 16;
+  for (std::int64_t i = 0; i < kGramRows; ++i) {
+    for (std::int64_t j = 0; j < call.num_panels * kGramPanel; ++j) {
+      const std::uint32_t* b = call.b + j / kGramPanel * call.b_stride + j % kGramPanel;
+      std::int64_t sum = 0;
+      for (std::int64_t t = 1; t <= call.pairs; ++t) {
+        const std::uint32_t x = call.a[t * kGramPanel + i], y = b[t * kGramPanel];
+        sum += std::int64_t{Even(x)} * Even(y) + std::int64_t{Odd(x)} * Odd(y);
+      }
+      call.c[i * call.c_stride + j] += static_cast<double>(sum) * (step(call.a[i]) * step(b[0]));
+    }
+  }
+}
+
+// 2^k and 2^-k of a column whose squares sum to energy.
+struct ColumnScale {
+  float scale = 0.0F;
+  float step = 0.0F;
+};
+ColumnScale ScaleOf(float energy) {
+  // Room for the rounding; NaN may have any sign.
+  const auto bits = std::bit_cast<std::uint32_t>(energy * 1.00390625F) & 0x7fffffffU;
+  if (bits >= kGramInfinityBits) {
+    return {.step = std::numeric_limits<float>::quiet_NaN()};
+  }
+  if (bits < kGramTinyBits) {
+    return {};
+  }
+  const int k = (29 - (static_cast<int>(bits >> 23) - 127)) >> 1;
+  return {.scale = std::ldexp(1.0F, k), .step = std::ldexp(1.0F, -k)};
+}
+
+void PackInt16(const GramPackInt16Call& call) {
+  const std::int64_t words = (1 + (call.rows + 1) / 2) * kGramPanel;
+  std::fill(call.panel, call.panel + words, 0U);
+  for (int c = 0; c < call.columns; ++c) {
+    const auto at = [&](std::int64_t row) {
+      const std::int64_t i = row * call.stride + c;
+      return call.minus == nullptr ? call.x[i] : call.x[i] - call.minus[i];
+    };
+    float energy = 0.0F;
+    for (std::int64_t row = 0; row < call.rows; ++row) {
+      energy = std::fma(at(row), at(row), energy);
+    }
+    const ColumnScale column = ScaleOf(energy);
+    call.panel[c] = std::bit_cast<std::uint32_t>(column.step);
+    for (std::int64_t row = 0; row < call.rows && column.scale > 0.0F; ++row) {
+      const auto value = static_cast<std::uint16_t>(std::lrint(at(row) * column.scale));
+      call.panel[(1 + row / 2) * kGramPanel + c] |= std::uint32_t{value} << (row % 2 * 16);
     }
   }
 }
@@ -85,7 +101,7 @@ void PackBf16(const GramPackBf16Call& call) {
 const GramKernels kRefGram = {.name = "ref",
                               .gram = Gram,
                               .downdate = Downdate,
-                              .gram_bf16 = GramBf16,
-                              .pack_bf16 = PackBf16};
+                              .gram_int16 = GramInt16,
+                              .pack_int16 = PackInt16};
 
 }  // namespace nibble
