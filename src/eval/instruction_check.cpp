@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/text.h"
+#include "eval/capital_words.h"
 #include "template/pystring.h"
 #include "tokenizer/regex.h"
 
@@ -399,6 +400,15 @@ Made Quotation(const Arguments&) {
   };
 }
 
+Made CapitalWords(const Arguments& arguments) {
+  NIBBLE_TRY(relation, ReadRelation(arguments, "capital_relation", "capital_frequency"));
+  if (!relation) {
+    return std::nullopt;
+  }
+  return
+      [holds = *relation](std::string_view response) { return holds(CountCapitalWords(response)); };
+}
+
 Made NoComma(const Arguments&) {
   return [](std::string_view response) { return response.find(',') == std::string_view::npos; };
 }
@@ -431,7 +441,7 @@ constexpr Checker kCheckers[] = {
     {.id = "combination:repeat_prompt", .make = RepeatPrompt},
     {.id = "startend:end_checker", .make = EndPhrase},
     {.id = "startend:quotation", .make = Quotation},
-    {.id = "change_case:capital_word_frequency", .needs = "needs NLTK's word tokenizer"},
+    {.id = "change_case:capital_word_frequency", .make = CapitalWords},
     {.id = "change_case:english_capital", .needs = kDetector},
     {.id = "change_case:english_lowercase", .needs = kDetector},
     {.id = "punctuation:no_comma", .make = NoComma},

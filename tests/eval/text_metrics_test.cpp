@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 
 #include "eval/bleu.h"
+#include "eval/capital_words.h"
 #include "eval/chrf.h"
 #include "eval/porter_stemmer.h"
 #include "eval/rouge.h"
@@ -14,6 +15,15 @@ TEST(PorterStem, IsNltksOnEveryRule) {
   ASSERT_GT(golden.AsObject()->size(), 1000U);
   for (const auto& [word, stem] : *golden.AsObject()) {
     EXPECT_EQ(PorterStem(word), *stem.AsString()) << word;
+  }
+}
+
+TEST(CountCapitalWords, CountsNltksWords) {
+  const json::Value golden = GoldenText("capitals");
+  ASSERT_GE(golden.AsArray()->size(), 400U);
+  for (const json::Value& item : *golden.AsArray()) {
+    const std::string& text = *item.AsArray()->at(0).AsString();
+    EXPECT_EQ(CountCapitalWords(text), item.AsArray()->at(1).AsInt()) << text;
   }
 }
 

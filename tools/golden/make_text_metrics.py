@@ -5,7 +5,8 @@ Usage: tools/golden/make_text_metrics.py tests/golden/text_metrics
 Needs rouge-score, sacrebleu, langdetect, immutabledict and packaging, and lm-eval's files (pip install --no-deps lm-eval).
 
 All texts are written for this purpose. The instructions of IFEval are judged by lm-eval's copy of
-google-research/instruction_following_eval.
+google-research/instruction_following_eval. Its sentences are those of NLTK's Punkt, which knows one abbreviation, "U.S.A.",
+instead of those that it is trained on.
 """
 
 import hashlib
@@ -22,6 +23,8 @@ import types
 
 import sacrebleu
 from nltk.stem.porter import PorterStemmer
+from nltk.tokenize import NLTKWordTokenizer
+from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 from rouge_score import rouge_scorer
 
 SEED = 20261127
@@ -123,7 +126,15 @@ INSTRUCTIONS = [
     ("detectable_format:number_highlighted_sections", {"num_highlights": 3}),
     ("detectable_format:multiple_sections", {"section_spliter": "SECTION", "num_sections": 2}),
     ("detectable_format:multiple_sections", {"section_spliter": "Audience", "num_sections": 2}),
+    ("change_case:capital_word_frequency", {"capital_frequency": 3, "capital_relation": "at least"}),
+    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "less than"}),
 ]
+# Pieces of the texts whose words in capitals are counted.
+CAPITALS = (
+    "WORD Word word A I USA U.S.A. A.B R2D2 X_Y \u00c9T\u00c9 \u01c5 \u0416\u0416 \u03a9 42 A1 'S 's 'LL 'Ll 'VE 'RE 'M 'D N'T n't CAN'T CANNOT "
+    "Cannot GIMME GONNA GOTTA LEMME WANNA D'YE MORE'N 'TIS 'TWAS 'TWERE 'N' ROCK O'CLOCK JAMES' ' '' ''' \" `` ` \u2019S \u201cYES\u201d "
+    "\u00abA\u00bb - -- --- \u2014 \u2013 / \\ | _ + = ~ ^ . .. ... , : ; ! ? @ # $ % & * ( ) [ ] { } < > ,, ,1 :30 1,000").split()
+CAPITALS += ["\n", "\n\n", "\t", "  ", "\u00a0", *[" "] * 8]
 
 
 def stems():
@@ -191,8 +202,21 @@ def gsm8k():
     return {"cases": cases, "same": same}
 
 
+def word_tokenize(text):
+    parameters = PunktParameters()
+    parameters.abbrev_types.add("u.s.a")
+    return [word for sentence in PunktSentenceTokenizer(parameters).tokenize(text) for word in NLTKWordTokenizer().tokenize(sentence)]
+
+
+def capitals(count=400):
+    draw = random.Random(SEED)
+    texts = ["".join(draw.choices(CAPITALS, k=draw.randint(1, 12))) for _ in range(count)]
+    return [[text, sum(word.isupper() for word in word_tokenize(text))] for text in texts]
+
+
 def instructions():
     utils = load_lm_eval()
+    utils.instructions_registry.instructions.instructions_util.nltk.word_tokenize = word_tokenize
     out = {"responses": RESPONSES, "instructions": []}
     for name, kwargs in INSTRUCTIONS:
         case = utils.InputExample(key=0, instruction_id_list=[name], prompt="", kwargs=[kwargs])
@@ -208,8 +232,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, make in (("stems", stems), ("rouge", rouge), ("translation", translation), ("gsm8k", gsm8k),
-                       ("instructions", instructions)):
-        text = json.dumps(make(), ensure_ascii=False, indent=None if name == "stems" else 1) + "\n"
+                       ("instructions", instructions), ("capitals", capitals)):
+        text = json.dumps(make(), ensure_ascii=False, indent=None if name in ("stems", "capitals") else 1) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
         rows.append(f"| {name}.json | {hashlib.sha256(text.encode()).hexdigest()} |")
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("rouge-score", "nltk", "sacrebleu", "lm-eval"))
@@ -217,7 +241,7 @@ def main():
         "# Text metrics as the standard packages compute them\n\n"
         "Written by `tools/golden/make_text_metrics.py tests/golden/text_metrics`; the texts are the script's own.\n"
         "instructions.json: a digit a response, whether it follows the instruction, by lm-eval's copy of\n"
-        "google-research/instruction_following_eval.\n\n"
+        "google-research/instruction_following_eval. capitals.json: texts, and how many of NLTK's words are in capitals.\n\n"
         f"Python {platform.python_version()}, {versions}. Seed {SEED}.\n\n"
         "| file | sha256 |\n|---|---|\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
