@@ -13,17 +13,20 @@ formats that nibble reads; tools/golden/check_consumers.py shows that nibble com
 
 A peer's row runs with the Python that --peer names (peer.py's head lists the packages); without one it is left out, and a
 peer that fails is recorded with its error. Each finished (row, seed) is a file of --work/done, so a stopped run goes on where
-it was; delete the file to measure again. Minutes are wall time; CPU minutes tell what a loaded machine stole, whose load is
+it was; delete the file to measure again. SIGINT and SIGTERM end what it has started, too; --work is one run's at a time, also
+after a kill -9, as long as a child of it lives. Minutes are wall time; CPU minutes tell what a loaded machine stole, whose load is
 recorded beside them.
 FILE.json holds all of --work/done, FILE.html beside it the table and the plot.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -59,6 +62,28 @@ def say(*words):
     print(time.strftime("%H:%M:%S"), *words, file=sys.stderr, flush=True)
 
 
+def take(folder):
+    """Locks the folder until this process and all that it starts have ended: children inherit the descriptor."""
+    lock = open(folder / "lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"{folder}: another run works there, or something that a killed one has left (fuser {lock.name}): end it, or "
+                 "give another --work")
+    os.set_inheritable(lock.fileno(), True)
+    return lock
+
+
+def end(process):
+    """Ends a child and what it has started, kindly first."""
+    for number, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(seconds)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+
+
 class Failed(Exception):
     """A command that did not end well, with the end of what it said."""
 
@@ -69,16 +94,20 @@ def run(command, log):
     anonymous = 0
     with open(log, "wb") as output:
         try:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT,
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, close_fds=False,
                                        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
         except OSError as error:
             raise Failed(str(error)) from None
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid != 0:
-                break
-            anonymous = max(anonymous, anonymous_kib(process.pid))
-            time.sleep(0.1)
+        try:
+            while True:
+                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if pid != 0:
+                    break
+                anonymous = max(anonymous, anonymous_kib(process.pid))
+                time.sleep(0.1)
+        except BaseException:  # stopped
+            end(process)
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
     text = log.read_text("utf-8", "replace")
     if process.returncode != 0:
@@ -97,7 +126,8 @@ def anonymous_kib(pid):
 
 
 def nibble_json(args, *command):
-    done = subprocess.run([args.nibble, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([args.nibble, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
+                          close_fds=False)
     if done.returncode != 0:
         raise Failed(f"nibble {' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout)
@@ -204,6 +234,9 @@ def main():
                                                 stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     done = args.work / "done"
     done.mkdir(parents=True, exist_ok=True)
+    lock = None if args.report_only else take(args.work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     for row in rows.ROWS if not args.report_only else []:
         if not re.search(args.rows, row.name) or (row.peer and row.peer not in args.pythons):
             continue
