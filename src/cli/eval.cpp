@@ -88,7 +88,7 @@ class EvalCommand final : public Command {
       }
       return kExitOk;
     }
-    NIBBLE_TRY_VOID(CheckHtml());
+    NIBBLE_TRY_VOID(CheckOutputs());
     if (!compare_.empty()) {
       NIBBLE_TRY_VOID(CompareResults(compare_, html_));
       return kExitOk;
@@ -139,14 +139,20 @@ class EvalCommand final : public Command {
 
  private:
   // Before hours of work, not after.
-  Result<void> CheckHtml() const {
+  Result<void> CheckOutputs() const {
     if (!compare_.empty() && html_.empty()) {
       return Fail(ErrorCode::kInvalidArgument, "--compare needs --html FILE, where the page goes");
     }
-    const std::filesystem::path folder = std::filesystem::path(html_).parent_path();
-    if (!folder.empty() && !std::filesystem::is_directory(folder)) {
-      return Fail(ErrorCode::kInvalidArgument,
-                  fmt::format("--html {}: there is no folder {}", html_, folder.string()));
+    for (const auto& [option, file] : {std::pair{"--html", &html_}, {"--output", &output_}}) {
+      const std::filesystem::path folder = std::filesystem::path(*file).parent_path();
+      if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+        return Fail(ErrorCode::kInvalidArgument,
+                    fmt::format("{} {}: there is no folder {}", option, *file, folder.string()));
+      }
+      if (std::filesystem::is_directory(*file)) {
+        return Fail(ErrorCode::kInvalidArgument,
+                    fmt::format("{} {}: is a folder; give a name for the file", option, *file));
+      }
     }
     return {};
   }
@@ -162,6 +168,9 @@ class EvalCommand final : public Command {
     if (stride_ && (*stride_ < 1 || *stride_ > context_)) {
       return Fail(ErrorCode::kInvalidArgument,
                   fmt::format("--stride takes 1 to {}, the tokens of a window", context_));
+    }
+    if (windows_ < 0) {
+      return Fail(ErrorCode::kInvalidArgument, "--windows takes 0 (all) or more");
     }
     if (text_file_.empty() && !reference_.empty()) {
       return Fail(ErrorCode::kInvalidArgument,

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <filesystem>
 
 #include "base/text.h"
@@ -274,7 +275,7 @@ class QuantizeCommand final : public Command {
                   "--recipe nor --scheme, --group-size or --no-symmetric beside it");
     }
     if (max_kl_) {
-      if (!(*max_kl_ > 0.0)) {
+      if (!(*max_kl_ > 0.0 && std::isfinite(*max_kl_))) {
         return Fail(ErrorCode::kInvalidArgument, "--max-kl takes a number above 0");
       }
       return Budget{.max_kl = max_kl_, .text = fmt::format("a KL of {}", *max_kl_)};

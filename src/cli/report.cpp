@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -133,7 +134,7 @@ class ReportCommand final : public Command {
                   "--iterations and --input-len take 1 or more, --output-len 2 or more, --batch 1 "
                   "to 4096");
     }
-    if (price_per_hour_ && !(*price_per_hour_ >= 0.0)) {
+    if (price_per_hour_ && !(*price_per_hour_ >= 0.0 && std::isfinite(*price_per_hour_))) {
       return Fail(ErrorCode::kInvalidArgument, "--price-per-hour takes 0 or more");
     }
     return {};

@@ -125,13 +125,13 @@ std::string WhyNot(ModelFormat format, const WeightSpec& stored) {
     case ModelFormat::kBitsandbytes:
       return fmt::format(
           "{} is no data type of bitsandbytes, which stores NF4, FP4 and 8 bits with "
-          "one scale a row: use compressed-tensors or gptq_v2",
-          what);
+          "one scale a row: use {}",
+          what, HolderOf(stored.codebook));
     case ModelFormat::kAwq:
-      return fmt::format(
-          "AWQ stores uniform integers of 4 bits, not {}: use compressed-tensors, "
-          "gptq_v2 or gguf",
-          what);
+      return fmt::format("AWQ stores uniform integers of 4 bits, not {}: use {}", what,
+                         stored.kind == CodecKind::kCodebook
+                             ? HolderOf(stored.codebook)
+                             : "compressed-tensors, gptq_v2 or gguf");
     case ModelFormat::kGptq:
     case ModelFormat::kGptqV2:
       return fmt::format(

@@ -98,7 +98,9 @@ Result<DataFile> ReadDataFile(const std::filesystem::path& data_dir, std::string
     return Fail(text.error(), "--data: ");
   }
   data.sha256 = Sha256Hex(std::as_bytes(std::span(*text)));
-  const std::string_view all = *text;
+  std::string_view all = *text;
+  constexpr std::string_view kMark = "\xEF\xBB\xBF";  // of byte order
+  all.remove_prefix(all.starts_with(kMark) ? kMark.size() : 0);
   std::size_t number = 0;
   for (std::size_t at = 0; at < all.size();) {
     const std::size_t end = std::min(all.find('\n', at), all.size());

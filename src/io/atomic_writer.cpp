@@ -186,14 +186,16 @@ Result<void> FolderWriter::Start(const json::Value& fingerprint, std::uint64_t e
         fmt::format("{} exists already; remove it or choose another name", target_.string()));
   }
   NIBBLE_TRY_VOID(TakeFolder());
-  NIBBLE_TRY_VOID(ReadJournal(fingerprint));
-  NIBBLE_TRY_VOID(RemoveUnfinished());
-  auto space = CheckSpace(expected_bytes);
-  if (!space && fresh_) {  // nothing was done: nothing is left
+  const auto ready = [&]() -> Result<void> {
+    NIBBLE_TRY_VOID(ReadJournal(fingerprint));
+    NIBBLE_TRY_VOID(RemoveUnfinished());
+    return CheckSpace(expected_bytes);
+  }();
+  if (!ready && fresh_) {  // nothing was done: nothing is left
     unlink(journal_.c_str());
     rmdir(partial_.c_str());
   }
-  return space;
+  return ready;
 }
 
 // Makes or finds the partial folder and takes its lock; the kernel drops the lock with the process.
@@ -247,7 +249,7 @@ Result<void> FolderWriter::ReadJournal(const json::Value& fingerprint) {
       if (found == nullptr || json::Dump(*found) != wanted) {
         return Fail(ErrorCode::kInvalidArgument,
                     fmt::format("{} was left by a run with another source, recipe or version; "
-                                "remove it to start anew: rm -r {}",
+                                "remove it to start anew: rm -r '{}'",
                                 partial_.string(), partial_.string()));
       }
       first = false;

@@ -281,6 +281,9 @@ Result<void> ReplaceFile(const std::filesystem::path& path, std::string_view tex
   if (written && rename(partial.c_str(), path.c_str()) != 0) {
     result = SystemError(path, "replace");
   }
+  if (!result) {
+    unlink(partial.c_str());
+  }
   return result;
 }
 

@@ -274,6 +274,9 @@ TEST_F(Convert, WhatCannotBeNamesTheReasonAndTheWayOut) {
        "log4 is no data type of compressed-tensors: use nibble"},
       {kGrids[6], ModelFormat::kGguf, "no block type for e2m1: use compressed-tensors"},
       {kGrids[4], ModelFormat::kNibble, "not nf4: use bitsandbytes"},
+      // What is recommended holds it.
+      {kGrids[4], ModelFormat::kAwq, "not nf4: use bitsandbytes"},
+      {kGrids[5], ModelFormat::kBitsandbytes, "one scale a row: use nibble"},
   };
   for (const auto& one : kCases) {
     const auto source = Quantized(one.grid);

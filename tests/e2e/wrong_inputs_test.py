@@ -99,7 +99,7 @@ class WrongInputs(unittest.TestCase):
 
     def test_a_number_out_of_range_is_refused_by_option(self):
         for option, value in (("--damping", -1), ("--damping", "nan"), ("--smooth-alpha", 2), ("--learn-iterations", 0),
-                              ("--learn-batch", 0), ("--context", 1), ("--max-kl", 0)):
+                              ("--learn-batch", 0), ("--context", 1), ("--max-kl", 0), ("--max-kl", "inf")):
             with self.subTest(option=option, value=value):
                 self.refused(EXIT_USAGE, [option], *self.quantize(option, value))
 
@@ -116,6 +116,22 @@ class WrongInputs(unittest.TestCase):
             self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
             self.assertIn(f"{option}: 99999999999999999999 is out of range", result.stderr)
         self.assertFalse((self.root / "never").exists())
+
+    def test_where_nothing_can_be_written_is_said_before_an_evaluation(self):
+        text = self.root / "prose.txt"
+        text.write_text(PROSE * 100)
+        for option in ("--output", "--html"):
+            for target, says in ((self.root / "no" / "such.json", "there is no folder"), (self.root, "is a folder")):
+                with self.subTest(option=option, target=target):
+                    self.refused(EXIT_USAGE, [option, says], "eval", self.source, "--perplexity", text, "--context", 64,
+                                 option, target)
+        self.refused(EXIT_USAGE, ["--windows"], "eval", self.source, "--perplexity", text, "--windows", -1)
+        for value in ("-1", "nan", "inf"):
+            self.refused(EXIT_USAGE, ["--price-per-hour"], "report", self.source, "--price-per-hour", value)
+        latin = self.root / "latin.txt"
+        latin.write_bytes("Stra\u00dfe. ".encode("latin-1") * 100)
+        self.refused(EXIT_USAGE, ["latin.txt, line 1", "UTF-8"], "eval", self.source, "--perplexity", latin)
+        self.refused(EXIT_USAGE, ["latin.txt, line 1", "UTF-8"], *self.quantize("--certificate-text", latin))
 
     def changed(self, name, **settings):
         """A copy of the source with another config."""

@@ -54,6 +54,25 @@ TEST(ReplaceFile, WritesAFileOrItsSuccessor) {
   EXPECT_NE(nowhere.error().message.find("no/a.json"), std::string::npos);
 }
 
+TEST(ReplaceFile, LeavesNothingWhereItFails) {
+  const TempFolder folder;
+  std::filesystem::create_directory(folder.path() / "taken");
+  EXPECT_FALSE(ReplaceFile(folder.path() / "taken", "text"));
+  EXPECT_FALSE(std::filesystem::exists(folder.path() / "taken.partial"));
+}
+
+TEST(Utf8Text, IsTextWithoutAMarkOrSaysWhereNot) {
+  EXPECT_EQ(Utf8Text("\xEF\xBB\xBF\xC3\xA9t\xC3\xA9", "a.txt"), "\xC3\xA9t\xC3\xA9");
+  EXPECT_EQ(Utf8Text("", "a.txt"), "");
+  const auto latin = Utf8Text("one\ntwo\nni\xE9", "a.txt");
+  ASSERT_FALSE(latin);
+  EXPECT_EQ(latin.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(latin.error().message.find("a.txt, line 3: no UTF-8 text (byte \\xe9)"),
+            std::string::npos)
+      << latin.error().message;
+  EXPECT_FALSE(Utf8Text(std::string_view("a\0b", 3), "a.txt"));
+}
+
 TEST(MappedFile, MapsBytesAndSeesChanges) {
   const TempFolder folder;
   const auto path = folder.Write("a.bin", "hello");
