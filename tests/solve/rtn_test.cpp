@@ -116,21 +116,63 @@ TEST(Rtn, MatchesTheGoldenVectorOfCompressedTensors) {
   }
 }
 
-// Anchors measured over 4.2 million normal samples, 2 % bands (g64: sym half .00902, asym .00830).
+// The same vector on GPTQ's and AWQ's grids, moved by 3/8 so that zero is not in the middle.
+TEST(Rtn, MatchesTheGoldenVectorsOfGptqAndAwq) {
+  std::vector<float> y(256);
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    y[i] = (static_cast<float>(37 * i % 101) - 50.0F) / 16.0F + 0.375F;
+  }
+  const auto codes = [](const QuantizedTensor& tensor, std::ptrdiff_t begin) {
+    return std::vector<std::uint8_t>(tensor.codes.begin() + begin,
+                                     tensor.codes.begin() + begin + 8);
+  };
+  RtnOptions options{.bits = 4, .group_size = 128, .search_scale = false};
+  options.scale_dtype = DType::kF32;
+  const auto gptq = QuantizeRtn(y, 1, 256, options);
+  ASSERT_TRUE(gptq);
+  EXPECT_FLOAT_EQ(gptq->scales[0], 0.466666669F);
+  EXPECT_EQ(codes(*gptq, 0), (std::vector<std::uint8_t>{2, 7, 12, 3, 8, 13, 5, 10}));
+  options.scale_dtype = DType::kF16;
+  options.symmetric = false;
+  const auto awq = QuantizeRtn(y, 1, 256, options);
+  ASSERT_TRUE(awq);
+  EXPECT_FLOAT_EQ(awq->scales[0], 0.416748047F);
+  EXPECT_EQ(awq->zero_points, (std::vector<std::uint8_t>{7, 7}));
+  EXPECT_EQ(codes(*awq, 0), (std::vector<std::uint8_t>{0, 6, 11, 2, 7, 13, 3, 9}));
+  EXPECT_EQ(codes(*awq, 128), (std::vector<std::uint8_t>{14, 4, 10, 15, 6, 11, 2, 7}));
+}
+
+// Anchors measured over 4.2 million normal samples, 2 % bands.
 TEST(Rtn, GaussianErrorMatchesTheKnownFigures) {
   const auto weights = RandomNormal(1 << 20, 11, 1.0F);
   double energy = 0;
   for (const float w : weights) {
     energy += static_cast<double>(w) * static_cast<double>(w);
   }
-  RtnOptions options{
-      .bits = 4, .group_size = 64, .search_scale = false, .scale_dtype = DType::kF32};
-  const auto sym = QuantizeRtn(weights, 1 << 10, 1 << 10, options);
-  options.symmetric = false;
-  const auto asym = QuantizeRtn(weights, 1 << 10, 1 << 10, options);
-  ASSERT_TRUE(sym && asym);
-  EXPECT_NEAR(SquaredError(*sym, weights) / energy, 1.06e-2, 1.06e-2 * 0.02);
-  EXPECT_NEAR(SquaredError(*asym, weights) / energy, 8.30e-3, 8.30e-3 * 0.02);
+  const struct {
+    int bits;
+    std::int64_t group_size;
+    double symmetric, asymmetric;
+  } kAnchors[] = {
+      {2, 32, 0.2225, 0.1651},   {2, 64, 0.2612, 0.2090},   {2, 128, 0.3023, 0.2533},
+      {3, 32, 0.04125, 0.02997}, {3, 64, 0.04851, 0.03812}, {3, 128, 0.05630, 0.04645},
+      {4, 32, 8.99e-3, 6.53e-3}, {4, 64, 1.06e-2, 8.30e-3}, {4, 128, 1.23e-2, 1.01e-2},
+      {8, 32, 3.12e-5, 2.26e-5}, {8, 64, 3.66e-5, 2.87e-5}, {8, 128, 4.25e-5, 3.50e-5},
+  };
+  for (const auto& anchor : kAnchors) {
+    for (const bool symmetric : {true, false}) {
+      const auto quantized = QuantizeRtn(weights, 1 << 10, 1 << 10,
+                                         {.bits = anchor.bits,
+                                          .group_size = anchor.group_size,
+                                          .symmetric = symmetric,
+                                          .search_scale = false,
+                                          .scale_dtype = DType::kF32});
+      ASSERT_TRUE(quantized);
+      const double known = symmetric ? anchor.symmetric : anchor.asymmetric;
+      EXPECT_NEAR(SquaredError(*quantized, weights) / energy, known, 0.02 * known)
+          << anchor.bits << " bits, groups of " << anchor.group_size << ", " << symmetric;
+    }
+  }
 }
 
 // By how much the largest weight of a group loses: plain absmax 1.2 %, least squares 7.0 %, this
@@ -213,6 +255,33 @@ TEST(Rtn, Fp4LosesAsMuchOfAGaussianAsIsKnown) {
     ASSERT_TRUE(searched);
     ASSERT_TRUE(Validate(*searched));
     EXPECT_LT(SquaredError(*searched, weights), SquaredError(*plain, weights));
+  }
+}
+
+// Reference, sections 13.4 and 13.5: bitsandbytes' tables by absmax.
+TEST(Rtn, Nf4AndFp4LoseAsMuchOfAGaussianAsIsKnown) {
+  constexpr std::int64_t kRows = 256, kCols = 4096;
+  const auto weights = RandomNormal(kRows * kCols, 11, 1.0F);
+  const std::vector<float> alike(kCols, 1.0F);
+  ThreadPool pool(2);
+  const struct {
+    Codebook codebook;
+    std::int64_t group;
+    double loss, mean;  // of squares; of magnitudes
+  } kKnown[] = {{Codebook::kNf4, 32, 7.63e-3, 0.067746},  {Codebook::kNf4, 64, 8.46e-3, 0.072798},
+                {Codebook::kNf4, 128, 9.14e-3, 0.076831}, {Codebook::kFp4, 32, 1.30e-2, 0.088925},
+                {Codebook::kFp4, 64, 1.49e-2, 0.096543},  {Codebook::kFp4, 128, 1.66e-2, 0.102969}};
+  for (const auto& [codebook, group, loss, mean] : kKnown) {
+    const WeightSpec spec = CodebookSpec(kCols, codebook, group, ScaleGrid::kAny);
+    const auto plain = QuantizeWeighted(pool, weights, spec, alike, DType::kF32, false);
+    ASSERT_TRUE(plain) << plain.error().message;
+    EXPECT_NEAR(SquaredError(*plain, weights) / (kRows * kCols), loss, 0.02 * loss);
+    const std::vector<float> back = Dequantize(*plain);
+    double sum = 0.0;
+    for (std::size_t i = 0; i < back.size(); ++i) {
+      sum += std::fabs(static_cast<double>(back[i]) - static_cast<double>(weights[i]));
+    }
+    EXPECT_NEAR(sum / (kRows * kCols), mean, 0.01 * mean) << Name(codebook) << " " << group;
   }
 }
 
