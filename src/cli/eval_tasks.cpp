@@ -36,8 +36,10 @@ Result<std::vector<ReadyTask>> LoadTasks(const TaskFlags& flags) {
   const std::string_view all = flags.tasks;
   for (std::size_t at = 0; at <= all.size();) {
     const std::size_t end = std::min(all.find(',', at), all.size());
-    const std::string_view name = all.substr(at, end - at);
+    std::string_view name = all.substr(at, end - at);
     at = end + 1;
+    name.remove_prefix(std::min(name.find_first_not_of(' '), name.size()));
+    name = name.substr(0, name.find_last_not_of(' ') + 1);
     if (std::ranges::any_of(tasks, [&](const auto& other) { return other.task.name == name; })) {
       return Fail(ErrorCode::kInvalidArgument, fmt::format("--tasks names {} twice", name));
     }

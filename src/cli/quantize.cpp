@@ -134,6 +134,7 @@ class QuantizeCommand final : public Command {
       return Fail(ErrorCode::kInvalidArgument,
                   fmt::format("--damping takes 0 to {}", kMostDamping));
     }
+    NIBBLE_TRY_VOID(CheckUseOfCalibration());
     Scheme scheme = *ParseScheme(scheme_);
     if (scheme == *ParseScheme("fp8") && group_size == kWholeTensor) {
       scheme = *ParseScheme("fp8-tensor");
@@ -320,6 +321,34 @@ class QuantizeCommand final : public Command {
       texts.push_back(std::move(*text));
     }
     return texts;
+  }
+
+  // How calibration data is used says nothing where there is none.
+  Result<void> CheckUseOfCalibration() const {
+    if (!calibration_file_.empty()) {
+      return {};
+    }
+    const QuantizeOptions usual;
+    const CalibrationOptions windows;
+    const std::pair<const char*, bool> flags[] = {
+        {"--calibration-samples", calibration_.num_samples != windows.num_samples},
+        {"--calibration-length", calibration_.length != windows.length},
+        {"--calibration-rows", rows_ != "auto"},
+        {"--seed", seed_ != 0},
+        {"--damping", damping_ != usual.damping},
+        {"--smooth-alpha", smooth_alpha_ != usual.smooth_alpha},
+        {"--no-correct-inputs", !correct_inputs_},
+        {"--learn-iterations", learn_iterations_ != usual.learn_iterations},
+        {"--learn-batch", learn_batch_tokens_ != usual.learn_batch_tokens}};
+    for (const auto& [flag, changed] : flags) {
+      if (changed) {
+        return Fail(ErrorCode::kInvalidArgument,
+                    fmt::format("{} says how calibration data is used, and there is none: give "
+                                "--calibration FILE, or leave it out",
+                                flag));
+      }
+    }
+    return {};
   }
 
   Result<void> Calibrate(const Checkpoint& source, const Tokenizer& tokenizer,

@@ -111,7 +111,7 @@ class Eval(unittest.TestCase):
         model = long_context_model(self.root / "long")
 
         def answers(*options):
-            out = json.loads(check_run("eval", model, "--tasks", "scitldr,flores_en-zh", "--data", self.data, "--json",
+            out = json.loads(check_run("eval", model, "--tasks", "scitldr, flores_en-zh", "--data", self.data, "--json",
                                        "--samples", *options))
             texts = [[sample["results"][0]["text"] for sample in task["samples"]] for task in out["tasks"].values()]
             return out, texts

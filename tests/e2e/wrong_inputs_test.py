@@ -103,6 +103,12 @@ class WrongInputs(unittest.TestCase):
             with self.subTest(option=option, value=value):
                 self.refused(EXIT_USAGE, [option], *self.quantize(option, value))
 
+    def test_how_calibration_data_is_used_needs_some(self):
+        for option in (("--damping", 0.02), ("--seed", 1), ("--calibration-samples", 8), ("--calibration-rows", "disk"),
+                       ("--no-correct-inputs",), ("--learn-iterations", 10)):
+            with self.subTest(option=option):
+                self.refused(EXIT_USAGE, [option[0], "--calibration FILE"], *self.quantize(*option))
+
     def test_a_value_that_is_empty_or_beyond_64_bits_is_refused_by_flag(self):
         """As an unset shell variable leaves it: it must not mean a default."""
         for option in ("--recipe", "--budget", "--max-kl", "--candidates", "--calibration", "--group-size", "--seed",
