@@ -13,7 +13,8 @@ memory and come back, and the time from process start to the first token.
 --model is a folder of Llama-2-7B's shape, 4 bit in groups of 128 (make_random_model.py --shape llama-2-7b --group 128).
 Every figure stands beside the limit of the same run and its gate. Exits with 1 if a check fails or a gate is missed.
 (Saturation has no gate: it needs vLLM on the same card.) --out is written after each part, so a run that is cut off
-leaves what it has, marked as not complete.
+leaves what it has, marked as not complete; so is one that lacks some of the folders and files above. Exits with 2 if
+something is missing: a card, the program, a file that was named.
 """
 
 import argparse
@@ -48,7 +49,14 @@ parser.add_argument("--commit", help="of the programs, to be said in the report"
 parser.add_argument("--out")
 args = parser.parse_args()
 
-report = {"commit": args.commit, "complete": False, "checks": {}, "rows": [], "gates": {}}
+SUITES = ("kernels_cuda_test", "engine_cuda_test", "compress_cuda_test")
+for path in [args.nibble, args.model, args.nf4, args.smol, args.text, args.load_client,
+             *(args.tests and [pathlib.Path(args.tests) / suite for suite in SUITES] or [])]:
+    if path is not None and not pathlib.Path(path).exists():
+        parser.error(f"{path} does not exist")
+left_out = [f"--{name}" for name in ("tests", "model", "nf4", "smol", "text") if getattr(args, name) is None]
+
+report = {"commit": args.commit, "complete": False, "left_out": left_out, "checks": {}, "rows": [], "gates": {}}
 failed = []
 
 
@@ -141,7 +149,7 @@ def load(server, *options):
 
 def check_correctness():
     if args.tests:
-        for suite in ("kernels_cuda_test", "engine_cuda_test", "compress_cuda_test"):
+        for suite in SUITES:
             done = run(pathlib.Path(args.tests) / suite, "--gtest_brief=1", "--gtest_filter=-CudaLimits*")
             check(suite, done.returncode == 0 and "SKIPPED" not in done.stdout, last=done.stdout.strip().splitlines()[-1:])
     if args.smol:
@@ -247,6 +255,8 @@ def measure_server():
 
 
 card = json.loads(nibble("doctor", "--json"))
+if problem := card["cuda"]["problem"] or (not card["cuda"]["built_in"] and "this nibble was built without CUDA"):
+    parser.error(problem)
 report["machine"] = card
 report["nibble"] = run(args.nibble, "--version").stdout.strip()
 parts = [check_correctness]
@@ -255,7 +265,9 @@ if args.model:
 for part in parts:
     part()
     save()
-report["complete"] = True
+report["complete"] = not left_out
+if left_out:
+    say("not complete: without", ", ".join(left_out))
 save()
 if not args.out:
     print(json.dumps(report, indent=1))
