@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "base/text.h"
@@ -19,6 +20,10 @@ constexpr std::uint64_t kDefaultCpuBytes = std::uint64_t{512} << 20;
 constexpr std::int64_t kMostBlocks = std::int64_t{1} << 18;
 // What a CUDA context takes at most. More than that in use on the card belongs to others.
 constexpr std::uint64_t kContextBytes = std::uint64_t{640} << 20;
+
+// What a plan leaves of a card, however much it is asked to fill: kernels are loaded when they are
+// first launched (14 MB in all), and allocations are rounded up to 2 MiB.
+constexpr std::uint64_t kUnplannedBytes = std::uint64_t{64} << 20;
 
 std::string Human(std::uint64_t bytes) { return HumanBytes(static_cast<double>(bytes)); }
 
@@ -43,11 +48,12 @@ Limit LimitOf(const MemoryBudget& budget, bool by_share) {
     return {budget.free_bytes,
             fmt::format("{} of the machine's memory are free", Human(budget.free_bytes))};
   }
+  const std::uint64_t most = Less(budget.free_bytes, kUnplannedBytes);
   if (!by_share) {
-    return {budget.free_bytes, fmt::format("{} of the card's {} are free", Human(budget.free_bytes),
-                                           Human(budget.total_bytes))};
+    return {most, fmt::format("{} of the card's {} are free", Human(budget.free_bytes),
+                              Human(budget.total_bytes))};
   }
-  const std::uint64_t bytes = Less(ShareBytes(budget), ContextBytes(budget));
+  const std::uint64_t bytes = std::min(Less(ShareBytes(budget), ContextBytes(budget)), most);
   return {bytes, fmt::format("{} of the card's {} may be used (--gpu-memory-utilization {})",
                              Human(bytes), Human(budget.total_bytes), budget.utilization)};
 }
@@ -55,7 +61,7 @@ Limit LimitOf(const MemoryBudget& budget, bool by_share) {
 // The share of the card that would hold `bytes` of plan, as the flag takes it; nothing if even the
 // free memory does not.
 std::optional<std::string> ShareThatHolds(const MemoryBudget& budget, std::uint64_t bytes) {
-  if (!budget.is_card || bytes > budget.free_bytes) {
+  if (!budget.is_card || bytes > Less(budget.free_bytes, kUnplannedBytes)) {
     return std::nullopt;
   }
   const double share =
@@ -126,6 +132,15 @@ std::string DescribeLines(const MemoryLedger& ledger) {
 
 Result<std::int64_t> PlanKvPool(const MemoryBudget& budget, const KvPoolRequest& request,
                                 std::uint64_t other_bytes, const std::string& others) {
+  // Tokens of the pool are numbered in 32 bits.
+  const std::int64_t most_blocks =
+      std::numeric_limits<std::int32_t>::max() / request.block_size_tokens - request.extra_blocks;
+  if (request.num_blocks && *request.num_blocks > most_blocks) {
+    return Fail(ErrorCode::kInvalidArgument,
+                fmt::format("--num-gpu-blocks-override {}: a KV cache has at most {} blocks of {} "
+                            "tokens",
+                            *request.num_blocks, most_blocks, request.block_size_tokens));
+  }
   const bool exact = request.num_blocks.has_value() || request.kv_cache_bytes.has_value();
   const bool by_share = budget.is_card && !exact;
   if (by_share) {
@@ -185,6 +200,7 @@ Result<std::int64_t> PlanKvPool(const MemoryBudget& budget, const KvPoolRequest&
                     Human(bytes), Human(other_bytes), others, Human(other_bytes + bytes),
                     limit.text, room, offload ? ", or " + *offload : ""));
   }
+  blocks = std::min(blocks, most_blocks);
   if (blocks >= one_sequence && bytes <= room) {
     return blocks;
   }

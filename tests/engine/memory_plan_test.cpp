@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 namespace nibble {
 namespace {
 
@@ -88,10 +90,16 @@ TEST(PlanKvPool, MoreBytesThanFreeAreRefusedWithTheMostThatFits) {
   ExpectSays(text, "the plan needs 88.1 GB");
   ExpectSays(text, "(weights 4.29 GB)");
   ExpectSays(text, "85.4 GB of the card's 85.9 GB are free");
-  const std::uint64_t most = 80 * kGiB - 500 * kMiB - 4 * kGiB;
+  const std::uint64_t most = 80 * kGiB - 500 * kMiB - 4 * kGiB - 64 * kMiB;  // for kernels
   ExpectSays(text, "at most --kv-cache-memory-bytes " + std::to_string(most));
   request.kv_cache_bytes = most - 32 * kMiB;
   EXPECT_TRUE(PlanKvPool(Card(), request, 4 * kGiB, ""));
+}
+
+TEST(PlanKvPool, AWholeCardLeavesRoomForItsKernels) {
+  const auto blocks = PlanKvPool(Card(1.0), Llama7B(), 4 * kGiB, "");
+  ASSERT_TRUE(blocks) << blocks.error().message;
+  EXPECT_EQ(*blocks, (80 * 1024 - 500 - 64 - 4 * 1024) / 32 - 1);
 }
 
 TEST(PlanKvPool, AModelThatDoesNotFitIsRefusedWithWhatHelps) {
@@ -191,6 +199,25 @@ TEST(PlanKvPool, ANumberOfBlocksIsTakenAsItIsIfItFits) {
   EXPECT_EQ(PlanKvPool(Machine(kGiB), request, 0, "").value_or(0), 3);
   request.num_blocks = 1 << 20;
   ExpectSays(ErrorOf(PlanKvPool(Machine(kGiB), request, 0, "")), "--num-gpu-blocks-override");
+}
+
+// So many that their bytes come to little again in 64 bits, or their numbers in 32.
+TEST(PlanKvPool, ANumberOfBlocksThatNoCacheHasIsRefused) {
+  for (KvPoolRequest request : {Small(), Llama7B()}) {
+    for (const std::int64_t blocks :
+         {std::int64_t{1} << 62, (std::int64_t{1} << 62) + 10, (std::int64_t{1} << 32) + 10,
+          std::numeric_limits<std::int64_t>::max()}) {
+      request.num_blocks = blocks;
+      const auto plan = PlanKvPool(Card(), request, 0, "");
+      ASSERT_FALSE(plan) << blocks;
+      EXPECT_EQ(plan.error().code, ErrorCode::kInvalidArgument);
+      ExpectSays(plan.error().message, "--num-gpu-blocks-override " + std::to_string(blocks));
+    }
+  }
+  KvPoolRequest tiny = Small();  // a block of 1 byte: only their numbers are the limit
+  tiny.block_bytes = 1;
+  tiny.kv_cache_bytes = kGiB;
+  EXPECT_EQ(PlanKvPool(Machine(8 * kGiB), tiny, 0, "").value_or(0), (1 << 27) - 1);
 }
 
 TEST(PlanKvPool, ASmallModelDoesNotFillALargeCardWithBlocksNobodyUses) {
