@@ -173,6 +173,9 @@ Result<RequestId> EngineImpl::Submit(GenerationRequest params, std::shared_ptr<O
     if (draining_) {
       return Fail(ErrorCode::kUnavailable, "the server is shutting down and takes no new requests");
     }
+    if (!published_.device_failure.empty()) {
+      return Fail(ErrorCode::kUnavailable, "the device is lost; the server must be started again");
+    }
     if (num_queued_requests_ >= config_.max_queued_requests) {
       return Fail(
           ErrorCode::kLimitExceeded,
@@ -495,6 +498,12 @@ void EngineImpl::FailStep(std::span<Sequence* const> members, const std::string&
   Log(LogLevel::kWarning, fmt::format("a step of {} sequences failed: {}", members.size(), why));
   for (const Sequence* sequence : members) {
     EndRequest(sequence->request->id, FinishReason::kError, "the engine failed on this request");
+  }
+  if (const auto health = executor_.Health(); !health && stats_.device_failure.empty()) {
+    stats_.device_failure = health.error().message;
+    Log(LogLevel::kError, fmt::format("the device is lost ({}): every request fails until this "
+                                      "process is started again",
+                                      stats_.device_failure));
   }
 }
 

@@ -70,6 +70,7 @@ struct EngineStats {
       iteration_tokens, request_prompt_tokens, request_generation_tokens, request_params_n,
       request_params_max_tokens;
   Clock::TimePoint last_step;  // when a step last finished
+  std::string device_failure;  // why no step will succeed again; empty: all is well
 };
 
 /// Continuous batching over one StepExecutor. One thread owns the engine and calls Step or RunLoop;

@@ -60,6 +60,7 @@ class ModelRunner final : public StepExecutor {
   Result<Ticket> Launch(const StepPlan& plan) override;
   Result<StepResult> Retire(Ticket ticket) override;
   int depth() const override { return depth_; }
+  Result<void> Health() override { return device_->Health(); }
   std::optional<Clock::TimePoint> PlanNextAt() const override;
 
   LlamaModel& model() { return *model_; }

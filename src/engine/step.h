@@ -75,6 +75,8 @@ class StepExecutor {
   virtual Result<StepResult> Retire(Ticket ticket) = 0;
   /// Steps that may be in flight beyond the one being retired: 0 on a CPU.
   virtual int depth() const = 0;
+  /// Whether steps can still succeed. Errors: kUnavailable where the device is lost, for good.
+  virtual Result<void> Health() { return {}; }
   /// When the step after those in flight should be planned: late, so that it takes in whoever comes
   /// meanwhile, but before the device runs dry. Nothing: at once.
   virtual std::optional<Clock::TimePoint> PlanNextAt() const { return std::nullopt; }

@@ -259,6 +259,10 @@ bool ServerImpl::EngineAlive() const {
 }
 
 void ServerImpl::Health(const Writer& writer) const {
+  if (!engine_.Stats().device_failure.empty()) {
+    writer->Respond(ErrorResponse(MakeApiError(503, "The device is lost: restart the server.")));
+    return;
+  }
   writer->Respond(EngineAlive()
                       ? HttpResponse{.content_type = ""}
                       : ErrorResponse(MakeApiError(503, "The engine does not make progress.")));

@@ -326,6 +326,19 @@ TEST(Engine, AFailedStepEndsItsRequestsAndNoOthers) {
   EXPECT_EQ(again->Finish(), FinishReason::kError);
 }
 
+TEST(Engine, OnceTheDeviceIsLostItSaysSoAndTakesNoRequests) {
+  Fixture fixture(SmallConfig(), 0, {.launch_failure = 1.0, .lasts = true});
+  EXPECT_EQ(fixture.engine->Stats().device_failure, "");
+  const auto failed = fixture.Submit(MakeRequest());
+  fixture.RunDry();
+  EXPECT_EQ(failed->Finish(), FinishReason::kError);
+  EXPECT_EQ(fixture.engine->Stats().device_failure, "a kernel: an illegal memory access");
+  const auto refused = fixture.engine->Submit(MakeRequest(), failed);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kUnavailable);
+  EXPECT_EQ(fixture.engine->Stats().num_blocks_held, 0);
+}
+
 TEST(Engine, WhoWaitsLongerThanTheQueueDeadlineIsToldAndWhoHasBegunIsNot) {
   EngineConfig config = SmallConfig();
   config.max_num_sequences = 1;

@@ -105,6 +105,7 @@ class FakeEngine final : public Engine {
     stats.num_requests_running = static_cast<std::int32_t>(active_.size());
     stats.num_steps = num_steps_;
     stats.num_preemptions = 7;
+    stats.device_failure = device_failure;
     stats.num_host_blocks_total = 8;
     stats.num_host_blocks_used = 2;
     stats.bytes_spilled = 4096;
@@ -122,6 +123,7 @@ class FakeEngine final : public Engine {
   std::atomic<int> num_submitted{0};
   std::atomic<int> max_requests{10'000};
   GenerationRequest last_request;
+  std::string device_failure;
   std::string fail_with;  // if set: the first token is kError with this text
 
  private:

@@ -555,6 +555,18 @@ TEST(Server, IsUnhealthyWhenTheEngineStandsStillWithWork) {
   EXPECT_EQ(Client(running.port()).Get("/live").status, 200);
 }
 
+TEST(Server, IsUnhealthyOnceTheDeviceIsLost) {
+  FakeEngine engine;
+  engine.device_failure = "a kernel: an illegal memory access";
+  Running running(engine);
+  for (const char* path : {"/health", "/ready"}) {
+    const auto answer = Client(running.port()).Get(path);
+    EXPECT_EQ(answer.status, 503) << path;
+    EXPECT_NE(answer.body.find("restart the server"), std::string::npos) << answer.body;
+  }
+  EXPECT_EQ(Client(running.port()).Get("/live").status, 200);
+}
+
 TEST(Server, NamesAnAddressInUse) {
   FakeEngine engine;
   Running running(engine);

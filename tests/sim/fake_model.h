@@ -65,6 +65,7 @@ std::string TextOf(std::span<const TokenId> tokens, const SamplingParams& params
 struct ExecutorFaults {
   double launch_failure = 0.0;
   double retire_failure = 0.0;
+  bool lasts = false;  // a failed step is the device's end
 };
 
 /// A device that takes liberties: within what the contract allows, work of different sequences runs
@@ -78,6 +79,11 @@ class FakeExecutor final : public StepExecutor {
   Result<Ticket> Launch(const StepPlan& plan) override;
   Result<StepResult> Retire(Ticket ticket) override;
   int depth() const override { return depth_; }
+  Result<void> Health() override {
+    return faults_.lasts && !failed_requests_.empty()
+               ? Fail(ErrorCode::kUnavailable, "a kernel: an illegal memory access")
+               : Result<void>{};
+  }
 
   /// Whose tokens these are; must be told before a request's first step.
   void SetTenant(RequestId request, std::uint64_t tenant) { tenants_[Raw(request)] = tenant; }
