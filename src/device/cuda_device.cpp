@@ -390,9 +390,10 @@ Result<std::unique_ptr<Device>> MakeCudaDevice(int ordinal, int num_threads) {
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
     int driver = 0;
     cudaDriverGetVersion(&driver);
-    return Fail(ErrorCode::kUnavailable,
-                fmt::format("{}; or run with --device cpu (nibble doctor shows what is here)",
-                            ExplainCudaStart(error, driver, cudaGetErrorString(error))));
+    return Fail(
+        ErrorCode::kUnavailable,
+        fmt::format("{}; or run with --device cpu (nibble doctor shows what is here)",
+                    ExplainCudaStart(error, driver, cudaGetErrorString(error), ProblemOfDriver())));
   }
   if (ordinal < 0 || ordinal >= count) {
     return Fail(ErrorCode::kUnavailable,

@@ -73,10 +73,10 @@ CudaInfo ProbeCuda() {
       error = kNoDevice;
     }
     if (error != 0 || info.cuda_version < kCudaVersion) {
-      info.problem = ExplainCudaStart(error, info.cuda_version, "unknown error");
+      info.problem = ExplainCudaStart(error, info.cuda_version, "unknown error", ProblemOfDriver());
     }
   } else {
-    info.problem = ExplainCudaStart(0, 0, "");
+    info.problem = ExplainCudaStart(0, 0, "", ProblemOfDriver());
   }
   const auto look = [&](Name name, const char* used_for) {
     info.libraries.push_back({VendorLibrary::FileName(name), VendorLibrary(name).path(), used_for});

@@ -2,10 +2,14 @@
 
 #include <fmt/format.h>
 
+#include "base/text.h"
+#include "device/vendor_library.h"
+
 namespace nibble {
 namespace {
 
 // cudaError_t and CUresult agree on these.
+constexpr int kStubLibrary = 34;
 constexpr int kInsufficientDriver = 35;
 constexpr int kDevicesUnavailable = 46;
 constexpr int kNoDevice = 100;
@@ -15,7 +19,26 @@ constexpr int kNotSupportedOnDevice = 804;
 
 }  // namespace
 
-std::string ExplainCudaStart(int error, int driver_version, const std::string& text) {
+std::string ProblemOfDriver() {
+  const VendorLibrary cuda(VendorLibrary::Name::kCuda);
+  if (cuda.found() && cuda.Find<int(int*)>("cuDriverGetVersion") == nullptr) {
+    return cuda.path() + ": there is no cuDriverGetVersion in it";
+  }
+  return cuda.problem();
+}
+
+std::string ExplainCudaStart(int error, int driver_version, const std::string& text,
+                             const std::string& library) {
+  if (!library.empty()) {
+    return fmt::format(
+        "libcuda.so.1 is here and cannot be used ({}): install the NVIDIA driver, version 580 or "
+        "newer, again, or take the file out of the loader's way",
+        Quote(library));
+  }
+  if (error == kStubLibrary) {
+    return "the libcuda.so.1 that is found is the toolkit's stub and no driver: take its folder "
+           "out of LD_LIBRARY_PATH";
+  }
   if (driver_version == 0) {
     return "no NVIDIA driver is installed (libcuda.so.1 was not found): install one of version 580 "
            "or newer, or start the container with its GPUs (docker run --gpus all)";

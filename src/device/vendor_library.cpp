@@ -32,7 +32,13 @@ VendorLibrary::VendorLibrary(Name name) {
     if (handle_ != nullptr) {
       link_map* map = nullptr;
       path_ = dlinfo(handle_, RTLD_DI_LINKMAP, &map) == 0 ? map->l_name : place;
+      problem_.clear();
       return;
+    }
+    const char* error = dlerror();
+    const std::string text = error == nullptr ? "" : error;
+    if (problem_.empty() && text.find("No such file") == std::string::npos) {
+      problem_ = text;
     }
   }
 }

@@ -16,6 +16,8 @@ class VendorLibrary {
   bool found() const { return handle_ != nullptr; }
   /// Where it was found; empty if nowhere.
   const std::string& path() const { return path_; }
+  /// Why it is of no use although its file is there, in the loader's words; empty otherwise.
+  const std::string& problem() const { return problem_; }
   /// What was looked for: "libcublasLt.so.13".
   static const char* FileName(Name name);
 
@@ -36,6 +38,7 @@ class VendorLibrary {
   void* FindSymbol(const char* symbol) const;
   void* handle_ = nullptr;
   std::string path_;
+  std::string problem_;
 };
 
 }  // namespace nibble

@@ -20,14 +20,22 @@ TEST(ExplainCudaStart, NamesWhatIsMissingAndHowToMendIt) {
       {35, 12040, "speaks CUDA 12.4 and nibble needs 13.0: update the driver"},
       {100, 13000, "CUDA_VISIBLE_DEVICES"},
       {46, 13000, "exclusive mode"},
+      {34, 0, "stub"},
+      {34, 13000, "stub"},
       {802, 13000, "nvidia-fabricmanager"},
       {803, 13000, "another version than the kernel's driver"},
       {999, 13010, "unknown error (CUDA error 999)"},
   };
   for (const auto& c : kCases) {
-    const std::string text = ExplainCudaStart(c.error, c.driver_version, "unknown error");
+    const std::string text = ExplainCudaStart(c.error, c.driver_version, "unknown error", "");
     EXPECT_NE(text.find(c.says), std::string::npos) << text;
   }
+}
+
+TEST(ExplainCudaStart, ALibraryThatIsThereAndBrokenIsNotCalledMissing) {
+  const std::string text = ExplainCudaStart(35, 0, "", "/x/libcuda.so.1: file too short");
+  EXPECT_NE(text.find("/x/libcuda.so.1: file too short"), std::string::npos) << text;
+  EXPECT_EQ(text.find("was not found"), std::string::npos) << text;
 }
 
 TEST(MakeCudaDevice, WithoutACardSaysWhatIsMissing) {

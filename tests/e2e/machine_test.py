@@ -103,11 +103,20 @@ class MemoryPlan(unittest.TestCase):
 
     def test_wrong_values_are_refused(self):
         for flag, value in (("--kv-cache-memory-bytes", "1.5G"), ("--kv-cache-memory-bytes", "lots"),
-                            ("--gpu-memory-utilization", "1.5"), ("--gpu-memory-utilization", "0")):
+                            ("--gpu-memory-utilization", "1.5"), ("--gpu-memory-utilization", "0"),
+                            ("--gpu-memory-utilization", "nan")):
             with self.subTest(flag=flag, value=value):
                 result = run(*RUN, flag, value)
                 self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
                 self.assertIn(f"{flag} {value}: expected", result.stderr)
+
+
+    def test_blocks_whose_bytes_wrap_around_are_refused(self):
+        for blocks in (2**62, 2**62 + 10, 2**63 - 1):
+            with self.subTest(blocks=blocks):
+                result = run(*RUN, "--num-gpu-blocks-override", blocks)
+                self.assertEqual(result.returncode, EXIT_USAGE, result.stderr)
+                self.assertIn(f"--num-gpu-blocks-override {blocks}: a KV cache has at most", result.stderr)
 
 
 class Doctor(unittest.TestCase):
@@ -149,6 +158,21 @@ class Doctor(unittest.TestCase):
                          ("Invented Card", "9.0", 132, 1980))
         self.assertEqual(card["total_bytes"], 80 << 30)
         self.assertEqual(cuda["libraries"][0]["path"], folder + "/libcuda.so.1")
+
+
+    def test_a_broken_driver_is_not_called_missing(self):
+        built_in = self.report()["cuda"]["built_in"]
+        for content in (b"", b"no library"):
+            with self.subTest(content=content), tempfile.TemporaryDirectory() as folder:
+                library = pathlib.Path(folder) / "libcuda.so.1"
+                library.write_bytes(content)
+                problem = self.report(LD_LIBRARY_PATH=folder)["cuda"]["problem"]
+                self.assertIn(f"libcuda.so.1 is here and cannot be used ({library}: ", problem)
+                if built_in:
+                    result = subprocess.run([nibble_process.binary(), *map(str, RUN), "--device", "cuda"], timeout=60,
+                                            capture_output=True, text=True, env={**os.environ, "LD_LIBRARY_PATH": folder})
+                    self.assertEqual(result.returncode, EXIT_NO_RESOURCES)
+                    self.assertIn("is here and cannot be used", result.stderr)
 
 
 class Bench(unittest.TestCase):
