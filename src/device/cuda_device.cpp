@@ -22,7 +22,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t kStagingBytes = std::size_t{4} << 20;
+constexpr std::size_t kStagingBytes = Device::kMaxWriteBytes;
 constexpr std::size_t kNumEvents = 64;  // more than steps can be in flight
 constexpr std::int64_t kClearBytes = std::int64_t{8}
                                      << 20;  // of host memory, by a worker at a time
@@ -262,15 +262,18 @@ class CudaDeviceImpl final : public CudaDevice {
       Staging staging;
       ++num_staging_;
       lock.unlock();
-      if (cudaHostAlloc(&staging.data, kStagingBytes, cudaHostAllocDefault) == cudaSuccess &&
-          cudaEventCreateWithFlags(&staging.event, cudaEventDisableTiming) == cudaSuccess) {
-        lock.lock();
-        open_.push_back(staging);
-        return static_cast<std::byte*>(staging.data);
+      // Without pinned memory a load is slower, and no less right.
+      staging.pinned =
+          cudaHostAlloc(&staging.data, kStagingBytes, cudaHostAllocDefault) == cudaSuccess;
+      if (!staging.pinned) {
+        cudaGetLastError();  // not sticky: the next call must not find it
+        staging.data = ::operator new(kStagingBytes);
       }
+      NoteError(cudaEventCreateWithFlags(&staging.event, cudaEventDisableTiming),
+                "an event of a staging buffer");
       lock.lock();
-      NIBBLE_CHECK(num_staging_ > 1, "no pinned memory for a single staging buffer");
-      --num_staging_;
+      open_.push_back(staging);
+      return static_cast<std::byte*>(staging.data);
     }
     has_staging_.wait(lock, [&] { return !free_.empty(); });
     Staging staging = free_.front();
@@ -309,6 +312,7 @@ class CudaDeviceImpl final : public CudaDevice {
  private:
   struct Staging {
     void* data = nullptr;
+    bool pinned = true;
     cudaEvent_t event = nullptr;
   };
   // A step as graphs, and what the host does between one and the next.
@@ -351,7 +355,11 @@ class CudaDeviceImpl final : public CudaDevice {
   std::size_t MaxStaging() const { return static_cast<std::size_t>(pool_.num_workers()) * 2; }
   void ReleaseStaging() {
     for (const Staging& staging : free_) {
-      cudaFreeHost(staging.data);
+      if (staging.pinned) {
+        cudaFreeHost(staging.data);
+      } else {
+        ::operator delete(staging.data);
+      }
       cudaEventDestroy(staging.event);
     }
     free_.clear();

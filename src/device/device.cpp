@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "base/check.h"
@@ -96,6 +98,14 @@ DeviceWrite::~DeviceWrite() {
 
 DeviceWrite Device::Write(std::byte* destination, std::size_t bytes) {
   return {this, OpenWrite(destination, bytes), destination, bytes};
+}
+
+void WriteBytes(Device& device, std::byte* destination, std::span<const std::byte> bytes) {
+  for (std::size_t at = 0; at < bytes.size(); at += Device::kMaxWriteBytes) {
+    const auto piece = bytes.subspan(at, std::min(Device::kMaxWriteBytes, bytes.size() - at));
+    const DeviceWrite write = device.Write(destination + at, piece.size());
+    std::memcpy(write.data(), piece.data(), piece.size());
+  }
 }
 
 void Device::BeginCapture() { NIBBLE_CHECK(false, "this device captures no steps"); }

@@ -122,6 +122,8 @@ class Device {
   /// All memory of the machine or card: what shares of it (--gpu-memory-utilization) refer to.
   virtual std::uint64_t TotalBytes() const = 0;
 
+  /// The most bytes of one write: what a pinned buffer holds.
+  static constexpr std::size_t kMaxWriteBytes = std::size_t{4} << 20;
   /// Opens a write of `bytes` at `destination` inside a buffer of this device; closed by the
   /// destructor. Any thread; steps that read the bytes must be launched after FinishWrites. In
   /// memory of AllocateHost it is a write to the place itself.
@@ -170,6 +172,9 @@ class Device {
   Result<DeviceBuffer> AllocateAt(std::string_view line, std::size_t bytes, Place place);
   MemoryLedger ledger_;
 };
+
+/// Copies host bytes to `destination`, by as many writes as it takes.
+void WriteBytes(Device& device, std::byte* destination, std::span<const std::byte> bytes);
 
 /// num_threads: 0 for one worker per usable core.
 std::unique_ptr<Device> MakeCpuDevice(int num_threads = 0);

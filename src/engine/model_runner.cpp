@@ -172,8 +172,7 @@ Result<DeviceBuffer> UploadKvScales(Device& device, std::span<const float> scale
     return DeviceBuffer();
   }
   NIBBLE_TRY(buffer, device.Allocate(kKvScalesLine, scales.size_bytes()));
-  const DeviceWrite write = device.Write(buffer.data(), scales.size_bytes());
-  std::memcpy(write.data(), scales.data(), scales.size_bytes());
+  WriteBytes(device, buffer.data(), std::as_bytes(scales));
   return buffer;
 }
 
@@ -225,7 +224,7 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const Checkpoint& check
     runner->fp16_matrices_ = std::move(fp16_matrices);
   }
   NIBBLE_TRY_VOID(LlamaModel::Plan(checkpoint, weights, limits, config.activations, device));
-  PlanSteps(device, steps);
+  NIBBLE_TRY_VOID(PlanSteps(device, steps));
   MemoryLedger& ledger = device.ledger();
   const auto logits_bytes =
       static_cast<std::uint64_t>(limits.max_logit_rows * model.vocab_size) * sizeof(float);

@@ -44,18 +44,6 @@ std::size_t RopeBytes(const ModelConfig& config, const ModelLimits& limits) {
          sizeof(float);
 }
 
-// Copies host values to a buffer of the device, in pieces.
-Result<void> Fill(Device& device, const DeviceBuffer& buffer, std::span<const float> values) {
-  constexpr std::size_t kPiece = std::size_t{1} << 18;
-  for (std::size_t begin = 0; begin < values.size(); begin += kPiece) {
-    const auto piece = values.subspan(begin, std::min(kPiece, values.size() - begin));
-    const DeviceWrite write =
-        device.Write(buffer.data() + begin * sizeof(float), piece.size_bytes());
-    std::memcpy(write.data(), piece.data(), piece.size_bytes());
-  }
-  return device.FinishWrites();
-}
-
 }  // namespace
 
 LlamaModel::Workspace LlamaModel::LayOut(const ModelConfig& config, const ModelLimits& limits) {
@@ -173,7 +161,8 @@ Result<void> LlamaModel::FillRope() {
     FillRopeTable(*config_.sliding_rope, config_.head_dim, limits_.max_positions,
                   tables.data() + size);
   }
-  return Fill(*device_, rope_, tables);
+  WriteBytes(*device_, rope_.data(), std::as_bytes(std::span(tables)));
+  return device_->FinishWrites();
 }
 
 const float* LlamaModel::RopeOf(std::int64_t layer) const {

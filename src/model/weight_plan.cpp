@@ -31,9 +31,9 @@ constexpr std::size_t RoundUp(std::size_t bytes, std::size_t alignment) {
 
 bool IsVector(const WeightInfo& weight) { return weight.spec.rows == 1; }
 
-bool IsTable(std::string_view name) {
-  return name == "model.embed_tokens.weight" || name == "lm_head.weight";
-}
+constexpr std::string_view kEmbedding = "model.embed_tokens.weight";
+
+bool IsTable(std::string_view name) { return name == kEmbedding || name == "lm_head.weight"; }
 
 // The decoder block that a weight belongs to; -1: none.
 std::int64_t BlockOf(std::string_view name) {
@@ -73,10 +73,10 @@ Result<void> CheckHash(const Checkpoint& checkpoint, const WeightInfo& weight,
   return {};
 }
 
-// Tables that run as their values on a card.
-bool NoCudaKernelDecodes(Codebook codebook) {
-  return codebook != Codebook::kNone && codebook != Codebook::kNf4 && codebook != Codebook::kFp4 &&
-         codebook != Codebook::kFp8E4M3;
+// No layout of a card stores a table of rows by a codebook: it runs as its values.
+bool RunsAsValues(const WeightInfo& weight, const Device& device) {
+  return device.kind() == DeviceKind::kCuda && weight.name == kEmbedding &&
+         weight.spec.kind == CodecKind::kCodebook;
 }
 
 Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, Device& device,
@@ -90,8 +90,7 @@ Result<void> LoadRows(const Checkpoint& checkpoint, const LoadTask& task, Device
         value += 1.0F;
       }
     }
-    const DeviceWrite write = device.Write(place, values.size() * sizeof(float));
-    std::memcpy(write.data(), values.data(), values.size() * sizeof(float));
+    WriteBytes(device, place, std::as_bytes(std::span(values)));
     return {};
   }
   if (planned.packed.kind == CodecKind::kFloat && rows.spec.kind != CodecKind::kFloat) {
@@ -144,7 +143,7 @@ Result<WeightPlan> PlanWeights(const Checkpoint& checkpoint, const Device& devic
                           .kind = CodecKind::kUniform,
                           .bits = 8,
                           .group_size = kTableGroup};
-      } else if (device.kind() == DeviceKind::kCuda && NoCudaKernelDecodes(stored->spec.codebook)) {
+      } else if (RunsAsValues(*stored, device)) {
         planned.packed = {.rows = stored->spec.rows, .cols = stored->spec.cols};
       }
       auto size = PackedSizeBytes(device, planned.packed);
@@ -269,12 +268,11 @@ WeightPlan OverlapBlocks(const WeightPlan& plan, const ModelConfig& config) {
 }
 
 WeightPlan PartOf(const WeightPlan& overlapping, const ModelConfig& config, ModelPart part) {
-  const std::string_view head =
-      config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  const std::string_view head = config.tie_word_embeddings ? kEmbedding : "lm_head.weight";
   const auto belongs = [&](std::string_view name) {
     switch (part) {
       case ModelPart::kEmbedding:
-        return name == "model.embed_tokens.weight";
+        return name == kEmbedding;
       case ModelPart::kHead:
         return name == head || name == "model.norm.weight";
     }

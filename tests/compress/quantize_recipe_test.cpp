@@ -7,7 +7,9 @@
 
 #include "compress/block_walk.h"
 #include "compress/quantize.h"
+#include "model/weight_plan.h"
 #include "tests/compress/quantize_fixture.h"
+#include "tests/device/host_card.h"
 
 namespace nibble {
 namespace {
@@ -71,6 +73,26 @@ TEST_F(Quantize, ARecipeKeepsWhatItSkipsAndQuantizesATableThatItNames) {
   EXPECT_EQ((*back)->Find("model.layers.0.self_attn.v_proj.weight")->spec.bits, 4);
   EXPECT_EQ((*back)->Find("model.embed_tokens.weight")->spec.bits, 8);
   EXPECT_EQ(summary->certificate.tables_stored, "w8 g32 sym");
+}
+
+// A card reads single rows of an embedding, and no layout there stores those by a codebook.
+TEST_F(Quantize, AnEmbeddingByACodebookRunsAsItsValuesOnACard) {
+  const testing::HostCard card;
+  for (const std::string scheme : {"nf4", "fp4", "log4"}) {
+    options_.recipe =
+        RecipeOf("scheme: " + scheme +
+                 "\nmodules:\n  - {match: model.embed_tokens, scheme: " + scheme + "}\n");
+    const fs::path out = temp_.path() / scheme;
+    const auto summary = Run(out);
+    ASSERT_TRUE(summary) << summary.error().message;
+    const auto back = Checkpoint::Open(out.string());
+    ASSERT_TRUE(back) << back.error().message;
+    ASSERT_EQ((*back)->Find("model.embed_tokens.weight")->spec.kind, CodecKind::kCodebook);
+    const auto plan = PlanWeights(**back, card, TableFormat::kAuto);
+    ASSERT_TRUE(plan) << plan.error().message;
+    EXPECT_EQ(plan->Find("model.embed_tokens.weight")->packed.kind, CodecKind::kFloat);
+    EXPECT_EQ(plan->Find("model.layers.0.mlp.up_proj.weight")->packed.kind, CodecKind::kCodebook);
+  }
 }
 
 TEST_F(Quantize, AMixThatTheFormatCannotHoldNamesTheRuleAndTheTensor) {

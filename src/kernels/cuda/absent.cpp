@@ -17,8 +17,6 @@ namespace {
 }
 }  // namespace
 
-Result<std::size_t> PackedSizeBytes(const WeightSpec&) { Absent(); }
-Result<void> PackRows(Device&, const QuantizedTensor&, std::int64_t, PackedWeight&) { Absent(); }
 void Linear(KernelContext&, const float*, std::int64_t, std::int64_t,
             std::span<const LinearOutput>) {
   Absent();
@@ -58,7 +56,7 @@ void Sample(KernelContext&, float*, std::int64_t, std::int64_t, std::span<const 
   Absent();
 }
 Result<void> StreamWeights(Device&, const StreamedWeights&) { Absent(); }
-void PlanSteps(Device&, const StepLimits&) { Absent(); }
+Result<void> PlanSteps(Device&, const StepLimits&) { Absent(); }
 Result<void> PrepareSteps(Device&, const StepLimits&) { Absent(); }
 Result<void> BeginStep(KernelContext&, const KvCache&, const StepInputs&) { Absent(); }
 StepSlot EndStep(KernelContext&) { Absent(); }

@@ -177,39 +177,6 @@ void Flush(CudaDevice& device, State& state) {
   LaunchChain(device, state);
 }
 
-Result<std::size_t> PackedSizeBytes(const WeightSpec& spec) {
-  NIBBLE_TRY(layout, LayoutOf(spec));
-  return layout.size_bytes();
-}
-
-Result<void> PackRows(Device& device, const QuantizedTensor& rows, std::int64_t row_begin,
-                      PackedWeight& weight) {
-  NIBBLE_TRY(layout, LayoutOf(weight.spec));
-  NIBBLE_TRY_VOID(nibble::Validate(rows));
-  const std::int64_t row_end = row_begin + rows.spec.rows;
-  if (row_begin < 0 || row_begin % kTileRows != 0 || row_end > layout.rows ||
-      (row_end % kTileRows != 0 && row_end != layout.rows) || rows.spec.cols != layout.cols ||
-      weight.size_bytes < layout.size_bytes()) {
-    return Fail(
-        ErrorCode::kInvalidArgument,
-        fmt::format("rows [{}, {}) of {} do not fit a packed {} [{}, {}]", row_begin, row_end,
-                    rows.spec.ToString(), weight.spec.ToString(), layout.rows, layout.cols));
-  }
-  const auto tiles = static_cast<std::size_t>((rows.spec.rows + kTileRows - 1) / kTileRows);
-  const std::size_t bytes = tiles * layout.tile_bytes();
-  const auto first_tile = static_cast<std::size_t>(row_begin / kTileRows);
-  std::vector<float> factors(tiles * kTileRows, 1.0F);
-  {
-    const DeviceWrite write = device.Write(weight.data + first_tile * layout.tile_bytes(), bytes);
-    PackTiles(rows, layout, write.data(), factors.data());
-  }
-  const DeviceWrite write =
-      device.Write(weight.data + layout.factor_offset() + first_tile * kTileRows * sizeof(float),
-                   factors.size() * sizeof(float));
-  std::memcpy(write.data(), factors.data(), factors.size() * sizeof(float));
-  return {};
-}
-
 std::size_t Fp8ScratchBytes(std::int64_t max_tokens, std::int64_t max_in_features) {
   return RoundUp(static_cast<std::size_t>(max_tokens * max_in_features)) +
          RoundUp(static_cast<std::size_t>(max_tokens) * sizeof(float));
@@ -298,15 +265,19 @@ void Embedding(KernelContext& context, const PackedWeight& table, std::span<cons
   const WeightLayout layout = MustLayOut(table.spec);
   NIBBLE_CHECK(table.spec.kind != CodecKind::kCodebook, "no layout stores a table by a codebook");
   const LinearPart part = PartOf(table, layout);
-  device.NoteError(LaunchEmbedding({.layout = layout,
-                                    .table = part.weight,
-                                    .factor = part.factor,
-                                    .tokens = state.On<TokenRecord>(state.at.tokens),
-                                    .slot_tokens = state.slot_tokens.as<std::int32_t>(),
-                                    .out = out,
-                                    .num_tokens = state.num_tokens},
-                                   device.stream()),
-                   "the embedding");
+  constexpr int kMostTokens = 65535;  // blocks of a grid, one a token
+  for (int first = 0; first < state.num_tokens; first += kMostTokens) {
+    device.NoteError(
+        LaunchEmbedding({.layout = layout,
+                         .table = part.weight,
+                         .factor = part.factor,
+                         .tokens = state.On<TokenRecord>(state.at.tokens) + first,
+                         .slot_tokens = state.slot_tokens.as<std::int32_t>(),
+                         .out = out + static_cast<std::int64_t>(first) * layout.cols,
+                         .num_tokens = std::min(kMostTokens, state.num_tokens - first)},
+                        device.stream()),
+        "the embedding");
+  }
 }
 
 void AddRmsNorm(KernelContext& context, float* residual, const float* delta, const float* weight,
@@ -403,7 +374,8 @@ Result<void> Validate(const KvCacheSpec& spec) {
   }
   if (!HasAttention(static_cast<int>(spec.head_dim))) {
     return Fail(ErrorCode::kUnsupported,
-                fmt::format("head_dim {}: the CUDA attention kernels take 16, 32, 64 and 128",
+                fmt::format("head_dim {}: the CUDA attention kernels take 16, 32, 64 and 128; use "
+                            "--device cpu",
                             spec.head_dim));
   }
   if (spec.dtype == KvDType::kF32) {

@@ -55,7 +55,7 @@ void Sample(KernelContext& context, float* logits, std::int64_t logits_stride,
 
 Result<void> StreamWeights(Device& device, const StreamedWeights& weights);
 
-void PlanSteps(Device& device, const StepLimits& limits);
+Result<void> PlanSteps(Device& device, const StepLimits& limits);
 Result<void> PrepareSteps(Device& device, const StepLimits& limits);
 Result<void> BeginStep(KernelContext& context, const KvCache& cache, const StepInputs& inputs);
 StepSlot EndStep(KernelContext& context);

@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "device/device.h"
 #include "tensor/float16.h"
 
 namespace nibble::cuda {
@@ -45,11 +46,14 @@ int SubBytes(const WeightLayout& layout) {
 // precision for everything above 2^-14 of it. Scales that a checkpoint stores as f32
 // (WeightSpec::has_f32_scales) are rounded by this as float weights are: every weight becomes an
 // fp16 operand anyway.
-float RowFactor(float largest) {
+// `unit`: what scales are stored times. Where the largest would round to infinity (W4: from 65,520
+// times 2^-15 on, which only f32 scales reach) the factor is twice as large.
+float RowFactor(float largest, float unit = 1.0F) {
   if (!(largest > 0.0F) || !std::isfinite(largest)) {
     return 1.0F;
   }
-  return std::ldexp(1.0F, std::clamp(std::ilogb(largest), -120, 120));
+  const float factor = std::ldexp(1.0F, std::clamp(std::ilogb(largest), -120, 120));
+  return std::isinf(F16ToFloat(FloatToF16(largest / factor * unit))) ? 2.0F * factor : factor;
 }
 
 // The column of MMA step `step` that element `e` (0..7: two of each A register) of a lane holds,
@@ -263,7 +267,7 @@ void PackIntegerTile(const QuantizedTensor& rows, std::int64_t first, const Weig
         largest = std::max(largest, std::fabs(rows.minima[static_cast<std::size_t>(g)]) / 16.0F);
       }
     }
-    factors[r] = RowFactor(largest);
+    factors[r] = RowFactor(largest, UnitsOf(layout, r).scale);
     tile_rows[static_cast<std::size_t>(r)].inverse = 1.0F / factors[r];
   }
   for (int u = 0; u < layout.num_units; ++u) {
@@ -356,25 +360,37 @@ void PackFloatTile(const QuantizedTensor& rows, std::int64_t first, const Weight
 
 // Codes that no kernel unpacks are packed as fp16 values, which is what a code becomes anyway.
 bool RunsAsFloats(const WeightSpec& spec) {
-  if (spec.kind == CodecKind::kFloat || spec.codebook == Codebook::kFp4) {
-    return true;
+  std::int64_t grain = 32;  // that groups must be multiples of, if they are no whole rows
+  switch (spec.codebook) {
+    case Codebook::kNone:
+      break;
+    case Codebook::kNf4:
+      grain = kHalfCols;
+      break;
+    case Codebook::kFp8E4M3:
+      grain = 128;
+      break;
+    default:
+      return true;
   }
-  const std::int64_t grain = spec.codebook == Codebook::kNf4 ? kHalfCols : 32;
-  return spec.group_size > 0 && spec.group_size < spec.cols && spec.group_size % grain != 0;
+  return spec.kind == CodecKind::kFloat ||
+         (spec.group_size > 0 && spec.group_size < spec.cols && spec.group_size % grain != 0);
 }
 
 }  // namespace
 
 Result<WeightLayout> LayoutOf(const WeightSpec& spec) {
-  constexpr std::int64_t kLargest = std::int64_t{1} << 30;
+  constexpr std::int64_t kMostRows = std::int64_t{1} << 30;
+  constexpr std::int64_t kMostCols = std::int64_t{1} << 17;  // a tile of fp16 is one DeviceWrite
+  static_assert(kMostCols * kTileRows * 2 <= Device::kMaxWriteBytes);
   const auto unsupported = [&](const char* what) {
     return Fail(ErrorCode::kUnsupported,
-                fmt::format("no CUDA kernel runs {} weights of {} x {}: {}", spec.ToString(),
-                            spec.rows, spec.cols, what));
+                fmt::format("no CUDA kernel runs {} weights of {} x {}: {}; use --device cpu",
+                            spec.ToString(), spec.rows, spec.cols, what));
   };
-  if (spec.rows <= 0 || spec.cols <= 0 || spec.rows > kLargest || spec.cols > kLargest ||
+  if (spec.rows <= 0 || spec.cols <= 0 || spec.rows > kMostRows || spec.cols > kMostCols ||
       spec.cols % 8 != 0) {
-    return unsupported("the width must be a multiple of 8");
+    return unsupported("the width must be a multiple of 8, up to 131,072");
   }
   WeightLayout layout{.rows = static_cast<int>(spec.rows), .cols = static_cast<int>(spec.cols)};
   layout.num_tiles = (layout.rows + kTileRows - 1) / kTileRows;
@@ -384,9 +400,6 @@ Result<WeightLayout> LayoutOf(const WeightSpec& spec) {
     const bool whole_row = spec.group_size >= spec.cols;
     if (spec.bits < 2 || spec.bits > 8 || spec.group_size <= 0) {
       return unsupported("2 to 8 bits in groups are supported");
-    }
-    if (spec.codebook == Codebook::kFp8E4M3 && !whole_row && spec.group_size % 128 != 0) {
-      return unsupported("groups of FP8 must be whole rows or multiples of 128 columns");
     }
     if (!whole_row && spec.group_size % layout.unit_cols != 0) {
       layout.sub_cols = spec.group_size % 64 == 0 ? 64 : 32;
