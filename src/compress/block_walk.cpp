@@ -109,7 +109,7 @@ Result<void> BlockWalk::Plan(const Checkpoint& checkpoint, std::int64_t num_toke
   NIBBLE_TRY_VOID(
       LlamaModel::Plan(checkpoint, OverlapParts(plan, config), limits, activations, device));
   NIBBLE_TRY(spec, CacheSpec(checkpoint, device));
-  PlanSteps(device, StepsOf(config, limits));
+  NIBBLE_TRY_VOID(PlanSteps(device, StepsOf(config, limits)));
   device.ledger().Plan("kv_cache",
                        static_cast<std::uint64_t>(CacheBlocks(spec, limits)) * spec.BlockBytes());
   device.ledger().Plan("calibration",

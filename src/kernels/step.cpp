@@ -6,10 +6,8 @@
 
 namespace nibble {
 
-void PlanSteps(Device& device, const StepLimits& limits) {
-  if (device.kind() == DeviceKind::kCuda) {
-    cuda::PlanSteps(device, limits);
-  }
+Result<void> PlanSteps(Device& device, const StepLimits& limits) {
+  return device.kind() == DeviceKind::kCuda ? cuda::PlanSteps(device, limits) : Result<void>{};
 }
 
 Result<void> PrepareSteps(Device& device, const StepLimits& limits) {

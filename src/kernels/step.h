@@ -31,8 +31,8 @@ struct StepLimits {
 };
 
 /// Adds the lines of step inputs, attention and the sampler to the ledger, on the device and on the
-/// host.
-void PlanSteps(Device& device, const StepLimits& limits);
+/// host. Errors: kUnsupported for heads that no kernel of the device takes.
+Result<void> PlanSteps(Device& device, const StepLimits& limits);
 /// Allocates what PlanSteps announced. Errors: kOutOfMemory.
 Result<void> PrepareSteps(Device& device, const StepLimits& limits);
 

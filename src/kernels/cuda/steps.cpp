@@ -18,7 +18,9 @@ InputLayout LayOut(const StepLimits& limits) {
   const auto sequences = limits.max_sequences;
   at.table_width = (limits.max_positions + kKvBlock - 1) / kKvBlock;
   at.max_samples = limits.max_tokens + limits.max_sequences;
-  at.max_adjustments = std::min<std::int64_t>(sequences * (limits.max_positions + 2048), 1 << 19);
+  // Of a sequence: its tokens, biased and banned ones, no more than there are; of all, 32 MB.
+  at.max_adjustments = std::min<std::int64_t>(
+      sequences * std::min(limits.vocab_size, limits.max_positions + 2048), 1 << 21);
   at.max_items = sequences * ((limits.max_positions + kKvUnit - 1) / kKvUnit);
   const auto group = std::max<std::int64_t>(1, limits.num_heads / limits.num_kv_heads);
   at.max_tiles =
@@ -126,7 +128,16 @@ Result<void> StreamWeights(Device& device, const StreamedWeights& weights) {
   return {};
 }
 
-void PlanSteps(Device& device, const StepLimits& limits) {
+Result<void> PlanSteps(Device& device, const StepLimits& limits) {
+  // Rows of a tile of a prompt are queries that share a KV head, of two tokens at least: a launch
+  // takes 65,535 tiles.
+  constexpr std::int64_t kMostGroup = kPrefillRows / 2;
+  if (const std::int64_t group = limits.num_heads / limits.num_kv_heads; group > kMostGroup) {
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("{} heads share a KV head: the CUDA attention kernels take up to {}; "
+                            "use --device cpu",
+                            group, kMostGroup));
+  }
   const InputLayout at = LayOut(limits);
   const auto slots = static_cast<std::size_t>(limits.max_in_flight) + 1;
   MemoryLedger& ledger = device.ledger();
@@ -136,6 +147,7 @@ void PlanSteps(Device& device, const StepLimits& limits) {
   ledger.Plan("sampler", static_cast<std::size_t>(limits.max_sequences) * 4);
   ledger.Plan("step inputs (host)", slots * at.bytes, MemoryPlace::kHost);
   ledger.Plan("sampler (host)", slots * ResultBytes(at), MemoryPlace::kHost);
+  return {};
 }
 
 Result<void> PrepareSteps(Device& device, const StepLimits& limits) {
