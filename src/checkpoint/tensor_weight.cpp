@@ -433,8 +433,7 @@ Result<std::unique_ptr<StoredWeight>> FindTensorWeight(const ExpectedWeight& wan
     return Fail(ErrorCode::kCorruptFile,
                 fmt::format("{}: tensor {} is there twice, plain and packed", folder, wanted.name));
   }
-  const bool fp8 =
-      wanted.is_linear && parts.plain && parts.scale && parts.plain->entry->dtype == DType::kF8E4M3;
+  const bool fp8 = parts.plain && parts.scale && parts.plain->entry->dtype == DType::kF8E4M3;
   const bool fp4 = parts.packed && scheme != nullptr && scheme->is_fp4;
   const Wanted of{.weight = wanted, .scheme = scheme, .folder = folder};
   NIBBLE_TRY(spec, fp8 ? Fp8SpecOf(of, parts) : fp4 ? Fp4SpecOf(of, parts) : SpecOf(of, parts));
