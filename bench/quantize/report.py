@@ -124,7 +124,7 @@ def plot(rows):
     return "\n".join(out + ["</svg>", f"<p>{legend}. Rings are other tools. Hover over a mark for its name.</p>"])
 
 
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1400px;padding:0 1rem;color:#222}
+STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1800px;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}th,td{padding:.25rem .6rem;
 border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}th:nth-child(-n+4),td:nth-child(-n+4){text-align:left}
 tr.peer td{background:#f6f2ea}td.error{text-align:left;white-space:pre-wrap;color:#a00}svg{max-width:100%;height:auto}

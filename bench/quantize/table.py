@@ -252,7 +252,8 @@ def main():
             say("done ", row.name, "seed", seed, f"KL {record['kl_mean']:.4f}" if "kl_mean" in record else record["error"])
     records = [json.loads(file.read_text()) for file in sorted(done.glob("*.json"))]
     cpus = sorted({record["cpu"] for record in records if "cpu" in record})
-    result = {"commit": args.commit, "cpu": ", ".join(cpus), "source": args.source.name,
+    commits = sorted({record["commit"] for record in records if record.get("commit")})
+    result = {"commit": ", ".join(commits), "cpu": ", ".join(cpus), "source": args.source.name,
               "calibration": f"wiki.valid {WINDOWS} x {LENGTH}, another piece of it for each seed",
               "judge": "nibble eval, wiki.test " + " ".join(JUDGE[:-1]) + ", int16 activations unless the solver says int8",
               "tasks": f"first {args.task_items} items, first seed" if args.tasks else "", "rows": report.summarize(records, rows.ROWS),
