@@ -127,7 +127,7 @@ def plot(rows):
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1800px;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}th,td{padding:.25rem .6rem;
 border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}th:nth-child(-n+4),td:nth-child(-n+4){text-align:left}
-tr.peer td{background:#f6f2ea}td.error{text-align:left;white-space:pre-wrap;color:#a00}svg{max-width:100%;height:auto}
+tr.peer td{background:#f6f2ea}td.error{text-align:left;white-space:pre-wrap;color:#a00}svg{width:100%;max-width:1000px;height:auto}
 .frame{fill:none;stroke:#999}.grid{stroke:#eee}svg text{font-size:12px;fill:#444}dl{display:grid;
 grid-template-columns:max-content 1fr;gap:.1rem 1rem}dt{color:#666}dd{margin:0}.scroll{overflow-x:auto}"""
 
