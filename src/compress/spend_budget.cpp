@@ -132,8 +132,12 @@ Result<std::string> SpendBudget(const Checkpoint& source, const QuantizeOptions&
     if (bytes <= *options.budget->bytes) {
       break;
     }
+    if (*room == choices.least) {  // CheckBudget has found that these fit
+      choice = choices.smallest;
+      break;
+    }
     const std::uint64_t excess = 8 * (bytes - *options.budget->bytes);
-    room = *room > excess ? *room - excess : 0;
+    room = *room - std::min(excess, *room - choices.least);
     NIBBLE_TRY(less, ChooseWithin(items, room, options.budget->max_kl));
     choice = std::move(less);
   }
