@@ -4,7 +4,7 @@
     cuda_table.py --nibble build/cuda-release/nibble --tests build/cuda --model DIR [--nf4 DIR] --smol GGUF --text FILE
                   --out bench/results/cuda-h100.json
 
-Correctness: the suites kernels_cuda_test, engine_cuda_test and compress_cuda_test; greedy text of --smol equal to the
+Correctness: the suites kernels_cuda_test, engine_cuda_test, compress_cuda_test and solve_cuda_test; greedy text of --smol equal to the
 CPU's; its perplexity on 10 windows of --text within 0.1 % of the CPU's, with an INT8 cache within 0.3 % and with an FP8
 cache (scales of 1) within 3 % of the card's own; the golden logits of an int4 folder made of it, with every cache. Then
 the table: decode at batch 1, 8 and 32, context 128, prefill of 2,048 tokens, an FP8 cache at context 2,048, NF4 beside
@@ -38,7 +38,7 @@ CACHE_BOUNDS = {"int8": 3e-3, "fp8": 3e-2}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--nibble", required=True)
-parser.add_argument("--tests", help="folder with kernels_cuda_test, engine_cuda_test and compress_cuda_test")
+parser.add_argument("--tests", help="folder with the four suites")
 parser.add_argument("--model", help="folder of Llama-2-7B's shape, int4 g128")
 parser.add_argument("--nf4", help="the same in NF4")
 parser.add_argument("--smol", help="SmolLM2's GGUF")
@@ -49,7 +49,7 @@ parser.add_argument("--commit", help="of the programs, to be said in the report"
 parser.add_argument("--out")
 args = parser.parse_args()
 
-SUITES = ("kernels_cuda_test", "engine_cuda_test", "compress_cuda_test")
+SUITES = ("kernels_cuda_test", "engine_cuda_test", "compress_cuda_test", "solve_cuda_test")
 for path in [args.nibble, args.model, args.nf4, args.smol, args.text, args.load_client,
              *(args.tests and [pathlib.Path(args.tests) / suite for suite in SUITES] or [])]:
     if path is not None and not pathlib.Path(path).exists():
