@@ -21,10 +21,6 @@ constexpr std::int64_t kMostBlocks = std::int64_t{1} << 18;
 // What a CUDA context takes at most. More than that in use on the card belongs to others.
 constexpr std::uint64_t kContextBytes = std::uint64_t{640} << 20;
 
-// What a plan leaves of a card, however much it is asked to fill: kernels are loaded when they are
-// first launched (14 MB in all), and allocations are rounded up to 2 MiB.
-constexpr std::uint64_t kUnplannedBytes = std::uint64_t{64} << 20;
-
 std::string Human(std::uint64_t bytes) { return HumanBytes(static_cast<double>(bytes)); }
 
 std::uint64_t Less(std::uint64_t a, std::uint64_t b) { return a > b ? a - b : 0; }
@@ -50,8 +46,9 @@ Limit LimitOf(const MemoryBudget& budget, bool by_share) {
   }
   const std::uint64_t most = Less(budget.free_bytes, kUnplannedBytes);
   if (!by_share) {
-    return {most, fmt::format("{} of the card's {} are free", Human(budget.free_bytes),
-                              Human(budget.total_bytes))};
+    return {most, fmt::format("{} of the card's {} are free, of which {} stay so",
+                              Human(budget.free_bytes), Human(budget.total_bytes),
+                              Human(std::min(budget.free_bytes, kUnplannedBytes)))};
   }
   const std::uint64_t bytes = std::min(Less(ShareBytes(budget), ContextBytes(budget)), most);
   return {bytes, fmt::format("{} of the card's {} may be used (--gpu-memory-utilization {})",

@@ -19,6 +19,10 @@ struct MemoryBudget {
 };
 MemoryBudget BudgetOf(const Device& device, double utilization);
 
+/// What a plan leaves of a card, however much it is asked to fill: kernels are loaded when they are
+/// first launched (14 MB in all), and allocations are rounded up to 2 MiB.
+inline constexpr std::uint64_t kUnplannedBytes = std::uint64_t{64} << 20;
+
 /// What --cpu-offload-gb could make of a plan.
 struct OffloadChoice {
   std::uint64_t host_bytes = 0;

@@ -89,7 +89,7 @@ TEST(PlanKvPool, MoreBytesThanFreeAreRefusedWithTheMostThatFits) {
   const std::string text = ErrorOf(PlanKvPool(Card(), request, 4 * kGiB, "weights 4.29 GB"));
   ExpectSays(text, "the plan needs 88.1 GB");
   ExpectSays(text, "(weights 4.29 GB)");
-  ExpectSays(text, "85.4 GB of the card's 85.9 GB are free");
+  ExpectSays(text, "85.4 GB of the card's 85.9 GB are free, of which 67.1 MB stay so");
   const std::uint64_t most = 80 * kGiB - 500 * kMiB - 4 * kGiB - 64 * kMiB;  // for kernels
   ExpectSays(text, "at most --kv-cache-memory-bytes " + std::to_string(most));
   request.kv_cache_bytes = most - 32 * kMiB;
