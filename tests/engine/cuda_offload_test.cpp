@@ -196,10 +196,9 @@ TEST_P(CudaOffload, AModelThatDoesNotFitRunsWithTheAdvisedBytes) {
   const std::uint64_t saved = MemoryOfBlocks(block_bytes_, 0).device_bytes -
                               MemoryOfBlocks(block_bytes_, std::ssize(block_bytes_)).device_bytes;
   config.on_planned = {};
-  config.budget = MemoryBudget{
-      .is_card = true,
-      .total_bytes = std::uint64_t{64} << 30,
-      .free_bytes = planned - saved / 2 + kUnplannedBytes};
+  config.budget = MemoryBudget{.is_card = true,
+                               .total_bytes = std::uint64_t{64} << 30,
+                               .free_bytes = planned - saved / 2 + kUnplannedBytes};
   const auto refusing = NewDevice();
   const auto refused = ModelRunner::Create(*checkpoint_, config, *refusing);
   ASSERT_FALSE(refused);
