@@ -613,7 +613,8 @@ __global__ __launch_bounds__(kMediumThreads,
               }
             }
           }
-          if (rank == 1 && turn + 1 == kTurns) {
+          // Only what the first block waits for: it may have left when others arrive.
+          if (rank == 1 && turn + 1 == kTurns && first + tiles_per_pass < tile_end) {
             __syncwarp();
             if (ArrivesForWarp(lane)) {
               ArriveAt(drained, 0);
@@ -639,8 +640,9 @@ __global__ __launch_bounds__(kMediumThreads,
       }
     }
   }
-  // Nobody leaves while the other sends. Both sides end here, or the compiler would not give those
-  // that multiply the registers that they take.
+  // All that one block sends the other has waited for: this barrier is relaxed and orders nothing that
+  // is on its way. Both sides end here, or the compiler would not give those that multiply the
+  // registers that they take.
   ClusterArrive();
   ClusterWait();
 #endif
