@@ -640,8 +640,8 @@ __global__ __launch_bounds__(kMediumThreads,
       }
     }
   }
-  // All that one block sends the other has waited for: this barrier is relaxed and orders nothing that
-  // is on its way. Both sides end here, or the compiler would not give those that multiply the
+  // All that one block sends the other has waited for: this barrier is relaxed and orders nothing
+  // that is on its way. Both sides end here, or the compiler would not give those that multiply the
   // registers that they take.
   ClusterArrive();
   ClusterWait();
