@@ -1,44 +1,22 @@
 #include "solve/cuda_grid.h"
 
-#include <bit>
 #include <cstdint>
 #include <limits>
 
 #include "base/check.h"
+#include "codec/code_cells.h"
 
 namespace nibble {
-namespace {
-
-// Keys, as CodeTable says; the way back is the same.
-std::int32_t Flip(std::int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
-std::int32_t KeyOf(float value) { return Flip(std::bit_cast<std::int32_t>(value)); }
-float FloatOf(std::int32_t key) { return std::bit_cast<float>(Flip(key)); }
-
-}  // namespace
 
 cuda::CodeTable MakeCodeTable(Codebook codebook) {
-  constexpr float kLargest = std::numeric_limits<float>::max();
-  const std::int32_t last = KeyOf(kLargest);
-  const auto values = ValuesOf(codebook);
   cuda::CodeTable table{};
   int rank = 0;
-  for (std::int64_t key = KeyOf(-kLargest); key <= last; ++rank) {
+  for (const CodeCell& cell : CellsOf(codebook)) {
     NIBBLE_CHECK(rank < cuda::CodeTable::kMaxCodes, "each code is nearest in one interval");
-    const std::uint8_t code = NearestCode(codebook, FloatOf(static_cast<std::int32_t>(key)));
-    // The last key that has this code.
-    std::int64_t end = last;
-    for (std::int64_t begin = key; begin < end;) {
-      const std::int64_t middle = begin + (end - begin + 1) / 2;
-      if (NearestCode(codebook, FloatOf(static_cast<std::int32_t>(middle))) == code) {
-        begin = middle;
-      } else {
-        end = middle - 1;
-      }
-    }
-    table.last_key[rank] = static_cast<std::int32_t>(end);
-    table.values[rank] = values[code];
-    table.codes[rank] = code;
-    key = end + 1;
+    table.last_key[rank] = cell.last_key;
+    table.values[rank] = cell.value;
+    table.codes[rank] = cell.code;
+    ++rank;
   }
   for (--rank; rank < cuda::CodeTable::kMaxCodes; ++rank) {
     table.last_key[rank] = std::numeric_limits<std::int32_t>::max();

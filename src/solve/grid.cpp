@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
+#include "base/check.h"
+#include "codec/code_cells.h"
 #include "codec/encode.h"
 #include "kernels/grid_kernel.h"
 
@@ -21,7 +24,26 @@ GridSearch::GridSearch(const WeightSpec& spec, const Options& options)
     : spec_(spec),
       options_(options),
       top_(static_cast<float>((1 << spec.bits) - 1)),
-      middle_(static_cast<float>(1 << (spec.bits - 1))) {}
+      middle_(static_cast<float>(1 << (spec.bits - 1))) {
+  if (spec.kind == CodecKind::kCodebook && !IsFp8(spec.codebook)) {
+    cells_ = FewCells(spec.codebook);
+  }
+}
+
+GridSearch::Cells GridSearch::FewCells(Codebook codebook) {
+  const std::vector<CodeCell> cells = CellsOf(codebook);
+  NIBBLE_CHECK(cells.size() <= kLanes, "a codebook of 4 bits has 16 codes");
+  Cells out;
+  out.last_keys.fill(std::numeric_limits<std::int32_t>::max());
+  for (std::size_t i = 0; i < cells.size(); ++i) {
+    if (i + 1 < cells.size()) {
+      out.last_keys[i] = cells[i].last_key;
+    }
+    out.values[i] = cells[i].value;
+    out.codes[i] = cells[i].code;
+  }
+  return out;
+}
 
 void GridSearch::SetScale(LaneGrid& grid, std::size_t lane, float scale) const {
   if (spec_.scale_grid != ScaleGrid::kAny) {
@@ -57,6 +79,23 @@ LaneGrid GridSearch::GridOf(const Range& range, float factor) const {
 }
 
 void GridSearch::Round(const LaneGrid& grid, const Lane& values, Lane& codes, Lane& rounded) const {
+  if (cells_) {
+    std::array<std::int32_t, kLanes> keys, cells{};
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      keys[l] = KeyOf(values[l] * grid.inverse[l]);
+    }
+    for (const std::int32_t last_key : cells_->last_keys) {
+      for (std::size_t l = 0; l < kLanes; ++l) {
+        cells[l] += keys[l] > last_key ? 1 : 0;
+      }
+    }
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      const auto cell = static_cast<std::size_t>(cells[l]);
+      codes[l] = cells_->codes[cell];
+      rounded[l] = cells_->values[cell] * grid.scale[l];
+    }
+    return;
+  }
   if (spec_.kind == CodecKind::kCodebook) {
     const std::span<const float> table = ValuesOf(spec_.codebook);
     for (std::size_t l = 0; l < kLanes; ++l) {

@@ -51,12 +51,19 @@ class GridSearch {
   struct Range {
     Lane minimum{}, maximum{};  // minimum <= 0 <= maximum
   };
+  // A codebook of at most sixteen codes by its cells, looked up in all lanes at once.
+  struct Cells {
+    std::array<std::int32_t, kLanes - 1> last_keys;  // of all cells but the last
+    Lane values{}, codes{};
+  };
+  static Cells FewCells(Codebook codebook);
   LaneGrid GridOf(const Range& range, float factor) const;
   void SetScale(LaneGrid& grid, std::size_t lane, float scale) const;
   Lane ErrorOf(const LaneGrid& grid, const float* values, std::span<const float> weights) const;
 
   WeightSpec spec_;
   Options options_;
+  std::optional<Cells> cells_;
   float top_;     // the largest code
   float middle_;  // zero of a symmetric grid
 };

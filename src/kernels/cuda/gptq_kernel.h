@@ -101,8 +101,7 @@ int LaunchSquareRows(const SquareRowsArgs& args, CUstream_st* stream);
 
 // --- grids: solve/grid.h, for one group of one row ---
 
-/// NearestCode of a codebook as a table. Floats are compared by keys, integers in the order of
-/// numbers in which -0 comes before +0.
+/// NearestCode of a codebook as a table, its cells (codec/code_cells.h), by their keys.
 /// Without initial values, as shared memory has none.
 struct CodeTable {
   static constexpr int kMaxCodes = 256;
