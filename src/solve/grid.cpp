@@ -80,14 +80,16 @@ LaneGrid GridSearch::GridOf(const Range& range, float factor) const {
 
 void GridSearch::Round(const LaneGrid& grid, const Lane& values, Lane& codes, Lane& rounded) const {
   if (cells_) {
-    std::array<std::int32_t, kLanes> keys, cells{};
+    std::array<std::int32_t, kLanes> cells;
     for (std::size_t l = 0; l < kLanes; ++l) {
-      keys[l] = KeyOf(values[l] * grid.inverse[l]);
-    }
-    for (const std::int32_t last_key : cells_->last_keys) {
-      for (std::size_t l = 0; l < kLanes; ++l) {
-        cells[l] += keys[l] > last_key ? 1 : 0;
+      const std::int32_t key = KeyOf(values[l] * grid.inverse[l]);
+      std::int32_t cell = 0;
+      // Else the lanes are in memory between two ends, and it takes four times as long.
+#pragma GCC unroll 15
+      for (std::size_t i = 0; i + 1 < kLanes; ++i) {
+        cell += key > cells_->last_keys[i] ? 1 : 0;
       }
+      cells[l] = cell;
     }
     for (std::size_t l = 0; l < kLanes; ++l) {
       const auto cell = static_cast<std::size_t>(cells[l]);
