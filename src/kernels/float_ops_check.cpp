@@ -19,6 +19,7 @@
 #include "kernels/attention_kernel.h"
 #include "kernels/gemm_kernel.h"
 #include "kernels/gram_kernel.h"
+#include "kernels/grid_kernel.h"
 #include "kernels/isa.h"
 #include "kernels/kernel_table.h"
 #include "kernels/ops_kernel.h"
@@ -34,12 +35,14 @@ struct Level {
   const SamplingKernels* sampling;
   const GramKernels* gram;
   const GemmKernels* gemm;
+  const GridKernels* grid;
 };
 
 constexpr Level kLevels[] = {
-    {Isa::kRef, &kRefOps, &kRefAttention, &kRefSampling, &kRefGram, &kRefGemm},
-    {Isa::kAvx2, &kAvx2Ops, &kAvx2Attention, &kAvx2Sampling, &kAvx2Gram, &kAvx2Gemm},
-    {Isa::kAvx512, &kAvx512Ops, &kAvx512Attention, &kAvx512Sampling, &kAvx512Gram, &kAvx512Gemm}};
+    {Isa::kRef, &kRefOps, &kRefAttention, &kRefSampling, &kRefGram, &kRefGemm, &kRefGrid},
+    {Isa::kAvx2, &kAvx2Ops, &kAvx2Attention, &kAvx2Sampling, &kAvx2Gram, &kAvx2Gemm, &kAvx2Grid},
+    {Isa::kAvx512, &kAvx512Ops, &kAvx512Attention, &kAvx512Sampling, &kAvx512Gram, &kAvx512Gemm,
+     &kAvx512Grid}};
 
 const Level& BestLevel() {
   const Isa isa = DetectIsa();
@@ -328,6 +331,44 @@ std::vector<Output> ProduceGemm(const Level& level, std::uint32_t seed) {
   return outputs;
 }
 
+std::vector<Output> ProduceGridError(const Level& level, std::uint32_t seed) {
+  PhiloxEngine random(seed);
+  std::vector<Output> outputs;
+  for (const std::size_t count : {1, 3, 32, 128}) {
+    const auto values = Normal(random, 16 * count);
+    auto weights = Normal(random, count);
+    std::ranges::transform(weights, weights.begin(), [](float w) { return w * w; });
+    auto scale = Normal(random, 16, 0.1F);
+    scale[3] = 0.0F;  // of a group of zeros
+    std::vector<float> inverse(16), zero(16), ends(15), cells(16);
+    for (std::size_t l = 0; l < 16; ++l) {
+      inverse[l] = scale[l] == 0.0F ? 0.0F : 1.0F / scale[l];
+      zero[l] = static_cast<float>(l);
+      cells[l] = static_cast<float>(l) * 0.25F - 2.0F;
+      if (l < 15) {
+        ends[l] = l < 12 ? cells[l] + 0.1F : std::numeric_limits<float>::infinity();
+      }
+    }
+    for (const bool codebook : {false, true}) {
+      std::vector<float> error(16 + kRoom, 0.5F);
+      GridErrorCall call;
+      call.values = values.data();
+      call.weights = weights.data();
+      call.count = static_cast<std::int64_t>(count);
+      call.scale = scale.data();
+      call.inverse = inverse.data();
+      call.zero = zero.data();
+      call.top = 15.0F;
+      call.ends = codebook ? ends.data() : nullptr;
+      call.cells = cells.data();
+      call.error = error.data();
+      level.grid->error(call);
+      Append(outputs.emplace_back(), error.data(), error.size());
+    }
+  }
+  return outputs;
+}
+
 KernelReport Check(Produce produce, const Level& level, std::uint32_t seed) {
   KernelReport report;
   if (level.isa > DetectIsa()) {
@@ -542,6 +583,45 @@ std::vector<KernelSpeed> BenchGemm(Device& device, const Level& level) {
   return {speed};
 }
 
+// Groups of 64 in sixteen rows, which stay in the first level of cache: judged by operations, ten a
+// value of a uniform grid, of which none is fused, and 37 of a codebook.
+std::vector<KernelSpeed> BenchGridError(Device& device, const Level& level) {
+  constexpr std::int64_t kGroup = 64, kParts = 64, kTimes = 200;
+  const std::vector<float> values(static_cast<std::size_t>(16 * kGroup), 0.3F);
+  const std::vector<float> weights(static_cast<std::size_t>(kGroup), 1.0F);
+  const std::vector<float> lane(16, 0.5F);
+  const std::vector<float> zero(16, 8.0F);
+  std::vector<KernelSpeed> speeds;
+  for (const bool codebook : {false, true}) {
+    const Timing timing = MedianTime(0.1, [&] {
+      device.pool().For(kParts, 1, [&](std::int64_t begin, std::int64_t end, int) {
+        float error[16];
+        GridErrorCall call;
+        call.values = values.data();
+        call.weights = weights.data();
+        call.count = kGroup;
+        call.scale = call.inverse = lane.data();
+        call.zero = zero.data();
+        call.top = 15.0F;
+        call.ends = codebook ? lane.data() : nullptr;
+        call.cells = lane.data();
+        call.error = error;
+        for (std::int64_t i = begin * kTimes; i < end * kTimes; ++i) {
+          level.grid->error(call);
+        }
+      });
+    });
+    KernelSpeed speed;
+    speed.shape = fmt::format("16x{}, {}", kGroup, codebook ? "codebook" : "uniform");
+    speed.ops = (codebook ? 37.0 : 10.0) * 16.0 * static_cast<double>(kGroup * kParts * kTimes);
+    speed.seconds = timing.seconds;
+    speed.num_runs = timing.num_runs;
+    speed.limit = KernelSpeed::Limit::kF32;
+    speeds.push_back(speed);
+  }
+  return speeds;
+}
+
 std::vector<KernelSpeed> BenchSampling(Device& device, const Level& level) {
   constexpr std::int64_t kRows = 256;
   constexpr std::int64_t kVocab = 49152;
@@ -595,7 +675,8 @@ std::vector<KernelInfo> FloatKernelInfos() {
       {"gram", "gram", "panels of 16", ProduceGram, BenchGram},
       {"gram.int16", "gram", "panels of 16", ProduceGramInt16, BenchGramInt16},
       {"gram.downdate", "gram", "panels of 16", ProduceDowndate, nullptr},
-      {"gemm", "gemm", "panels of 12 and 32", ProduceGemm, BenchGemm}};
+      {"gemm", "gemm", "panels of 12 and 32", ProduceGemm, BenchGemm},
+      {"grid", "grid", "sixteen rows", ProduceGridError, BenchGridError}};
   std::vector<KernelInfo> infos;
   for (const Operator& op : kOperators) {
     for (const Level& level : kLevels) {

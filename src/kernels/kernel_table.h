@@ -52,7 +52,7 @@ struct KernelInfo {
 /// function here and to the list in kernel_table.cpp.
 std::vector<KernelInfo> KernelTable();
 std::vector<KernelInfo> LinearKernelInfos();
-std::vector<KernelInfo> FloatKernelInfos();  // norms, RoPE, attention, sampling, Gram matrices
+std::vector<KernelInfo> FloatKernelInfos();  // norms, RoPE, attention, sampling, products, grids
 
 /// The CUDA kernels on the shapes of a layer of Llama-2-7B: W4 products in groups of 128, attention
 /// over an fp16 cache. To be measured on a CUDA device; their check is the gpu suite of the tests.

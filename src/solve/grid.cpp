@@ -7,7 +7,7 @@
 #include "base/check.h"
 #include "codec/code_cells.h"
 #include "codec/encode.h"
-#include "kernels/grid_kernel.h"
+#include "kernels/grid_error.h"
 
 namespace nibble {
 namespace {
@@ -35,9 +35,11 @@ GridSearch::Cells GridSearch::FewCells(Codebook codebook) {
   NIBBLE_CHECK(cells.size() <= kLanes, "a codebook of 4 bits has 16 codes");
   Cells out;
   out.last_keys.fill(std::numeric_limits<std::int32_t>::max());
+  out.ends.fill(std::numeric_limits<float>::infinity());
   for (std::size_t i = 0; i < cells.size(); ++i) {
     if (i + 1 < cells.size()) {
       out.last_keys[i] = cells[i].last_key;
+      out.ends[i] = FloatOf(cells[i].last_key);
     }
     out.values[i] = cells[i].value;
     out.codes[i] = cells[i].code;
@@ -121,6 +123,23 @@ void GridSearch::Round(const LaneGrid& grid, const Lane& values, Lane& codes, La
 Lane GridSearch::ErrorOf(const LaneGrid& grid, const float* values,
                          std::span<const float> weights) const {
   Lane sum{};
+  if (spec_.kind == CodecKind::kUniform || cells_) {
+    GridErrorCall call;
+    call.values = values;
+    call.weights = weights.data();
+    call.count = std::ssize(weights);
+    call.scale = grid.scale.data();
+    call.inverse = grid.inverse.data();
+    call.zero = grid.zero.data();
+    call.top = top_;
+    if (cells_) {
+      call.ends = cells_->ends.data();
+      call.cells = cells_->values.data();
+    }
+    call.error = sum.data();
+    GridError(call);
+    return sum;
+  }
   for (std::size_t i = 0; i < weights.size(); ++i) {
     Lane x, codes, rounded;
     std::copy_n(values + i * kLanes, kLanes, x.begin());

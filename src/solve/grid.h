@@ -54,6 +54,7 @@ class GridSearch {
   // A codebook of at most sixteen codes by its cells, looked up in all lanes at once.
   struct Cells {
     std::array<std::int32_t, kLanes - 1> last_keys;  // of all cells but the last
+    std::array<float, kLanes - 1> ends;              // the same as floats
     Lane values{}, codes{};
   };
   static Cells FewCells(Codebook codebook);

@@ -63,6 +63,11 @@ inline V KeepAtLeast(V a, V limit) {
   return {_mm256_and_ps(_mm256_cmp_ps(a.lo, limit.lo, _CMP_GE_OQ), a.lo),
           _mm256_and_ps(_mm256_cmp_ps(a.hi, limit.hi, _CMP_GE_OQ), a.hi)};
 }
+/// x in lanes where a > b, y elsewhere.
+inline V Greater(V a, V b, V x, V y) {
+  return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ)),
+          _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ))};
+}
 inline std::uint32_t Bits(__m256 lo, __m256 hi) {
   return static_cast<std::uint32_t>(_mm256_movemask_ps(lo)) |
          (static_cast<std::uint32_t>(_mm256_movemask_ps(hi)) << 8);

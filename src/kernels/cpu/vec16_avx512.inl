@@ -47,6 +47,10 @@ inline V Negate(V a) {
 inline V KeepAtLeast(V a, V limit) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, limit.v, _CMP_GE_OQ), a.v)};
 }
+/// x in lanes where a > b, y elsewhere.
+inline V Greater(V a, V b, V x, V y) {
+  return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), x.v)};
+}
 /// Bit i: lane i of a is above, or not below, lane i of b.
 inline std::uint32_t MaskGreater(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
 inline std::uint32_t MaskAtLeast(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
