@@ -62,10 +62,12 @@ Result<AwqConfig> AwqConfig::Parse(const json::Value& config, const std::string&
   if (const json::Value* version = any("version", "format")) {
     const std::string name = version->AsString() == nullptr ? "" : Lower(*version->AsString());
     if (name != "gemm" && name != "awq" && name != "exllama" && name != "marlin") {
-      return fail(ErrorCode::kUnsupported,
-                  fmt::format("AWQ of version {} is not read (gemm is); quantize with version "
-                              "\"gemm\"",
-                              Quote(json::Dump(*version))));
+      return fail(
+          ErrorCode::kUnsupported,
+          fmt::format("AWQ of version {} is not read (gemm is); {}", Quote(json::Dump(*version)),
+                      name.starts_with("gptq")
+                          ? "if the folder is GPTQ's, set quant_method to \"gptq\""
+                          : "quantize with version \"gemm\""));
     }
   }
   AwqConfig out;

@@ -411,7 +411,7 @@ TEST(Gptq, WhatContradictsItselfIsNamed) {
       {shape(".scales", Shape{64, 3}), "group_size"},
       {config("bits", 8), "8 bits of [64, 64]"},
       {config("group_size", 64), "group_size 64"},
-      {config("quant_method", "awq"), "gptq"},
+      {config("quant_method", "awq"), "set quant_method to \"gptq\""},
       {config("quant_method", "bitsandbytes"), "GPTQ or AWQ"},
       {config("quant_method", "fp8"), "set quant_method to \"gptq\" or \"awq\""},
       {config("dynamic", json::Object()), ""},  // nothing wrong
