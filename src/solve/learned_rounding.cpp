@@ -119,19 +119,29 @@ void LearnedRounding::Dequantize(ThreadPool& pool, float* weights) const {
   });
 }
 
-void LearnedRounding::Step(ThreadPool& pool, const float* gradient, float position_rate,
+void LearnedRounding::Step(ThreadPool& pool, const float* gradients, float position_rate,
                            float factor_rate) {
   ForGroups(pool, [&](std::int64_t group, std::int64_t begin, std::int64_t end) {
-    float* position = positions_.data();
+    // Copies: positions could be what they are copied from, for all the compiler knows.
+    float* const position = positions_.data();
+    const float* const gradient = gradients;
+    const float top = top_;
     const float zero = ZeroOf(group);
     const float sign = SignOf(start_.scales[static_cast<std::size_t>(group)]);
     float slope = 0.0F;
-    for (std::int64_t i = begin; i < end; ++i) {
-      slope += gradient[i] * LevelOf(RoundNearest(position[i]), zero);
+    if (levels_.empty()) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        slope += gradient[i] * (RoundNearest(position[i]) - zero);
+      }
+    } else {
+      for (std::int64_t i = begin; i < end; ++i) {
+        slope += gradient[i] * levels_[static_cast<std::size_t>(RoundNearest(position[i]))];
+      }
     }
     const float rate = sign * position_rate;
     for (std::int64_t i = begin; i < end; ++i) {
-      position[i] = std::clamp(position[i] - rate * SignOf(gradient[i]), 0.0F, top_);
+      // Not std::clamp, which checks its bounds: that is control flow.
+      position[i] = std::min(std::max(position[i] - rate * SignOf(gradient[i]), 0.0F), top);
     }
     if (start_.spec.scale_grid != ScaleGrid::kAny) {
       return;  // steps between its numbers are too large to learn by

@@ -24,9 +24,9 @@ class LearnedRounding {
 
   /// What the matrix stands for now, [rows, cols].
   void Dequantize(ThreadPool& pool, float* weights) const;
-  /// Moves every position and factor against its derivative. gradient: d loss / d weight, [rows,
+  /// Moves every position and factor against its derivative. gradients: d loss / d weight, [rows,
   /// cols].
-  void Step(ThreadPool& pool, const float* gradient, float position_rate, float factor_rate);
+  void Step(ThreadPool& pool, const float* gradients, float position_rate, float factor_rate);
   /// Codes and scales as they are now; zero points are those of the start.
   QuantizedTensor Result() const;
   /// Of the weights, how many have another code than at the start.
