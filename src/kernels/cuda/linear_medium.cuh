@@ -543,10 +543,12 @@ __global__ __launch_bounds__(kMediumThreads,
         leave_sums(turn);
         if (sends) {
           MediumSync();
-          if (turn == 0 && first > tile_begin) {
+          // Only a warp that sends waits: the next phase cannot end without its sums.
+          const int sent = (gated ? 2 : 1) * pieces;
+          if (turn == 0 && first > tile_begin && warp < sent) {
             BarrierWait(drained, parity ^ 1);
           }
-          for (int i = warp; i < (gated ? 2 : 1) * pieces; i += kMediumWarps) {
+          for (int i = warp; i < sent; i += kMediumWarps) {
             const int piece = i < pieces ? i : i - pieces + tiles_per_pass * kTurnGroups;
             SendTo(1, received((turn * kTurnPieces + piece) * 32 + lane), sum_of(piece, kNoSum),
                    arrived + 8 * turn);
