@@ -255,7 +255,7 @@ __global__ __launch_bounds__(kMediumThreads,
   const std::uint32_t full = barriers + 8 * slice * depth;
   const std::uint32_t empty = full + 8 * kMediumSlices * depth;
   // Of a pass: the second block has read the sums of the first; those in the last stages have been
-  // read; of each turn: the sums of the first block have come.
+  // read (racecheck alone looks at it); of each turn: the sums of the first block have come.
   const std::uint32_t drained = barriers + 8 * 2 * kMediumSlices * depth;
   const std::uint32_t added = drained + 8;
   const std::uint32_t normed = added + 8;  // x is
@@ -333,20 +333,21 @@ __global__ __launch_bounds__(kMediumThreads,
     }
     std::uint32_t phase = stage == depth ? 0 : 1;
     stage %= depth;
-    // Warps of all slices read what lies in the last stage of a pass. Those of its slice wait for
-    // them before they say that it is empty; racecheck wants to see each of them itself.
-    int last_stage = -1;       // of the pass before
-    std::uint32_t parity = 1;  // of that pass
-    for (int first = tile_begin; first < tile_end; first += tiles_per_pass, parity ^= 1) {
+    std::uint32_t parity = 0;  // of the pass before
+    for (int first = tile_begin; first < tile_end; first += tiles_per_pass) {
       if (first > tile_begin) {
         begin_pass(first);
+        // Warps of all slices have read what lay in the last stage when those of its slice say that
+        // it is empty; racecheck wants to see each of them itself. Without units to copy nothing
+        // holds the others up, and the phase would be another one's by the time it is looked at.
+        if (kForRacecheck && first_unit < num_units) {
+          BarrierWait(added, parity);
+          parity ^= 1;
+        }
       }
+#pragma unroll 1
       for (int unit = first == tile_begin ? ahead : first_unit; unit < num_units;
            unit += kNumSlices) {
-        if (stage == last_stage) {
-          BarrierWait(added, parity);
-          last_stage = -1;
-        }
         BarrierWait(empty + 8 * stage, phase);
         copy_weights(unit, stage);
         copy_x(unit, stage);
@@ -355,10 +356,6 @@ __global__ __launch_bounds__(kMediumThreads,
           phase ^= 1;
         }
       }
-      if (last_stage >= 0) {
-        BarrierWait(added, parity);
-      }
-      last_stage = first_unit < num_units ? (stage + depth - 1) % depth : -1;
     }
   } else {
     TakeRegisters<112>();
@@ -628,7 +625,9 @@ __global__ __launch_bounds__(kMediumThreads,
         place_outputs(first + tiles_per_pass, parity ^ 1);
       }
       if (first + tiles_per_pass < tile_end) {
-        WarpArrive(added, lane);
+        if constexpr (kForRacecheck) {
+          WarpArrive(added, lane);
+        }
         MediumSync();
         if (slice < num_here) {
           if (ArrivesForWarp(lane)) {
