@@ -378,11 +378,12 @@ __global__ __launch_bounds__(kMediumThreads,
     // Slices that have units: all, or those of the first block and some, or some of its.
     const int num_here = min(max(num_units - rank * kMediumSlices, 0), kMediumSlices);
     const bool sends = rank == 0 && num_units > kMediumSlices;
+    const bool writes = num_here > 0 && !sends;
     // What outputs need changes as little as weights do.
     const auto load_factors = [&](int first) {
       const auto i = static_cast<int>(threadIdx.x);
       const MediumTile at(args, first, tile_end, i / kTileRows, kTiles);
-      if (!sends && at.exists) {
+      if (writes && at.exists) {
         const LinearPart& part = linear.parts[at.part];
         const int row = at.tile * kTileRows + i % kTileRows;
         CopyWord(SmemAddress(factors + i), part.factor + row);
@@ -394,7 +395,7 @@ __global__ __launch_bounds__(kMediumThreads,
     const auto place_outputs = [&](int first, std::uint32_t parity) {
       const auto i = static_cast<int>(threadIdx.x);
       const MediumTile at(args, first, tile_end, i, kTiles);
-      if (!sends && at.exists) {
+      if (writes && at.exists) {
         const LinearPart& part = linear.parts[at.part];
         const int row = at.tile * kTileRows;
         outputs[parity * kTiles + i] = {
@@ -460,7 +461,7 @@ __global__ __launch_bounds__(kMediumThreads,
           }
         }
       };
-      const bool adds = !sends && linear.epilogue == Epilogue::kAdd;
+      const bool adds = writes && linear.epilogue == Epilogue::kAdd;
       if (kQuads == 1 && adds) {  // there are registers for it
         read_before(0);
       }
@@ -621,7 +622,7 @@ __global__ __launch_bounds__(kMediumThreads,
           }
         }
       }
-      if (!sends) {
+      if (writes) {
         place_outputs(first + tiles_per_pass, parity ^ 1);
       }
       if (first + tiles_per_pass < tile_end) {
