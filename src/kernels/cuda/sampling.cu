@@ -494,6 +494,7 @@ class Row {
   }
 
   __device__ void KeepLowestTies(std::uint32_t threshold) {
+    __syncthreads();  // all have seen how many there were
     if (threadIdx.x == 0) {
       int n = 0;
       for (int pass = 0; pass < 2; ++pass) {
