@@ -68,11 +68,28 @@ def lines(result):
         yield [*head, *(cell(entry, key, form) for _, key, form in COLUMNS), short_name(entry["machine"]), *scores]
 
 
-def text(result):
-    """The table in Markdown."""
-    table = list(lines(result))
+def markdown(table):
     out = ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0])]
     return "\n".join(out + ["| " + " | ".join(row).replace("\n", " ") + " |" for row in table[1:]])
+
+
+SOLVERS = ["absmax", "rtn", "awq", "gptq", "awq+gptq", "learned"]
+
+
+def matrix(result):
+    """KL of every scheme by every solver of ours that makes it with activations of 16 bits."""
+    rows = [row for row in result["rows"] if row["tool"] == "nibble" and row["solver"] in SOLVERS and "kl_mean" in row]
+    table = [["scheme", "bits/weight", *SOLVERS]]
+    for scheme in dict.fromkeys(row["scheme"] for row in rows):
+        found = {row["solver"]: row for row in rows if row["scheme"] == scheme}
+        bits = next(iter(found.values()))["bits_per_weight"]
+        table.append([scheme, f"{bits:.2f}", *(cell(found.get(solver, {}), "kl_mean", "{:.4f}") for solver in SOLVERS)])
+    return table
+
+
+def text(result):
+    """The tables in Markdown: all of it, then KL alone by scheme and solver."""
+    return markdown(list(lines(result))) + "\n\n" + markdown(matrix(result))
 
 
 FAMILIES = [("learned", "learned rounding", "#2a9d5c"), ("gptq", "GPTQ", "#1b6ca8"), ("smoothquant", "SmoothQuant", "#8d6cab"),
@@ -143,8 +160,11 @@ def html(result):
             cells[-1] = f'<td class="error" colspan="{len(table[0]) - 5}">{escape.escape(entry["error"])}</td>'
         kind = "" if entry["tool"] == "nibble" else ' class="peer"'
         body.append(f"<tr{kind}>{''.join(cells)}</tr>")
+    short = [f"<tr>{''.join(f'<{tag}>{escape.escape(value)}</{tag}>' for value in row)}</tr>"
+             for tag, row in zip(["th"] + ["td"] * len(result["rows"]), matrix(result))]
     keys = ("cpu", "calibration", "judge", "tasks", "commit")
     facts = "".join(f"<dt>{key}</dt><dd>{escape.escape(result[key])}</dd>" for key in keys if result[key])
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Quantization of {escape.escape(result["source"])}</title>'
             f"<style>{STYLE}</style><h1>Quantization of {escape.escape(result['source'])}</h1><dl>{facts}</dl><p>Calibrated rows: mean of the seeds, ± its standard error.</p>"
-            f'{plot(result["rows"])}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div></html>\n')
+            f'{plot(result["rows"])}<h2>KL by scheme and solver</h2><div class="scroll"><table>{"".join(short)}</table></div><h2>All of it</h2>'
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div></html>\n')

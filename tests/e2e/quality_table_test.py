@@ -1,5 +1,6 @@
 """CTest `quality_table`: bench/quantize/table.py ends what it has started, and shares its folder with nobody."""
 
+import json
 import os
 import pathlib
 import signal
@@ -66,6 +67,21 @@ class QualityTable(unittest.TestCase):
             self.assertEqual(run.wait(SECONDS), 128 + number)
             self.assertFalse(alive(child))
             self.pid.unlink()
+
+    def test_the_report_has_kl_by_scheme_and_solver_and_peers_only_in_the_long_table(self):
+        done = self.root / "work" / "done"
+        done.mkdir()
+        for name, tool, solver, kl in (("int4-sym-g64-absmax", "nibble", "absmax", 0.4), ("int4-sym-g64-gptq", "nibble", "gptq", 0.09),
+                                       ("gptqmodel-gptq-int4-sym-g64", "gptqmodel", "gptq", 0.22)):
+            (done / f"{name}-0.json").write_text(json.dumps(
+                {"row": name, "tool": tool, "scheme": "int4-sym-g64", "kind": "uniform", "solver": solver, "seed": 0, "commit": "none",
+                 "bits_per_weight": 4.25, "bytes": 1, "kl_mean": kl, "cpu": "a CPU"}))
+        report = subprocess.run([*self.command(), "--report-only"], stdout=subprocess.PIPE, text=True, timeout=SECONDS, check=True).stdout
+        long, short = report.strip().split("\n\n")
+        self.assertIn("0.2200", long)
+        self.assertEqual(short.splitlines()[2:], ["| int4-sym-g64 | 4.25 | 0.4000 |  |  | 0.0900 |  |  |"])
+        page = (self.root / "out.html").read_text()
+        self.assertIn("<tr><td>int4-sym-g64</td><td>4.25</td><td>0.4000</td><td></td><td></td><td>0.0900</td>", page)
 
     def test_two_runs_do_not_share_a_folder_even_if_one_was_killed(self):
         run, child = self.started()
