@@ -160,8 +160,8 @@ def html(result):
             cells[-1] = f'<td class="error" colspan="{len(table[0]) - 5}">{escape.escape(entry["error"])}</td>'
         kind = "" if entry["tool"] == "nibble" else ' class="peer"'
         body.append(f"<tr{kind}>{''.join(cells)}</tr>")
-    short = [f"<tr>{''.join(f'<{tag}>{escape.escape(value)}</{tag}>' for value in row)}</tr>"
-             for tag, row in zip(["th"] + ["td"] * len(result["rows"]), matrix(result))]
+    short = [f"<tr>{''.join(f'<td>{escape.escape(value)}</td>' for value in row)}</tr>" for row in matrix(result)]
+    short[0] = short[0].replace("td>", "th>")
     keys = ("cpu", "calibration", "judge", "tasks", "commit")
     facts = "".join(f"<dt>{key}</dt><dd>{escape.escape(result[key])}</dd>" for key in keys if result[key])
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Quantization of {escape.escape(result["source"])}</title>'

@@ -11,18 +11,7 @@ namespace {
 constexpr std::int64_t kPartRows = 8;
 constexpr std::int64_t kPartCols = 6;
 
-const GemmKernels& Kernels() {
-  switch (CurrentIsa()) {
-    case Isa::kRef:
-      return kRefGemm;
-    case Isa::kAvx2:
-      return kAvx2Gemm;
-    case Isa::kAvx512:
-    case Isa::kAmx:
-      return kAvx512Gemm;
-  }
-  return kRefGemm;
-}
+const GemmKernels& Kernels() { return ForCurrentIsa(kRefGemm, kAvx2Gemm, kAvx512Gemm); }
 
 std::int64_t NumPanels(std::int64_t count, std::int64_t width) {
   return (count + width - 1) / width;

@@ -13,18 +13,7 @@ namespace {
 constexpr std::int64_t kTileA = 4;
 constexpr std::int64_t kTileB = 12;
 
-const GramKernels& Kernels() {
-  switch (CurrentIsa()) {
-    case Isa::kRef:
-      return kRefGram;
-    case Isa::kAvx2:
-      return kAvx2Gram;
-    case Isa::kAvx512:
-    case Isa::kAmx:
-      return kAvx512Gram;
-  }
-  return kRefGram;
-}
+const GramKernels& Kernels() { return ForCurrentIsa(kRefGram, kAvx2Gram, kAvx512Gram); }
 
 // One panel of a against `num_panels` of b, over whole rows.
 void RunPanel(const GramKernels& kernels, const float* a, const float* b, std::int64_t b_stride,

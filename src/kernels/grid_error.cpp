@@ -3,23 +3,9 @@
 #include "kernels/isa.h"
 
 namespace nibble {
-namespace {
 
-const GridKernels& Kernels() {
-  switch (CurrentIsa()) {
-    case Isa::kRef:
-      return kRefGrid;
-    case Isa::kAvx2:
-      return kAvx2Grid;
-    case Isa::kAvx512:
-    case Isa::kAmx:
-      return kAvx512Grid;
-  }
-  return kRefGrid;
+void GridError(const GridErrorCall& call) {
+  ForCurrentIsa(kRefGrid, kAvx2Grid, kAvx512Grid).error(call);
 }
-
-}  // namespace
-
-void GridError(const GridErrorCall& call) { Kernels().error(call); }
 
 }  // namespace nibble

@@ -13,18 +13,7 @@
 namespace nibble {
 namespace {
 
-const OpsKernels& Kernels() {
-  switch (CurrentIsa()) {
-    case Isa::kRef:
-      return kRefOps;
-    case Isa::kAvx2:
-      return kAvx2Ops;
-    case Isa::kAvx512:
-    case Isa::kAmx:
-      return kAvx512Ops;
-  }
-  return kRefOps;
-}
+const OpsKernels& Kernels() { return ForCurrentIsa(kRefOps, kAvx2Ops, kAvx512Ops); }
 
 // Below this many floats in all, waking the pool (about 1 us) costs more than it gains.
 constexpr std::int64_t kMinParallelFloats = 16384;

@@ -15,16 +15,7 @@ namespace nibble {
 namespace {
 
 const AttentionKernels& Kernels() {
-  switch (CurrentIsa()) {
-    case Isa::kRef:
-      return kRefAttention;
-    case Isa::kAvx2:
-      return kAvx2Attention;
-    case Isa::kAvx512:
-    case Isa::kAmx:
-      return kAvx512Attention;
-  }
-  return kRefAttention;
+  return ForCurrentIsa(kRefAttention, kAvx2Attention, kAvx512Attention);
 }
 
 // docs/formats/kv_block.md

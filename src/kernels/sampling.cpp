@@ -23,16 +23,7 @@ constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr float kMinTemperature = 1e-5F;
 
 const SamplingKernels& Kernels() {
-  switch (CurrentIsa()) {
-    case Isa::kRef:
-      return kRefSampling;
-    case Isa::kAvx2:
-      return kAvx2Sampling;
-    case Isa::kAvx512:
-    case Isa::kAmx:
-      return kAvx512Sampling;
-  }
-  return kRefSampling;
+  return ForCurrentIsa(kRefSampling, kAvx2Sampling, kAvx512Sampling);
 }
 
 // Natural logarithm of a positive normal number to about 1e-16: libm's differs between CPUs.

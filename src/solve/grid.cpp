@@ -5,21 +5,12 @@
 #include <limits>
 
 #include "base/check.h"
+#include "base/round.h"
 #include "codec/code_cells.h"
 #include "codec/encode.h"
 #include "kernels/grid_error.h"
 
 namespace nibble {
-namespace {
-
-// Round to nearest even for |x| < 2^22, in two additions that vectorize without SSE4.
-float RoundNearest(float x) {
-  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
-  return (x + kMagic) - kMagic;
-}
-
-}  // namespace
-
 GridSearch::GridSearch(const WeightSpec& spec, const Options& options)
     : spec_(spec),
       options_(options),

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "base/round.h"
 #include "codec/encode.h"
 
 namespace nibble {
@@ -15,12 +16,6 @@ constexpr std::int64_t kGroupsAtOnce = 64;
 constexpr float kMostOffset = 0.49F;
 constexpr float kLeastFactor = 0.5F;
 constexpr float kLargestFactor = 1.5F;
-
-// Round to nearest even for 0 <= x < 2^22, in two additions that vectorize without SSE4.
-float RoundNearest(float x) {
-  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
-  return (x + kMagic) - kMagic;
-}
 
 float SignOf(float x) { return static_cast<float>(x > 0.0F) - static_cast<float>(x < 0.0F); }
 

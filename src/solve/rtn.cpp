@@ -7,17 +7,12 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/round.h"
 #include "codec/encode.h"
 #include "solve/grid.h"
 
 namespace nibble {
 namespace {
-
-// Round to nearest even for |x| < 2^22, in two additions that vectorize without SSE4.
-float RoundNearest(float x) {
-  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
-  return (x + kMagic) - kMagic;
-}
 
 struct Grid {
   float scale = 0.0F;

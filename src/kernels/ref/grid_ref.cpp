@@ -1,16 +1,11 @@
 #include <cstddef>
 
+#include "base/round.h"
 #include "kernels/grid_kernel.h"
 #include "kernels/ref/lanes.h"
 
 namespace nibble {
 namespace {
-
-// To nearest even, for |x| < 2^22.
-float RoundNearest(float x) {
-  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
-  return (x + kMagic) - kMagic;
-}
 
 float Rounded(const GridErrorCall& call, float scaled, std::size_t lane) {
   if (call.ends == nullptr) {
